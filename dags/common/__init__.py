@@ -1,0 +1,1 @@
+"""What teams share: settings, owners, resources, ClickHouse. Imports no dag and no location."""

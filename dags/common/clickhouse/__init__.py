@@ -1,0 +1,1 @@
+"""ClickHouse without Dagster: the cluster, retries, query tags and the schema."""

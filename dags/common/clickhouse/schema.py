@@ -1,0 +1,342 @@
+"""Applies the schema of `tables.py`: by the command here, or by the job in `dags/clickhouse_schema.py`.
+
+Applying twice changes nothing. Missing objects are made, missing columns added, comments, settings and dictionaries
+brought up to date; anything else that differs is refused, before anything is changed.
+"""
+
+import getpass
+import platform
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import click
+from clickhouse_driver import Client, errors
+
+from dags.common.clickhouse.cluster import (
+    Access,
+    ClickhouseCluster,
+    ClusterError,
+    UnknownClusterError,
+    access_from_settings,
+    connect,
+    one_line,
+)
+from dags.common.clickhouse.ddl import Form, SchemaObject, Table, literal, statement_hash
+from dags.common.clickhouse.query import Insert, Query, quoted
+from dags.common.clickhouse.retry import is_connection_error
+from dags.common.clickhouse.tables import SCHEMA, SCHEMA_MIGRATIONS
+from dags.common.settings import Settings, SettingsError, get_settings
+
+EVERY_HOST = "every host, by ON CLUSTER"
+TABLES_STATEMENT = """
+SELECT name, comment, partition_key, sorting_key, engine_full FROM system.tables WHERE database = %(database)s
+"""
+COLUMNS_STATEMENT = """
+SELECT table, name, type, comment FROM system.columns WHERE database = %(database)s ORDER BY table, position
+"""
+RECORDED_STATEMENT = "SELECT object, argMax(statement_hash, applied_at) FROM schema_migrations GROUP BY object"
+
+
+class SchemaConflictError(Exception):
+    """What the server has differs from the source in a way that is not changed by itself."""
+
+
+@dataclass(frozen=True)
+class Change:
+    """One statement that was, or in a dry run would be, run for an object; `where` is a host or all of them."""
+
+    object_name: str
+    statement: str
+    where: str
+
+
+@dataclass(frozen=True)
+class _ExistingTable:
+    comment: str
+    partition_key: str
+    sorting_key: str
+    engine_full: str
+    columns: dict[str, tuple[str, str]]  # name to type and comment
+
+
+@dataclass(frozen=True)
+class _Step:
+    """What one object needs on one host."""
+
+    target: SchemaObject
+    statements: tuple[str, ...]
+    recorded: bool
+
+
+def is_clustered(settings: Settings) -> bool:
+    """Whether the schema takes its clustered form: in production, on a named cluster. Embedded nodes have no Keeper."""
+    return settings.cloud_deployment is not None and settings.clickhouse_cluster is not None
+
+
+def apply_schema(
+    cluster: ClickhouseCluster,
+    clustered: bool,  # noqa: FBT001 - the one choice there is
+    *,
+    applied_by: str = "",
+    dry_run: bool = False,
+    schema: Sequence[SchemaObject] = SCHEMA,
+) -> list[Change]:
+    """Brings the cluster's database to the schema, and returns what was run for it, or would be in a dry run.
+
+    Clustered, each statement runs once, ON CLUSTER; otherwise the single-node form is applied on every host. Every host
+    is compared first: a SchemaConflictError, raised inside a ClusterError that names the hosts, means that nothing was
+    changed. `applied_by` is recorded in the table schema_migrations; left out, it is the user and the machine.
+    """
+    if clustered and cluster.name is None:
+        raise ValueError("The clustered schema needs a named cluster: set CLICKHOUSE_CLUSTER.")
+    form = Form(cluster.database, cluster.name if clustered else None)
+    author = applied_by or f"{getpass.getuser()}@{platform.node()}"
+
+    def plan(client: Client) -> list[_Step]:
+        return _plan(client, form, schema)
+
+    plans = cluster.map_all_hosts(plan, retryable=True).result()
+    if clustered:
+        steps = _merged(list(plans.values()))
+        if not dry_run:
+            cluster.any_host(lambda client: _run(client, form, steps, author), retryable=True).result()
+        return _changes(steps, EVERY_HOST)
+    if not dry_run:
+        # Planned anew in the call, so that a second attempt begins where the first one stopped.
+        cluster.map_all_hosts(lambda client: _run(client, form, plan(client), author), retryable=True).result()
+    return [change for host, steps in plans.items() for change in _changes(steps, str(host))]
+
+
+def described(changes: Sequence[Change]) -> str:
+    """The statements for people, each once, with the object and the hosts before it."""
+    hosts: dict[tuple[str, str], list[str]] = {}
+    for change in changes:
+        hosts.setdefault((change.object_name, change.statement), []).append(change.where)
+    return "\n".join(
+        f"-- {object_name}, on {', '.join(where)}\n{statement};\n" for (object_name, statement), where in hosts.items()
+    )
+
+
+def create_database(settings: Settings) -> None:
+    """Makes the configured database where it is missing, on every host. Raises as `connect` and ClusterError do."""
+    access = access_from_settings(settings)
+    outside = Access(access.user, access.password, "default", access.secure)
+    statement = f"CREATE DATABASE IF NOT EXISTS {quoted(settings.clickhouse_database)}"
+    with connect(outside, settings.clickhouse_host, settings.clickhouse_port, settings.clickhouse_cluster) as cluster:
+        cluster.map_all_hosts(Query(statement, retryable=True)).result()
+
+
+def _plan(client: Client, form: Form, schema: Sequence[SchemaObject]) -> list[_Step]:
+    existing = _existing_tables(client, form.database)
+    recorded = dict(client.execute(RECORDED_STATEMENT)) if SCHEMA_MIGRATIONS.name in existing else {}
+    conflicts: list[str] = []
+    steps = []
+    for target in schema:
+        if isinstance(target, Table):
+            statements = _table_statements(client, form, target, existing, conflicts)
+        else:
+            found = existing.get(target.name)
+            current = found is not None and found.comment.endswith(target.version_mark(form))
+            statements = [] if current else target.statements(form)
+        is_recorded = recorded.get(target.name) == statement_hash(target.statements(form))
+        steps.append(_Step(target, tuple(statements), is_recorded))
+    if conflicts:
+        raise SchemaConflictError("The schema was not applied:\n" + "\n".join(f"- {line}" for line in conflicts))
+    return steps
+
+
+def _existing_tables(client: Client, database: str) -> dict[str, _ExistingTable]:
+    columns: dict[str, dict[str, tuple[str, str]]] = {}
+    for table, name, type_name, comment in client.execute(COLUMNS_STATEMENT, {"database": database}):
+        columns.setdefault(table, {})[name] = (type_name, comment)
+    rows = client.execute(TABLES_STATEMENT, {"database": database})
+    return {
+        name: _ExistingTable(comment, partition_key, sorting_key, engine_full, columns.get(name, {}))
+        for name, comment, partition_key, sorting_key, engine_full in rows
+    }
+
+
+def _table_statements(
+    client: Client, form: Form, table: Table, existing: dict[str, _ExistingTable], conflicts: list[str]
+) -> list[str]:
+    types = _canonical_types(client, table)
+    statements = []
+    for name in table.names(form):
+        found = existing.get(name)
+        if found is None:
+            statements.append(table.create_statement(form, name))
+            continue
+        conflicts += _type_conflicts(name, types, found)
+        statements += _column_statements(form, table, name, found)
+        if name == table.stored_as(form):
+            conflicts += _key_conflicts(form, table, name, found)
+            statements += _setting_statements(form, table, name, found)
+    return statements
+
+
+def _canonical_types(client: Client, table: Table) -> dict[str, str]:
+    """The types of the source as the server writes them: `Decimal64(10)` is `Decimal(18, 10)` to it."""
+    structure = ", ".join(f"{quoted(column.name)} {column.type}" for column in table.columns)
+    rows = client.execute("DESCRIBE TABLE null(%(structure)s)", {"structure": structure})
+    return {row[0]: row[1] for row in rows}
+
+
+def _type_conflicts(name: str, types: dict[str, str], found: _ExistingTable) -> list[str]:
+    return [
+        f"{name}.{column}: its type is {found.columns[column][0]} on the server and {wanted} in the source. Convert it "
+        f"by hand (ALTER TABLE {name} MODIFY COLUMN {column} {wanted}, when every value fits), or correct the source."
+        for column, wanted in types.items()
+        if column in found.columns and found.columns[column][0] != wanted
+    ]
+
+
+def _key_conflicts(form: Form, table: Table, name: str, found: _ExistingTable) -> list[str]:
+    comparisons = [
+        (
+            "engine",
+            _before(found.engine_full, (" PARTITION BY ", " PRIMARY KEY ", " ORDER BY ")),
+            table.engine_in(form),
+        ),
+        ("partition key", found.partition_key, table.partition_by),
+        ("sorting key", found.sorting_key, ", ".join(table.order_by)),
+        ("TTL", _ttl_of(found.engine_full), table.ttl),
+    ]
+    return [
+        f"{name}: its {what} is {has or 'none'} on the server and {wanted or 'none'} in the source. Make a new table "
+        "of the new form and move the rows into it, or correct the source."
+        for what, has, wanted in comparisons
+        if "".join(has.split()) != "".join(wanted.split())
+    ]
+
+
+def _ttl_of(engine_full: str) -> str:
+    _, found, rest = engine_full.partition(" TTL ")
+    return _before(rest, (" SETTINGS ",)) if found else ""
+
+
+def _before(text: str, marks: tuple[str, ...]) -> str:
+    for mark in marks:
+        text = text.split(mark, 1)[0]
+    return text
+
+
+def _column_statements(form: Form, table: Table, name: str, found: _ExistingTable) -> list[str]:
+    alter = f"ALTER TABLE {form.full_name(name)}{form.on_cluster}"
+    statements = []
+    place = "FIRST"
+    for column in table.columns:
+        if column.name not in found.columns:
+            statements.append(f"{alter} ADD COLUMN IF NOT EXISTS {column.declaration()} {place}")
+        elif found.columns[column.name][1] != column.comment:
+            statements.append(f"{alter} COMMENT COLUMN {quoted(column.name)} {literal(column.comment)}")
+        place = f"AFTER {quoted(column.name)}"
+    if found.comment != table.comment:
+        statements.append(f"{alter} MODIFY COMMENT {literal(table.comment)}")
+    return statements
+
+
+def _setting_statements(form: Form, table: Table, name: str, found: _ExistingTable) -> list[str]:
+    _, _, listed = found.engine_full.partition(" SETTINGS ")
+    has = {pair.strip() for pair in listed.split(",")}
+    return [
+        f"ALTER TABLE {form.full_name(name)}{form.on_cluster} MODIFY SETTING {setting} = {value}"
+        for setting, value in sorted(table.settings_in(form).items())
+        if f"{setting} = {value}" not in has
+    ]
+
+
+def _merged(plans: list[list[_Step]]) -> list[_Step]:
+    """One plan for all hosts: what any of them needs, each statement once."""
+    return [
+        _Step(
+            target=steps[0].target,
+            statements=tuple(dict.fromkeys(statement for step in steps for statement in step.statements)),
+            recorded=all(step.recorded for step in steps),
+        )
+        for steps in zip(*plans, strict=True)
+    ]
+
+
+def _run(client: Client, form: Form, steps: list[_Step], author: str) -> None:
+    for step in steps:
+        for statement in step.statements:
+            client.execute(statement)
+    rows = [
+        (step.target.name, statement_hash(step.target.statements(form)), list(step.statements), author)
+        for step in steps
+        if step.statements or not step.recorded
+    ]
+    if rows:
+        Insert(SCHEMA_MIGRATIONS.name, ("object", "statement_hash", "statements", "applied_by"), rows)(client)
+
+
+def _changes(steps: list[_Step], where: str) -> list[Change]:
+    return [Change(step.target.name, statement, where) for step in steps for statement in step.statements]
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+def main() -> None:
+    """Apply or show the ClickHouse schema: the tables and dictionaries of dags/common/clickhouse/tables.py.
+
+    Host, database and cluster come from the CLICKHOUSE_* variables. With DEBUG=1 they are those of the local stack.
+    """
+
+
+@main.command()
+@click.option("--dry-run", is_flag=True, help="Compare and print the statements, and change nothing.")
+def apply(dry_run: bool) -> None:  # noqa: FBT001 - click calls it
+    r"""Bring the database to the schema. Safe to run again at any time.
+
+    Makes the database and missing tables, adds missing columns, replaces dictionaries that have changed, and records it
+    in schema_migrations. What needs a migration by hand, such as another column type, is refused before any change.
+
+    \b
+    DEBUG=1 python -m dags.common.clickhouse.schema apply --dry-run   # what would be run on the local stack
+    DEBUG=1 python -m dags.common.clickhouse.schema apply             # run it
+    """
+    try:
+        settings = get_settings()
+        clustered = is_clustered(settings)
+        if not dry_run:
+            create_database(settings)
+        access = access_from_settings(settings)
+        with connect(
+            access, settings.clickhouse_host, settings.clickhouse_port, settings.clickhouse_cluster
+        ) as cluster:
+            changes = apply_schema(cluster, clustered, dry_run=dry_run)
+    except (SettingsError, UnknownClusterError, ClusterError) as error:
+        raise click.ClickException(str(error)) from error
+    except Exception as error:
+        if isinstance(error, errors.ServerException):
+            raise click.ClickException(one_line(error)) from error
+        if is_connection_error(error):
+            raise click.ClickException(f"ClickHouse cannot be reached: {one_line(error)}. Does it run?") from error
+        raise
+    click.echo(described(changes))
+    if not changes:
+        click.echo("Nothing to do: the database has the schema.")
+    elif dry_run:
+        click.echo(f"Dry run: nothing was changed. {len(changes)} statements would be run.")
+    else:
+        click.echo(f"Applied: {len(changes)} statements.")
+
+
+@main.command()
+@click.option("--clustered", "cluster_name", metavar="NAME", help="The form for a cluster of that name with Keeper.")
+@click.option("--database", default="default", show_default=True, help="Database in the statements.")
+def show(cluster_name: str | None, database: str) -> None:
+    r"""Print the statements that make the whole schema, without a connection.
+
+    \b
+    python -m dags.common.clickhouse.schema show                        # for one node
+    python -m dags.common.clickhouse.schema show --clustered analytics  # replicated, for a cluster
+    """
+    form = Form(database, cluster_name)
+    for target in SCHEMA:
+        for statement in target.statements(form):
+            click.echo(f"{statement};\n")
+
+
+if __name__ == "__main__":
+    sys.exit(main())
