@@ -1,0 +1,239 @@
+"""The embedded ClickHouse server beside the engine in process and beside clickhouse-driver's own work.
+
+Run: `python bench/clickhouse_server.py` (a minute or two). What is measured, all in one run on one machine:
+
+- `SELECT 1` over one connection, against the same query by chdb in process;
+- a stream of 10 million rows of UInt64, String and DateTime through `Client.execute_iter`, against the driver reading
+  such blocks from memory, and against chdb producing the blocks in process;
+- an INSERT of 1 million such rows into a MergeTree table, against the driver writing the same block to nowhere, and
+  against chdb taking the same bytes in process;
+- the server's resident memory before and at its highest during the stream and the insert.
+
+Each time is the best of three. Ends with one line a figure: `name value unit aim AIM ok|short`.
+"""
+
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import threading
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from datetime import UTC, datetime, timedelta
+from io import BytesIO
+from pathlib import Path
+from time import perf_counter
+from types import SimpleNamespace
+from typing import Any
+
+from clickhouse_driver import Client
+from clickhouse_driver.block import RowOrientedBlock
+from clickhouse_driver.bufferedreader import BufferedReader
+from clickhouse_driver.bufferedwriter import CompressedBufferedWriter
+from clickhouse_driver.context import Context
+from clickhouse_driver.streams.native import BlockInputStream, BlockOutputStream
+
+SELECT_ROWS = 10_000_000
+INSERT_ROWS = 1_000_000
+BLOCK_ROWS = 65_409  # what the engine puts in a block of a SELECT
+ROUNDS = 3
+Row = tuple[int, str, datetime]
+COLUMNS = [("id", "UInt64"), ("name", "String"), ("time", "DateTime('UTC')")]
+SELECT = (
+    "SELECT number AS id, concat('visitor-', toString(number)) AS name, "
+    f"toDateTime(1700000000 + number % 1000000, 'UTC') AS time FROM numbers({SELECT_ROWS})"
+)
+TABLE = "CREATE TABLE bench (id UInt64, name String, time DateTime('UTC')) ENGINE = MergeTree ORDER BY id"
+BLOCK_INFO = b"\x01\x00\x02\xff\xff\xff\xff\x00"
+
+
+@contextmanager
+def server(directory: Path) -> Iterator[tuple[int, int]]:
+    """A node on a free port; yields the port and the process id."""
+    command = [sys.executable, "-m", "dags.local.clickhouse", "--port", "0", "--path", str(directory)]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    try:
+        yield int(process.stdout.readline().split()[1]), process.pid
+    finally:
+        process.terminate()
+        process.wait(30)
+
+
+def resident_mebibytes(pid: int) -> float:
+    """Resident memory of a process now."""
+    pages = int(Path(f"/proc/{pid}/statm").read_text().split()[1])
+    return pages * os.sysconf("SC_PAGE_SIZE") / 2**20
+
+
+@contextmanager
+def highest_memory(pid: int) -> Iterator[list[float]]:
+    """Yields a list whose last element, afterwards, is the highest resident memory seen, in MiB."""
+    seen = [resident_mebibytes(pid)]
+    done = threading.Event()
+
+    def sample() -> None:
+        while not done.wait(0.02):
+            seen.append(max(seen[-1], resident_mebibytes(pid)))
+
+    thread = threading.Thread(target=sample)
+    thread.start()
+    try:
+        yield seen
+    finally:
+        done.set()
+        thread.join()
+
+
+def best_seconds(work: Callable[[], Any]) -> float:
+    """The shortest of a few runs."""
+    return min(seconds_of_each(work, ROUNDS))
+
+
+def seconds_of_each(work: Callable[[], Any], times: int) -> list[float]:
+    """How long each of several runs takes."""
+    seconds = []
+    for _ in range(times):
+        start = perf_counter()
+        work()
+        seconds.append(perf_counter() - start)
+    return seconds
+
+
+def driver_context() -> Context:
+    """What the driver's block streams need to know of a connection."""
+    context = Context()
+    context.client_settings = Client("127.0.0.1").connection.context.client_settings
+    context.settings = {}
+    context.server_info = SimpleNamespace(used_revision=54453, get_timezone=lambda: "UTC")
+    return context
+
+
+class MemoryReader(BufferedReader):
+    """The driver's reader over chunks in memory."""
+
+    def __init__(self, chunks: Iterable[bytes]) -> None:
+        super().__init__(1)
+        self.chunks = iter(chunks)
+
+    def read_into_buffer(self) -> None:
+        """Take the next chunk."""
+        self.buffer = bytearray(next(self.chunks))
+        self.current_buffer_size = len(self.buffer)
+
+
+class Nowhere:
+    """Takes what the driver writes and forgets it."""
+
+    def write(self, data: bytes) -> None:
+        """Forget `data`."""
+
+
+def serialise(rows: Sequence[Row], target: Any) -> None:
+    """Let the driver write one block of rows to `target`."""
+    writer = CompressedBufferedWriter(target, 1 << 20)
+    BlockOutputStream(writer, driver_context()).write(RowOrientedBlock(COLUMNS, rows))
+
+
+def serialised(rows: Sequence[Row]) -> bytes:
+    """One block of rows as the driver writes it."""
+    target = BytesIO()
+    serialise(rows, target)
+    return target.getvalue()
+
+
+def consume(rows: Iterable[Any], expected: int) -> None:
+    """Take all rows one by one. Raises AssertionError when their number is not the expected one."""
+    count = sum(1 for _ in rows)
+    assert count == expected, (count, expected)
+
+
+def main() -> None:  # noqa: PLR0915 - one measurement after the other
+    """Measure and print."""
+    figures: list[tuple[str, float, str, str, bool | None]] = []
+
+    def figure(name: str, value: float, unit: str, aim: str = "-", *, reached: bool | None = None) -> None:
+        figures.append((name, value, unit, aim, reached))
+        print(f"  {name}: {value:.2f} {unit}", flush=True)
+
+    start_time = datetime(2026, 1, 1, tzinfo=UTC)
+    rows = [(n, f"visitor-{n}", start_time + timedelta(seconds=n % 1_000_000)) for n in range(INSERT_ROWS)]
+    names = ", ".join(name for name, _ in COLUMNS)
+
+    with tempfile.TemporaryDirectory() as directory, server(Path(directory) / "node") as (port, pid):
+        client = Client("127.0.0.1", port=port)
+        client.execute("SELECT 1")
+
+        print("SELECT 1, one connection")
+        latencies = seconds_of_each(lambda: client.execute("SELECT 1"), 3000)
+        rate = 1 / statistics.mean(latencies)
+        figure("select_1_server", rate, "queries/s", ">=500", reached=rate >= 500)
+        figure("select_1_latency_median", statistics.median(latencies) * 1000, "ms")
+        figure("select_1_latency_99th_percentile", sorted(latencies)[int(len(latencies) * 0.99)] * 1000, "ms")
+
+        print(f"SELECT of {SELECT_ROWS:,} rows", flush=True)
+        base = resident_mebibytes(pid)
+        with highest_memory(pid) as memory:
+            select = best_seconds(lambda: consume(client.execute_iter(SELECT), SELECT_ROWS))
+        growth = memory[-1] - base
+        figure("select_server", SELECT_ROWS / select, "rows/s")
+        figure("select_memory_growth", growth, "MiB", "<=200", reached=growth <= 200)
+
+        print(f"INSERT of {INSERT_ROWS:,} rows", flush=True)
+        client.execute(TABLE)
+        base = resident_mebibytes(pid)
+        with highest_memory(pid) as memory:
+            insert = best_seconds(lambda: client.execute(f"INSERT INTO bench ({names}) VALUES", rows))
+        growth = memory[-1] - base
+        stored = client.execute("SELECT count(), uniqExact(id) FROM bench")[0]
+        assert stored == (INSERT_ROWS * ROUNDS, INSERT_ROWS), stored
+        figure("insert_server", INSERT_ROWS / insert, "rows/s")
+        figure("insert_memory_growth", growth, "MiB", "<=300", reached=growth <= 300)
+
+    print("clickhouse-driver alone", flush=True)
+    blocks = [serialised(rows[start : start + BLOCK_ROWS]) for start in range(0, INSERT_ROWS, BLOCK_ROWS)]
+    repeats = SELECT_ROWS // INSERT_ROWS
+
+    def deserialise() -> None:
+        stream = BlockInputStream(MemoryReader(blocks * repeats), driver_context())
+        consume((row for _ in range(len(blocks) * repeats) for row in stream.read().get_rows()), SELECT_ROWS)
+
+    driver_select = best_seconds(deserialise)
+    driver_insert = best_seconds(lambda: serialise(rows, Nowhere()))
+    figure("select_driver_alone", SELECT_ROWS / driver_select, "rows/s")
+    figure("insert_driver_alone", INSERT_ROWS / driver_insert, "rows/s")
+    ratio = select / driver_select
+    figure("select_over_driver", ratio, "times", "<=1.5", reached=ratio <= 1.5)
+    ratio = insert / driver_insert
+    figure("insert_over_driver", ratio, "times", "<=1.5", reached=ratio <= 1.5)
+
+    print("the engine in process", flush=True)
+    body = serialised(rows)[len(BLOCK_INFO) :]
+    # Last, because the engine's presence slows the interpreter down for everything measured after it.
+    from chdb.state.sqlitelike import connect
+
+    with tempfile.TemporaryDirectory() as directory:
+        engine: Any = connect(directory)
+        in_process = seconds_of_each(lambda: engine.query("SELECT 1", "Native"), 3000)
+        figure("select_1_in_process", 1 / statistics.mean(in_process), "queries/s")
+        engine_select = best_seconds(lambda: [block.bytes() for block in engine.send_query(SELECT, "Native")])
+        figure("select_in_process", SELECT_ROWS / engine_select, "rows/s")
+        engine.query(TABLE)
+
+        def insert_in_process() -> None:
+            with engine.send_insert(f"INSERT INTO bench ({names})", "Native") as inserter:
+                inserter.append(body)
+                inserter.finish()
+
+        figure("insert_in_process", INSERT_ROWS / best_seconds(insert_in_process), "rows/s")
+        engine.close()
+
+    print()
+    for name, value, unit, aim, reached in figures:
+        verdict = "" if reached is None else " ok" if reached else " short"
+        print(f"{name} {value:.2f} {unit} aim {aim}{verdict}")
+
+
+if __name__ == "__main__":
+    main()

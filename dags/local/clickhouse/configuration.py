@@ -1,0 +1,58 @@
+"""The engine's configuration file: logs, cluster, macros, where backups may go.
+
+Belongs here: what a ClickHouse server would be configured with. Settings of queries do not.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+from xml.etree.ElementTree import Element, SubElement, indent, tostring
+
+LOOPBACK = "127.0.0.1"
+CLUSTER_NAME = "local"
+QUERY_LOG_RETENTION_DAYS = 7
+
+
+@dataclass(frozen=True)
+class Node:
+    """One node of the local cluster: every node is a shard of its own, because nothing replicates between them."""
+
+    host: str
+    port: int
+
+    @classmethod
+    def parse(cls, text: str) -> "Node":
+        """Read `host:port`. Raises ValueError for anything else."""
+        host, separator, port = text.strip().rpartition(":")
+        if not separator or not host or not port.isdigit() or not 0 < int(port) < 65536:
+            raise ValueError(f"{text!r} is not a node: write it as 127.0.0.1:19000")
+        return cls(host, int(port))
+
+
+def write_configuration(directory: Path, nodes: list[Node], shard: int) -> Path:
+    """Write the configuration of the node that is number `shard` (from 1) of `nodes`; return the file's path."""
+    root = Element("clickhouse")
+    query_log = SubElement(root, "query_log")
+    for name, value in {
+        "database": "system",
+        "table": "query_log",
+        "partition_by": "event_date",
+        "ttl": f"event_date + INTERVAL {QUERY_LOG_RETENTION_DAYS} DAY DELETE",
+        "flush_interval_milliseconds": "1000",
+    }.items():
+        SubElement(query_log, name).text = value
+    macros = SubElement(root, "macros")
+    for name, value in {"cluster": CLUSTER_NAME, "shard": str(shard), "replica": f"node-{shard}"}.items():
+        SubElement(macros, name).text = value
+    cluster = SubElement(SubElement(root, "remote_servers"), CLUSTER_NAME)
+    for node in nodes:
+        replica = SubElement(SubElement(cluster, "shard"), "replica")
+        SubElement(replica, "host").text = node.host
+        SubElement(replica, "port").text = str(node.port)
+    backups = directory / "backups"
+    backups.mkdir(parents=True, exist_ok=True)
+    allowed = SubElement(root, "backups")
+    SubElement(allowed, "allowed_path").text = str(backups)
+    indent(root)
+    file = directory / "configuration.xml"
+    file.write_bytes(tostring(root, encoding="utf-8") + b"\n")
+    return file
