@@ -1,0 +1,59 @@
+"""What `make dev` starts: the embedded stack with the schema applied, and beside it Dagster's web interface and daemon.
+
+What belongs here: what comes before and after the stack's start. What does not: the stack itself (`stack`).
+"""
+
+import os
+import sys
+
+import click
+
+from dags.local import ports
+
+port_option = click.option(
+    "--port", type=click.IntRange(1, 65535), default=3000, show_default=True, help="Of the web interface."
+)
+
+
+@click.group()
+def main() -> None:
+    """The stack together with Dagster, until Ctrl-C."""
+
+
+@main.command()
+@port_option
+def up(port: int) -> None:
+    """Start the stack, and `serve` beside it."""
+    # Before anything is started, so that the reason is the last line and not lost among others.
+    if not ports.is_free(port):
+        raise click.ClickException(
+            f"Port {port}, wanted for Dagster's web interface, is taken by {ports.holder(port)}: "
+            "stop it, or choose another port, as in DAGSTER_PORT=3001 make dev."
+        )
+    become("dags.local", "up", "--", sys.executable, "-m", "dags.local.dev", "serve", "--port", str(port))
+
+
+@main.command()
+@port_option
+def serve(port: int) -> None:
+    """Apply the schema to the running stack, then run `dagster dev` with this project's workspace."""
+    from dags.common.clickhouse.cluster import cluster_from_settings
+    from dags.common.clickhouse.schema import apply_schema, create_database, is_clustered
+    from dags.common.settings import get_settings
+
+    settings = get_settings()
+    create_database(settings)
+    with cluster_from_settings(settings) as cluster:
+        changes = apply_schema(cluster, is_clustered(settings))
+    click.echo(f"ClickHouse has the schema ({len(changes)} statements were run). Starting Dagster.")
+    become("dagster", "dev", "-w", ".dagster_home/workspace.yaml", "-h", ports.LOOPBACK, "-p", str(port))
+
+
+def become(module: str, *arguments: str) -> None:
+    """Runs a module in place of this process, so that signals from `make` and the terminal reach it directly."""
+    sys.stdout.flush()
+    os.execv(sys.executable, [sys.executable, "-m", module, *arguments])  # noqa: S606 - no shell is wanted
+
+
+if __name__ == "__main__":
+    main(prog_name="python -m dags.local.dev")

@@ -1,0 +1,163 @@
+"""Real services for the tests: each test process starts those it asks for, on free ports, in a temporary directory.
+
+What belongs here: fixtures that tests of several packages share. What does not: fixtures of one package.
+
+The services hang on a lifeline, as those of `python -m dags.local up` do: they stop when the test process ends, however
+it ends. Ports are per session; databases and buckets are made anew for each test, so tests do not see each other.
+"""
+
+import contextlib
+import tempfile
+import uuid
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+from dags.local import ports, services
+
+if TYPE_CHECKING:
+    from clickhouse_driver import Client
+    from types_boto3_s3 import S3Client
+
+CREDENTIALS = services.Credentials()
+# Another process may take a free port before our service does.
+START_ATTEMPTS = 3
+
+
+@pytest.fixture(scope="session")
+def session_directory() -> Iterator[Path]:
+    """A directory for the services of this test process. Removed at the end, unlike pytest's own."""
+    with tempfile.TemporaryDirectory(prefix="dagster-tests-") as path:
+        yield Path(path)
+
+
+@pytest.fixture(scope="session")
+def lifeline() -> Iterator[services.Lifeline]:
+    """What the services of this test process hang on."""
+    with services.Lifeline.opened() as opened:
+        yield opened
+
+
+@contextlib.contextmanager
+def running(
+    lifeline: services.Lifeline, directory: Path, count: int, build: Callable[[tuple[int, ...]], list[services.Service]]
+) -> Iterator[tuple[int, ...]]:
+    """Runs services on free ports until the end of the block, which gets the ports."""
+    started: list[services.Started] = []
+    try:
+        for attempt in range(1, START_ATTEMPTS + 1):
+            chosen = tuple(ports.free_port() for _ in range(count))
+            started = [services.start(service, lifeline, directory / "logs") for service in build(chosen)]
+            try:
+                for one in started:
+                    services.wait_until_healthy(one, CREDENTIALS)
+                break
+            except services.ServiceError:
+                for one in started:
+                    services.stop(one)
+                if attempt == START_ATTEMPTS:
+                    raise
+        yield chosen
+    finally:
+        for one in started:
+            services.stop(one)
+
+
+@pytest.fixture(scope="session")
+def clickhouse_port(session_directory: Path, lifeline: services.Lifeline) -> Iterator[int]:
+    """Port of a ClickHouse node, a cluster of its own."""
+    directory = session_directory / "single"
+    with running(lifeline, directory, 1, lambda chosen: services.clickhouse_nodes(directory, chosen)) as (port,):
+        yield port
+
+
+@pytest.fixture(scope="session")
+def clickhouse_cluster_ports(session_directory: Path, lifeline: services.Lifeline) -> Iterator[tuple[int, ...]]:
+    """Ports of two ClickHouse nodes, the two shards of the cluster `local`."""
+    directory = session_directory / "cluster"
+    with running(lifeline, directory, 2, lambda chosen: services.clickhouse_nodes(directory, chosen)) as chosen:
+        yield chosen
+
+
+@pytest.fixture
+def clickhouse_database(clickhouse_port: int) -> Iterator[str]:
+    """Name of an empty database, dropped after the test."""
+    from clickhouse_driver import Client
+
+    name = f"test_{uuid.uuid4().hex}"
+    with Client(ports.LOOPBACK, port=clickhouse_port) as client:
+        client.execute(f"CREATE DATABASE {name}")
+    yield name
+    # A new connection: the test may have broken or closed any other.
+    with Client(ports.LOOPBACK, port=clickhouse_port) as client:
+        client.execute(f"DROP DATABASE IF EXISTS {name} SYNC")
+
+
+@pytest.fixture
+def clickhouse_client(clickhouse_port: int, clickhouse_database: str) -> Iterator["Client"]:
+    """A client whose current database is the empty one of this test."""
+    from clickhouse_driver import Client
+
+    with Client(ports.LOOPBACK, port=clickhouse_port, database=clickhouse_database) as client:
+        yield client
+
+
+@pytest.fixture(scope="session")
+def s3_port(session_directory: Path, lifeline: services.Lifeline) -> Iterator[int]:
+    """Port of an S3 server with the project's bucket."""
+    with running(
+        lifeline, session_directory, 1, lambda chosen: [services.s3(session_directory, chosen[0], CREDENTIALS)]
+    ) as (port,):
+        yield port
+
+
+@pytest.fixture(scope="session")
+def s3_endpoint(s3_port: int) -> str:
+    """Address of an S3 server with the project's bucket."""
+    return f"http://{ports.LOOPBACK}:{s3_port}"
+
+
+@pytest.fixture(scope="session")
+def s3_client(s3_port: int) -> Iterator["S3Client"]:
+    """A client of that S3 server."""
+    client = services.s3_client(s3_port, CREDENTIALS)
+    yield client
+    client.close()
+
+
+@pytest.fixture
+def s3_bucket(s3_client: "S3Client") -> str:
+    """Name of an empty bucket."""
+    name = f"test-{uuid.uuid4().hex}"
+    s3_client.create_bucket(Bucket=name)
+    return name
+
+
+@pytest.fixture(scope="session")
+def postgres_port(session_directory: Path, lifeline: services.Lifeline) -> Iterator[int]:
+    """Port of a Postgres server."""
+    with running(
+        lifeline, session_directory, 1, lambda chosen: [services.postgres(session_directory, chosen[0], CREDENTIALS)]
+    ) as (port,):
+        yield port
+
+
+@pytest.fixture
+def postgres_dsn(postgres_port: int) -> Iterator[str]:
+    """Connection string of an empty database, dropped after the test."""
+    import psycopg2
+
+    server = f"postgresql://{CREDENTIALS.postgres_user}@{ports.LOOPBACK}:{postgres_port}"
+    name = f"test_{uuid.uuid4().hex}"
+
+    def execute(statement: str) -> None:
+        with contextlib.closing(psycopg2.connect(f"{server}/postgres")) as connection:
+            connection.autocommit = True
+            with connection.cursor() as cursor:
+                cursor.execute(statement)
+
+    execute(f"CREATE DATABASE {name}")
+    yield f"{server}/{name}"
+    execute(f"DROP DATABASE {name} WITH (FORCE)")

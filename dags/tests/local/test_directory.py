@@ -1,0 +1,117 @@
+"""The data directory: what is accepted, and the errors that say what to do."""
+
+import errno
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from dags.local import directory, services
+
+
+def test_a_new_directory_becomes_ours_and_private(tmp_path: Path) -> None:
+    directory.open_directory(tmp_path / "new" / "one")
+    assert directory.is_ours(tmp_path / "new" / "one")
+    assert (tmp_path / "new" / "one").stat().st_mode & 0o077 == 0
+    directory.open_directory(tmp_path / "new" / "one")
+
+
+def test_a_directory_with_files_of_others_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "thesis.tex").write_text("")
+    with pytest.raises(directory.DirectoryError, match="holds files that are not of the local stack"):
+        directory.open_directory(tmp_path)
+
+
+def test_a_file_is_not_a_directory(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(directory.DirectoryError, match="is not a directory"):
+        directory.open_directory(tmp_path / "file")
+
+
+def test_a_disk_without_room_is_refused_before_anything_starts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(directory, "MINIMUM_FREE_BYTES", 10**18)
+    with pytest.raises(directory.DirectoryError, match="MiB left"):
+        directory.open_directory(tmp_path / "new")
+
+
+@pytest.mark.parametrize(
+    ("code", "words"),
+    [
+        (errno.ENOSPC, "the disk is full"),
+        (errno.EACCES, "belongs to another user"),
+        (errno.EROFS, "read-only file system"),
+        (errno.ENAMETOOLONG, "File name too long"),
+    ],
+)
+def test_errors_of_the_file_system_are_explained(code: int, words: str) -> None:
+    error = directory.explain(OSError(code, os.strerror(code), "/data/x"), Path("/data"))
+    assert words in str(error)
+    assert "/data/x" in str(error)
+    assert "--directory" in str(error)
+
+
+def test_a_place_where_nothing_can_be_made_is_an_error_without_a_traceback() -> None:
+    # Where not even root may make a directory: of the kernel on Linux, of the sealed system volume on macOS.
+    found = subprocess.run(
+        [sys.executable, "-m", "dags.local", "up", "--directory", "/proc/local-stack"],
+        cwd=services.PROJECT,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=60,
+    )
+    assert found.returncode == 1
+    assert found.stderr.startswith("Error: /proc/local-stack cannot be used: ")
+    assert "Traceback" not in found.stderr
+
+
+def test_a_lock_names_its_holder_and_goes_with_it(tmp_path: Path) -> None:
+    directory.open_directory(tmp_path / "d")
+    program = (
+        "import sys, time, pathlib; from dags.local import directory\n"
+        "with directory.lock(pathlib.Path(sys.argv[1])):\n"
+        "    print('held', flush=True); time.sleep(100)\n"
+    )
+    holder = subprocess.Popen(
+        [sys.executable, "-c", program, str(tmp_path / "d")], cwd=services.PROJECT, stdout=subprocess.PIPE
+    )
+    assert holder.stdout is not None
+    try:
+        assert holder.stdout.readline() == b"held\n"
+        assert directory.is_held(tmp_path / "d")
+        with pytest.raises(directory.HeldError, match="already runs on"), directory.lock(tmp_path / "d"):
+            pass
+    finally:
+        holder.kill()
+        holder.wait(30)
+        holder.stdout.close()
+    assert not directory.is_held(tmp_path / "d")
+    with directory.lock(tmp_path / "d"):
+        assert directory.is_held(tmp_path / "d")
+
+
+def test_the_state_is_read_back_as_written(tmp_path: Path) -> None:
+    process = directory.Process.of(os.getpid())
+    assert process is not None
+    service = directory.RunningService("s3", "s3", 1, "/d/s3", process)
+    state = directory.State(process, "ready", (service,), {"DEBUG": "1"})
+    directory.write_state(tmp_path, state)
+    assert directory.read_state(tmp_path) == state
+    directory.remove_state(tmp_path)
+    assert directory.read_state(tmp_path) is None
+
+
+def test_a_process_is_not_confused_with_a_later_one_of_the_same_id() -> None:
+    process = directory.Process.of(os.getpid())
+    assert process is not None
+    assert process.is_alive()
+    assert not directory.Process(process.pid, process.created - 10).is_alive()
+
+
+def test_a_size_counts_files_at_every_depth(tmp_path: Path) -> None:
+    (tmp_path / "a" / "b").mkdir(parents=True)
+    (tmp_path / "a" / "one").write_bytes(b"x" * 10)
+    (tmp_path / "a" / "b" / "two").write_bytes(b"x" * 5)
+    assert directory.size_bytes(tmp_path) == 15
