@@ -1,0 +1,91 @@
+"""Jobs and schedules of the exchange rates: when what runs, and when a tick is skipped.
+
+Schedules are on wherever they are loaded: reading the environment here, to turn them off on a laptop, would happen at
+import, and a tick without a newer rate is skipped with its reason.
+"""
+
+import datetime as dt
+
+import dagster as dg
+
+from dags.common.owners import owned_by
+from dags.exchange_rate.assets import (
+    HOURLY_PARTITIONS,
+    OWNER,
+    daily_exchange_rates,
+    daily_exchange_rates_in_clickhouse,
+    hourly_exchange_rates,
+    hourly_exchange_rates_in_clickhouse,
+    no_intraday_rates,
+)
+from dags.exchange_rate.checks import exchange_rates_are_complete, exchange_rates_are_fresh
+from dags.exchange_rate.providers import ExchangeRatesProvider
+
+MAX_RUNTIME_TAG = "dagster/max_runtime"  # seconds
+
+daily_exchange_rates_job = dg.define_asset_job(
+    "daily_exchange_rates_job",
+    selection=dg.AssetSelection.assets(daily_exchange_rates, daily_exchange_rates_in_clickhouse),
+    description="Fetches a day's final rates and stores them in ClickHouse.",
+    **owned_by(OWNER, **{MAX_RUNTIME_TAG: "3600"}),
+)
+
+hourly_exchange_rates_job = dg.define_asset_job(
+    "hourly_exchange_rates_job",
+    selection=dg.AssetSelection.assets(hourly_exchange_rates, hourly_exchange_rates_in_clickhouse),
+    description="Fetches the latest rates and stores them in ClickHouse as those of the day so far.",
+    **owned_by(OWNER, **{MAX_RUNTIME_TAG: "1800"}),
+)
+
+exchange_rate_checks_job = dg.define_asset_job(
+    "exchange_rate_checks_job",
+    selection=dg.AssetSelection.checks(exchange_rates_are_fresh, exchange_rates_are_complete),
+    description="Looks whether the stored rates are fresh and complete, also when no rates were stored.",
+    **owned_by(OWNER, **{MAX_RUNTIME_TAG: "600"}),
+)
+
+
+@dg.schedule(
+    job=daily_exchange_rates_job,
+    cron_schedule="28 0 * * *",
+    execution_timezone="UTC",
+    default_status=dg.DefaultScheduleStatus.RUNNING,
+    description="Yesterday's rates, when the day is over everywhere in the source.",
+    **owned_by(OWNER),
+)
+def daily_exchange_rates_schedule(
+    context: dg.ScheduleEvaluationContext, exchange_rates: dg.ResourceParam[ExchangeRatesProvider]
+) -> dg.RunRequest | dg.SkipReason:
+    """Ask for the day before the tick, whenever the tick is really evaluated; skip a day that the source has not."""
+    yesterday = context.scheduled_execution_time.astimezone(dt.UTC).date() - dt.timedelta(days=1)
+    reason = exchange_rates.why_not_covered(yesterday)
+    return dg.SkipReason(reason) if reason else dg.RunRequest(partition_key=yesterday.isoformat())
+
+
+@dg.schedule(
+    job=hourly_exchange_rates_job,
+    cron_schedule="45 * * * *",
+    execution_timezone="UTC",
+    default_status=dg.DefaultScheduleStatus.RUNNING,
+    description="The rates of the current hour.",
+    **owned_by(OWNER),
+)
+def hourly_exchange_rates_schedule(
+    context: dg.ScheduleEvaluationContext, exchange_rates: dg.ResourceParam[ExchangeRatesProvider]
+) -> dg.RunRequest | dg.SkipReason:
+    """Ask for the hour of the tick; skip where the source has no intraday rates."""
+    if not exchange_rates.intraday:
+        return dg.SkipReason(no_intraday_rates(exchange_rates))
+    hour = context.scheduled_execution_time.astimezone(dt.UTC)
+    return dg.RunRequest(partition_key=hour.strftime(HOURLY_PARTITIONS.fmt.replace("%M", "00")))
+
+
+exchange_rate_checks_schedule = dg.ScheduleDefinition(
+    name="exchange_rate_checks_schedule",
+    job=exchange_rate_checks_job,
+    cron_schedule="10 6 * * *",
+    execution_timezone="UTC",
+    default_status=dg.DefaultScheduleStatus.RUNNING,
+    description="A schedule that skips, or a run that never starts, is seen here.",
+    **owned_by(OWNER),
+)

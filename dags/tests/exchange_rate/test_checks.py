@@ -1,0 +1,112 @@
+import datetime as dt
+from decimal import Decimal
+
+import dagster as dg
+
+from dags.common.clickhouse.query import Insert
+from dags.exchange_rate.checks import LONGEST_AGE_DAYS, Hole, find_holes
+from dags.exchange_rate.rates import MAIN_CURRENCIES
+from dags.tests.exchange_rate.platform import Platform, ToldProvider, failure_text
+
+DAY = dt.date(2026, 10, 22)
+ALL = set(MAIN_CURRENCIES)
+
+
+def days_after(days: int) -> dt.date:
+    return DAY + dt.timedelta(days=days)
+
+
+def days_ago(days: int) -> dt.date:
+    return dt.datetime.now(dt.UTC).date() - dt.timedelta(days=days)
+
+
+def put(platform: Platform, *dates: dt.date, leave_out: str = "", version: int = 24_000_000) -> None:
+    rows = [
+        (currency, date, Decimal(2), version) for date in dates for currency in MAIN_CURRENCIES if currency != leave_out
+    ]
+    platform.cluster.any_host(Insert("exchange_rate", ("currency", "date", "rate", "version"), rows)).result()
+
+
+def evaluations(platform: Platform, provider: ToldProvider) -> dict[str, dg.AssetCheckEvaluation]:
+    result = platform.run("exchange_rate_checks_job", provider)
+    assert result.success, failure_text(result)
+    return {evaluation.check_name: evaluation for evaluation in result.get_asset_check_evaluations()}
+
+
+def test_days_and_currencies_that_are_missing_are_found_and_told_as_ranges() -> None:
+    present = {
+        days_after(0): ALL,
+        days_after(3): ALL - {"JPY"},
+        days_after(4): ALL - {"JPY"},
+        days_after(5): ALL | {"XAU"},
+    }
+    holes = find_holes(present)
+    assert holes == [
+        Hole(days_after(1), days_after(2), MAIN_CURRENCIES),
+        Hole(days_after(3), days_after(4), ("JPY",)),
+    ]
+    assert [str(hole) for hole in holes] == ["2026-10-23 to 2026-10-24: all", "2026-10-25 to 2026-10-26: JPY"]
+
+
+def test_nothing_stored_has_no_holes() -> None:
+    assert find_holes({}) == []
+
+
+def test_rates_of_yesterday_without_a_hole_are_fresh_and_complete(platform: Platform) -> None:
+    put(platform, *(days_ago(days) for days in (1, 2, 3)))
+    assert all(evaluation.passed for evaluation in evaluations(platform, ToldProvider()).values())
+
+
+def test_a_table_without_rows_is_not_fresh(platform: Platform) -> None:
+    fresh = evaluations(platform, ToldProvider())["exchange_rates_are_fresh"]
+    assert not fresh.passed
+    assert "is empty" in (fresh.description or "")
+
+
+def test_old_rates_are_an_error_where_the_source_has_newer_ones_and_a_warning_where_not(platform: Platform) -> None:
+    newest = days_ago(LONGEST_AGE_DAYS + 1)
+    put(platform, newest)
+    provider = ToldProvider()
+    fresh = evaluations(platform, provider)["exchange_rates_are_fresh"]
+    assert (fresh.passed, fresh.severity) == (False, dg.AssetCheckSeverity.WARN)
+    assert "was not told" in (fresh.description or "")
+
+    provider.tell(newest + dt.timedelta(days=1))
+    fresh = evaluations(platform, provider)["exchange_rates_are_fresh"]
+    assert (fresh.passed, fresh.severity) == (False, dg.AssetCheckSeverity.ERROR)
+    assert f"are of {newest}, {LONGEST_AGE_DAYS + 1} days ago" in (fresh.description or "")
+
+
+def test_rates_at_the_bound_are_fresh(platform: Platform) -> None:
+    put(platform, days_ago(LONGEST_AGE_DAYS))
+    assert evaluations(platform, ToldProvider())["exchange_rates_are_fresh"].passed
+
+
+def test_a_day_in_between_without_a_main_currency_is_incomplete_and_named(platform: Platform) -> None:
+    put(platform, DAY, days_after(2))
+    put(platform, days_after(1), leave_out="CHF")
+    complete = evaluations(platform, ToldProvider())["exchange_rates_are_complete"]
+    assert not complete.passed
+    assert "2026-10-23: CHF" in (complete.description or "")
+    assert complete.metadata["holes"].value == 1
+
+
+def test_a_day_that_has_hourly_rates_only_is_incomplete_once_it_is_over(platform: Platform) -> None:
+    put(platform, days_ago(0), days_ago(1), version=23_000_000)
+    assert evaluations(platform, ToldProvider())["exchange_rates_are_complete"].passed
+    put(platform, days_ago(2), version=23_000_000)
+    complete = evaluations(platform, ToldProvider())["exchange_rates_are_complete"]
+    assert not complete.passed
+    assert f"{days_ago(2)}: all" in (complete.description or "")
+    put(platform, days_ago(2))
+    assert evaluations(platform, ToldProvider())["exchange_rates_are_complete"].passed
+
+
+def test_the_checks_run_with_the_daily_job(platform: Platform) -> None:
+    provider = ToldProvider()
+    provider.tell(DAY)
+    result = platform.run_days(provider, DAY)
+    assert {evaluation.check_name for evaluation in result.get_asset_check_evaluations()} == {
+        "exchange_rates_are_complete",
+        "exchange_rates_are_fresh",
+    }
