@@ -1,0 +1,58 @@
+# Every command of the project. Each one makes the environment first, if it is not made yet.
+# Variables: PYTHON, DAGSTER_PORT, ARGS, and those of README.md (CLICKHOUSE_PORT, ...), as in `DAGSTER_PORT=3001 make dev`.
+
+PYTHON ?= python3.11
+DAGSTER_PORT ?= 3000
+BIN := .venv/bin
+# Dagster warns at each use that the parameters `owners` and `backfill_policy` are in beta.
+LOCAL := DEBUG=1 DAGSTER_HOME="$(CURDIR)/.dagster_home" PYTHONWARNINGS=ignore:Parameter
+
+# Each worker starts its own services, so more of them cost memory and gain little.
+WORKERS := --numprocesses auto --maxprocesses 4 --dist worksteal
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo dev test test-all lint format lock clean wipe
+
+help: ## Show this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+setup: ## Make .venv from requirements.lock, unless it is there (the other commands do this themselves)
+	@$(PYTHON) -c '' 2>/dev/null || { \
+		echo "'$(PYTHON)' does not run; this project needs Python 3.11." >&2; \
+		echo "Install it (apt install python3.11 python3.11-venv, brew install python@3.11, pyenv install 3.11)," >&2; \
+		echo "or name an interpreter: make PYTHON=/path/to/python3.11 $(or $(MAKECMDGOALS),demo)" >&2; exit 1; }
+	@$(PYTHON) tools/environment.py
+
+demo: setup ## Start the stack, load 30 days of exchange rates, print a report, stop
+	@$(LOCAL) OPEN_EXCHANGE_RATES_APP_ID= exec $(BIN)/python -m dags.local up -- $(BIN)/python -m dags.local.demo
+
+dev: setup ## Start the stack and Dagster's web interface on port 3000 (DAGSTER_PORT), until Ctrl-C
+	@$(LOCAL) exec $(BIN)/python -m dags.local.dev up --port $(DAGSTER_PORT)
+
+test: setup ## Run the tests but the slow proofs; ARGS="-k sentence" selects
+	@exec $(BIN)/python -m pytest $(WORKERS) $(ARGS)
+
+test-all: setup ## Run every test, slow proofs included
+	@exec $(BIN)/python -m pytest $(WORKERS) -m "slow or not slow" $(ARGS)
+
+lint: setup ## Check style, types and the direction of imports
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+format: setup ## Write the source in the project's format
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+lock: setup ## Write requirements.lock from pyproject.toml; ARGS=--upgrade takes the newest versions
+	$(BIN)/uv pip compile pyproject.toml --all-extras --universal --python-version 3.11 --generate-hashes \
+		--no-strip-extras --no-emit-index-url --no-header --no-annotate --quiet --output-file requirements.lock $(ARGS)
+
+clean: ## Remove .venv and the caches; data stay
+	rm -rf .venv .venv.lock .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+wipe: setup ## Remove the data of the local platform: ClickHouse, S3, Postgres and Dagster's runs; ARGS=--yes does not ask
+	@$(LOCAL) $(BIN)/python -m dags.local wipe $(ARGS)
+	find .dagster_home -mindepth 1 -maxdepth 1 ! -name dagster.yaml ! -name workspace.yaml -exec rm -rf {} +

@@ -1,0 +1,51 @@
+"""The job that brings ClickHouse to the schema of `dags/common/clickhouse/tables.py`. team-clickhouse.
+
+The same is done by `python -m dags.common.clickhouse.schema apply`, which also makes the database.
+"""
+
+import dagster as dg
+from pydantic import Field
+
+from dags.common.clickhouse.cluster import ClickhouseCluster
+from dags.common.clickhouse.schema import apply_schema, described, is_clustered
+from dags.common.owners import JobOwners, owned_by, tagged_as_owned_by
+from dags.common.resources import query_tags
+from dags.common.settings import get_settings
+
+
+class ClickhouseSchemaConfig(dg.Config):
+    """What a run of the job may be told."""
+
+    dry_run: bool = Field(
+        default=False, description="Show the statements in the run's log and metadata, and change nothing."
+    )
+
+
+@dg.op(**tagged_as_owned_by(JobOwners.TEAM_CLICKHOUSE))
+def apply_clickhouse_schema(
+    context: dg.OpExecutionContext, config: ClickhouseSchemaConfig, cluster: dg.ResourceParam[ClickhouseCluster]
+) -> None:
+    """Makes what is missing, brings up to date what can be, refuses the rest before anything is changed."""
+    changes = apply_schema(
+        cluster.tagged(query_tags(context)),
+        is_clustered(get_settings()),
+        applied_by=context.run_id,
+        dry_run=config.dry_run,
+    )
+    text = described(changes)
+    context.log.info(
+        f"{'Dry run, these would be run' if config.dry_run else 'Run'}: {len(changes)} statements.\n\n{text}"
+    )
+    context.add_output_metadata(
+        {
+            "dry_run": config.dry_run,
+            "statement_count": len(changes),
+            "statements": dg.MetadataValue.md(f"```sql\n{text}\n```"),
+        }
+    )
+
+
+@dg.job(**owned_by(JobOwners.TEAM_CLICKHOUSE))
+def clickhouse_schema_job() -> None:
+    """Brings the ClickHouse database to the schema in the source. Safe to run again at any time."""
+    apply_clickhouse_schema()

@@ -1,0 +1,1 @@
+"""Rules that every definition of every location must keep. A failure names the culprit and the remedy."""
