@@ -11,7 +11,7 @@ LOCAL := DEBUG=1 DAGSTER_HOME="$(CURDIR)/.dagster_home" PYTHONWARNINGS=ignore:Pa
 WORKERS := --numprocesses auto --maxprocesses 4 --dist worksteal
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo dev test test-all lint format lock clean wipe
+.PHONY: help setup demo dev test test-slow test-all lint format lock clean wipe
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -31,6 +31,9 @@ dev: setup ## Start the stack and Dagster's web interface on port 3000 (DAGSTER_
 
 test: setup ## Run the tests but the slow proofs; ARGS="-k sentence" selects
 	@exec $(BIN)/python -m pytest $(WORKERS) $(ARGS)
+
+test-slow: setup ## Run the slow proofs alone: crashes, fuzzing, much data
+	@exec $(BIN)/python -m pytest $(WORKERS) -m slow $(ARGS)
 
 test-all: setup ## Run every test, slow proofs included
 	@exec $(BIN)/python -m pytest $(WORKERS) -m "slow or not slow" $(ARGS)
