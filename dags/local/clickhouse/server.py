@@ -11,7 +11,7 @@ import socket
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
-from time import monotonic
+from time import monotonic, sleep
 
 from clickhouse_driver.protocol import ClientPacketTypes
 from clickhouse_driver.varint import make_varint
@@ -32,9 +32,10 @@ CLOSE_SECONDS = 10.0
 LINGER_SECONDS = 1.0
 COMPLETE_STAGE = 2
 
-_BAD_ARGUMENTS, _NOT_IMPLEMENTED, _SYNTAX_ERROR, _AUTHENTICATION_FAILED = 36, 48, 62, 516
+_NOT_IMPLEMENTED, _SYNTAX_ERROR, _AUTHENTICATION_FAILED = 48, 62, 516
 _READONLY, _QUERY_ID_IN_USE, _QUERY_WAS_CANCELLED = 164, 216, 394
-_CLIENT_COMMAND = re.compile(r"\s*(?:exit|quit|logout|\\q|:q|учше|йгше|дщпщге|жйгше)\s*;?\s*", re.IGNORECASE)
+# The engine takes them for the wish to leave, and says nothing.
+_CLIENT_COMMAND = re.compile(r"\s*(?:exit|quit|logout|\\q|:q)\s*;?\s*", re.IGNORECASE)
 
 
 class Server:
@@ -57,18 +58,20 @@ class Server:
         while not self._closing.is_set():
             try:
                 client, _ = self._socket.accept()
-            except OSError:
+                client.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+                connection = Connection(self, client)
+                threading.Thread(target=connection.serve, name="connection", daemon=True).start()
+            except (OSError, RuntimeError):
                 if self._closing.is_set():
                     return
-                # For example no file descriptor left: those who are connected go on, the next one may have more luck.
+                # No file descriptor or thread is left: those who are connected go on, the next one may have more luck.
                 logger.exception("cannot accept a connection")
                 self._closing.wait(WATCH_SECONDS)
-                continue
-            client.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            connection = Connection(self, client)
-            with self._lock:
-                self._connections.add(connection)
-            threading.Thread(target=connection.serve, name="connection", daemon=True).start()
+
+    def remember(self, connection: "Connection") -> None:
+        """A connection has begun."""
+        with self._lock:
+            self._connections.add(connection)
 
     @contextmanager
     def running(self, query_id: str) -> Iterator[None]:
@@ -106,7 +109,7 @@ class Server:
             self.engine.kill_all()
             for connection in remaining:
                 connection.shut_down()
-            threading.Event().wait(WATCH_SECONDS)
+            sleep(WATCH_SECONDS)
         self._watcher.join(CLOSE_SECONDS)
 
     def _watch(self) -> None:
@@ -137,6 +140,7 @@ class Connection:
 
     def serve(self) -> None:
         """Answer the client until it leaves or breaks the protocol."""
+        self._server.remember(self)
         try:
             with self._socket:
                 try:
