@@ -286,7 +286,7 @@ def main() -> None:
 @main.command()
 @click.option("--dry-run", is_flag=True, help="Compare and print the statements, and change nothing.")
 def apply(dry_run: bool) -> None:  # noqa: FBT001 - click calls it
-    r"""Bring the database to the schema. Safe to run again at any time.
+    """Bring the database to the schema. Safe to run again at any time.
 
     Makes the database and missing tables, adds missing columns, replaces dictionaries that have changed, and records it
     in schema_migrations. What needs a migration by hand, such as another column type, is refused before any change.
@@ -294,7 +294,7 @@ def apply(dry_run: bool) -> None:  # noqa: FBT001 - click calls it
     \b
     DEBUG=1 python -m dags.common.clickhouse.schema apply --dry-run   # what would be run on the local stack
     DEBUG=1 python -m dags.common.clickhouse.schema apply             # run it
-    """
+    """  # noqa: D301 - click keeps the lines after this character as they are
     try:
         settings = get_settings()
         clustered = is_clustered(settings)
@@ -326,12 +326,12 @@ def apply(dry_run: bool) -> None:  # noqa: FBT001 - click calls it
 @click.option("--clustered", "cluster_name", metavar="NAME", help="The form for a cluster of that name with Keeper.")
 @click.option("--database", default="default", show_default=True, help="Database in the statements.")
 def show(cluster_name: str | None, database: str) -> None:
-    r"""Print the statements that make the whole schema, without a connection.
+    """Print the statements that make the whole schema, without a connection.
 
     \b
     python -m dags.common.clickhouse.schema show                        # for one node
     python -m dags.common.clickhouse.schema show --clustered analytics  # replicated, for a cluster
-    """
+    """  # noqa: D301 - as above
     form = Form(database, cluster_name)
     for target in SCHEMA:
         for statement in target.statements(form):
