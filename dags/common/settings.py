@@ -23,6 +23,7 @@ LOCAL_DEFAULTS: dict[str, Any] = {
     "object_storage_endpoint": "http://127.0.0.1:19100",
     "object_storage_access_key_id": "local",
     "object_storage_secret_access_key": SecretStr("local-secret"),
+    "visitor_hash_key": SecretStr("local-visitor-hash-key"),
 }
 
 # Without these a production deployment would only fail later, in the middle of a run.
@@ -32,6 +33,7 @@ REQUIRED_IN_PRODUCTION = (
     "object_storage_access_key_id",
     "object_storage_secret_access_key",
     "postgres_password",
+    "visitor_hash_key",
 )
 
 PATTERN_MEANINGS = {
@@ -123,6 +125,11 @@ class Settings(BaseSettings):
 
     open_exchange_rates_app_id: SecretStr | None = Field(
         default=None, description="Open Exchange Rates app id; without it, the European Central Bank's rates are used."
+    )
+    visitor_hash_key: SecretStr | None = Field(
+        default=None,
+        min_length=16,
+        description="Key of the hash that stands for a visitor of access logs; with another key, all are others.",
     )
     dagster_web_preaggregated_max_partitions_per_run: int = Field(
         default=14, ge=1, le=366, description="Partitions that a backfill of the web tables packs into one run."

@@ -395,6 +395,14 @@ class ClickhouseCluster:
         tagged._settings = {**self._settings, "log_comment": tags.to_json()}  # noqa: SLF001 - of this class
         return tagged
 
+    def only(self, host: Host) -> "ClickhouseCluster":
+        """The same cluster and connections, with calls on that one host: for tables that are on it alone."""
+        if host not in self.hosts:
+            raise ValueError(f"{host} is not among the hosts of this cluster: {', '.join(map(str, self.hosts))}.")
+        pinned = copy.copy(self)
+        pinned.hosts = (host,)
+        return pinned
+
     def close(self) -> None:
         """Ends every call under way and closes the connections, those of tagged copies too."""
         self._shared.closed.set()

@@ -99,7 +99,8 @@ class Table:
         clauses = [
             f"ENGINE = {self.engine_in(form)}",
             f"PARTITION BY {self.partition_by}" if self.partition_by else "",
-            f"ORDER BY ({', '.join(self.order_by)})",
+            # One expression goes without parentheses: the server would print them, and the key would seem another.
+            f"ORDER BY {self.order_by[0]}" if len(self.order_by) == 1 else f"ORDER BY ({', '.join(self.order_by)})",
             f"TTL {self.ttl}" if self.ttl else "",
             _settings_clause(self.settings_in(form)),
             f"COMMENT {literal(self.comment)}",

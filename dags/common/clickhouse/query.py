@@ -36,12 +36,14 @@ class Query:
 
     `parameters` fill the `%(name)s` of the statement. `retryable` is whether the statement may be sent twice: left
     out, a statement that only reads is, and any other is not. Give True for `CREATE … IF NOT EXISTS` and the like.
+    `external_tables`, in clickhouse-driver's form, travel beside the statement: what is in them is in no log.
     """
 
     statement: str
     parameters: Mapping[str, Any] | None = None
     settings: Mapping[str, Any] = field(default_factory=dict)
     retryable: bool | None = None
+    external_tables: Sequence[Mapping[str, Any]] = field(default=(), repr=False)
 
     def __post_init__(self) -> None:
         if self.retryable is None:
@@ -50,7 +52,8 @@ class Query:
     def __call__(self, client: Client) -> Rows:
         """Runs the statement on the client."""
         parameters = None if self.parameters is None else dict(self.parameters)
-        rows: Rows = client.execute(self.statement, parameters, settings=dict(self.settings))
+        tables = [dict(table) for table in self.external_tables] or None
+        rows: Rows = client.execute(self.statement, parameters, settings=dict(self.settings), external_tables=tables)
         return rows
 
 

@@ -74,5 +74,208 @@ EXCHANGE_RATE_DICT = Dictionary(
     value_range=("start_date", "end_date"),
 )
 
+EVENTS = Table(
+    name="events",
+    comment="Events, and the page views of access logs. Of several rows of one uuid the newest counts.",
+    columns=(
+        Column("uuid", "UUID", "Identity of the event."),
+        Column("event", "LowCardinality(String)", "Name, such as $pageview."),
+        Column("team_id", "Int64", "Team whose event it is."),
+        Column("distinct_id", "String", "The visitor as the source names it; for access logs a keyed hash."),
+        Column("person_id", "UUID", "The person as known when the event came; overrides may name another."),
+        Column("session_id", "String", "Visit; empty when the source has none."),
+        Column("timestamp", "DateTime64(6, 'UTC')", "When it happened."),
+        Column("inserted_at", "DateTime64(6, 'UTC')", "When it was loaded.", default="now64(6, 'UTC')"),
+        Column("properties", "String", "All properties as the source sent them: a JSON object."),
+        Column("host", "LowCardinality(String)", "Host of the page."),
+        Column("pathname", "LowCardinality(String)", "Path of the page, without the query string."),
+        Column("referring_domain", "LowCardinality(String)", "Host that led here; $direct when there is none."),
+        Column("browser", "LowCardinality(String)", "Browser family."),
+        Column("os", "LowCardinality(String)", "Operating system family."),
+        Column("device_type", "LowCardinality(String)", "Desktop, Mobile or Tablet; empty when unknown."),
+        Column("viewport_width", "Int32", "Width of the window, pixels; 0 when unknown."),
+        Column("viewport_height", "Int32", "Height of the window, pixels; 0 when unknown."),
+        Column("utm_source", "LowCardinality(String)", "Campaign: source."),
+        Column("utm_medium", "LowCardinality(String)", "Campaign: medium."),
+        Column("utm_campaign", "LowCardinality(String)", "Campaign: name."),
+        Column("utm_term", "LowCardinality(String)", "Campaign: term."),
+        Column("utm_content", "LowCardinality(String)", "Campaign: content."),
+        Column("country_code", "LowCardinality(String)", "ISO 3166 code of two letters; empty when unknown."),
+        Column("object_id", "UInt64", "Hash of key and etag of the object that the row came from."),
+    ),
+    engine="ReplacingMergeTree",
+    engine_arguments=("inserted_at",),
+    partition_by="toYYYYMM(timestamp)",
+    order_by=("team_id", "toDate(timestamp)", "event", "cityHash64(distinct_id)", "cityHash64(uuid)"),
+    placement=Placement.SHARDED,
+    # All events of a visitor are on one shard.
+    sharding_key="sipHash64(distinct_id)",
+    unreplicated_settings={"non_replicated_deduplication_window": DEDUPLICATION_WINDOW_INSERTS},
+)
+
+EVENTS_REJECTED = Table(
+    name="events_rejected",
+    comment="Lines of objects that are no events, with the reason.",
+    columns=(
+        Column("team_id", "Int64", "Team whose object it is."),
+        Column("object", "String", "Key of the object."),
+        Column("line", "UInt64", "Number of the line, or of the row of a Parquet file, from 1."),
+        Column("reason", "LowCardinality(String)", "Why it is no event."),
+        Column("raw", "String", "The beginning of the line; without addresses where it is of an access log."),
+        Column("object_id", "UInt64", "Hash of key and etag of the object."),
+        Column("run_id", "String", "Run that loaded the object."),
+        Column("rejected_at", "DateTime64(6, 'UTC')", "When it was loaded.", default="now64(6, 'UTC')"),
+    ),
+    engine="MergeTree",
+    order_by=("team_id", "object", "line"),
+    placement=Placement.SHARDED,
+    sharding_key="sipHash64(object)",
+)
+
+INGESTED_OBJECTS = Table(
+    name="ingested_objects",
+    comment="Which objects are loaded into events. An object is its key and its etag.",
+    columns=(
+        Column("object", "String", "Key of the object."),
+        Column("etag", "String", "Etag of its content."),
+        Column("version", "UInt64", "Of several rows of one object, the highest counts."),
+        Column("object_id", "UInt64", "Hash of key and etag, as in events."),
+        Column("team_id", "Int64", "Team whose object it is."),
+        Column("format", "LowCardinality(String)", "How it was read."),
+        Column(
+            "state",
+            "LowCardinality(String)",
+            "loading (rows may be in events already), loaded, replaced (by another content of the same key; its rows "
+            "are gone from events) or failed (cannot be read; it has no rows).",
+        ),
+        Column("lines", "UInt64", "Lines, or rows of a Parquet file."),
+        Column("rows", "UInt64", "Lines that became events."),
+        Column("rejected_rows", "UInt64", "Lines in events_rejected."),
+        Column("skipped_rows", "Map(String, UInt64)", "Lines left out on purpose, by rule."),
+        Column("size_bytes", "UInt64", "Size of the object as stored."),
+        Column("first_timestamp", "DateTime64(6, 'UTC')", "Of its earliest event; 1970 without events."),
+        Column("last_timestamp", "DateTime64(6, 'UTC')", "Of its latest event; 1970 without events."),
+        Column("reason", "String", "Why it failed."),
+        Column("run_id", "String", "Run that wrote this row."),
+        Column("updated_at", "DateTime64(6, 'UTC')", "When this row was written.", default="now64(6, 'UTC')"),
+    ),
+    engine="ReplacingMergeTree",
+    engine_arguments=("version",),
+    order_by=("object", "etag"),
+    placement=Placement.EVERY_NODE,
+    unreplicated_settings={"non_replicated_deduplication_window": DEDUPLICATION_WINDOW_INSERTS},
+)
+
+PERSON_DISTINCT_ID_OVERRIDES = Table(
+    name="person_distinct_id_overrides",
+    comment="Persons that distinct ids belong to by now, where the events still say another. Keyed by team and id.",
+    columns=(
+        Column("team_id", "Int64", "Team; the same distinct_id of another team is somebody else."),
+        Column("distinct_id", "String", "The visitor as the source names it."),
+        Column("person_id", "UUID", "The person that it belongs to."),
+        Column("version", "Int64", "Of several rows of one team and distinct_id, the highest counts."),
+        Column("is_deleted", "UInt8", "1 when no override holds any longer: the person of the event counts.", "0"),
+        Column("_timestamp", "DateTime64(6, 'UTC')", "When the row was written.", default="now64(6, 'UTC')"),
+    ),
+    engine="ReplacingMergeTree",
+    engine_arguments=("version",),
+    order_by=("team_id", "distinct_id"),
+    placement=Placement.EVERY_NODE,
+    unreplicated_settings={"non_replicated_deduplication_window": DEDUPLICATION_WINDOW_INSERTS},
+)
+
+WEB_PRE_AGGREGATED_TEAMS = Table(
+    name="web_pre_aggregated_teams",
+    comment="The teams whose web tables are computed. With no selected row, all teams are.",
+    columns=(
+        Column("team_id", "Int64", "Team."),
+        Column("is_selected", "UInt8", "1 while the team is selected, 0 since it is not."),
+        Column("version", "UInt64", "Of several rows of one team, the highest counts."),
+    ),
+    engine="ReplacingMergeTree",
+    engine_arguments=("version",),
+    order_by=("team_id",),
+    placement=Placement.EVERY_NODE,
+)
+
+# Those of the first pageview of a session. The narrow and various ones come first, since rows are sorted by them.
+_PAGE_OF_ENTRY = (
+    Column("entry_pathname", "LowCardinality(String)", "Path of the session's first pageview."),
+    Column("end_pathname", "LowCardinality(String)", "Path of the session's last pageview."),
+    Column("referring_domain", "LowCardinality(String)", "Host that led to the session."),
+    Column("viewport_width", "Int32", "Width of the window, pixels; 0 when unknown."),
+    Column("viewport_height", "Int32", "Height of the window, pixels; 0 when unknown."),
+    Column("browser", "LowCardinality(String)", "Browser family."),
+    Column("os", "LowCardinality(String)", "Operating system family."),
+    Column("device_type", "LowCardinality(String)", "Desktop, Mobile or Tablet; empty when unknown."),
+    Column("country_code", "LowCardinality(String)", "ISO 3166 code of two letters; empty when unknown."),
+    Column("utm_source", "LowCardinality(String)", "Campaign: source."),
+    Column("utm_medium", "LowCardinality(String)", "Campaign: medium."),
+    Column("utm_campaign", "LowCardinality(String)", "Campaign: name."),
+    Column("utm_term", "LowCardinality(String)", "Campaign: term."),
+    Column("utm_content", "LowCardinality(String)", "Campaign: content."),
+)
+_COUNTED = (
+    Column("persons_uniq_state", "AggregateFunction(uniqExact, UUID)", "Visitors, exact."),
+    Column("sessions_uniq_state", "AggregateFunction(uniqExact, String)", "Sessions, exact."),
+    Column("pageviews_count_state", "AggregateFunction(sum, UInt64)", "Pageviews."),
+)
+_BOUNCES_COUNTED = (
+    Column("bounces_count_state", "AggregateFunction(sum, UInt64)", "Sessions of one pageview."),
+    Column("total_session_duration_state", "AggregateFunction(sum, Int64)", "Seconds, of all sessions together."),
+    Column("total_session_count_state", "AggregateFunction(sum, UInt64)", "Sessions, to divide the duration by."),
+)
+
+
+def _web_table(name: str, comment: str, keys: tuple[Column, ...], counted: tuple[Column, ...]) -> Table:
+    return Table(
+        name=name,
+        comment=comment,
+        columns=(*keys, *counted),
+        engine="AggregatingMergeTree",
+        partition_by="toYYYYMMDD(period_bucket)",
+        order_by=tuple(column.name for column in keys),
+        placement=Placement.EVERY_NODE,
+    )
+
+
+def _web_keys(grain: str, *pages: Column) -> tuple[Column, ...]:
+    return (
+        Column("team_id", "Int64", "Team."),
+        Column("period_bucket", "DateTime('UTC')", f"Begin of the {grain}, UTC, in which the session began."),
+        Column("host", "LowCardinality(String)", "Host of the session's first pageview."),
+        *pages,
+        *_PAGE_OF_ENTRY,
+    )
+
+
+_PAGE = Column("pathname", "LowCardinality(String)", "Path of the page.")
+
+WEB_STATS_DAILY = _web_table(
+    "web_stats_daily", "Pageviews, visitors and sessions by day and page.", _web_keys("day", _PAGE), _COUNTED
+)
+WEB_STATS_HOURLY = _web_table(
+    "web_stats_hourly", "Pageviews, visitors and sessions by hour and page.", _web_keys("hour", _PAGE), _COUNTED
+)
+WEB_BOUNCES_DAILY = _web_table(
+    "web_bounces_daily", "Sessions, bounces and duration by day.", _web_keys("day"), (*_COUNTED, *_BOUNCES_COUNTED)
+)
+WEB_BOUNCES_HOURLY = _web_table(
+    "web_bounces_hourly", "Sessions, bounces and duration by hour.", _web_keys("hour"), (*_COUNTED, *_BOUNCES_COUNTED)
+)
+
 # In the order of creation: a dictionary comes after its tables.
-SCHEMA: tuple[SchemaObject, ...] = (SCHEMA_MIGRATIONS, EXCHANGE_RATE, EXCHANGE_RATE_DICT)
+SCHEMA: tuple[SchemaObject, ...] = (
+    SCHEMA_MIGRATIONS,
+    EXCHANGE_RATE,
+    EXCHANGE_RATE_DICT,
+    EVENTS,
+    EVENTS_REJECTED,
+    INGESTED_OBJECTS,
+    PERSON_DISTINCT_ID_OVERRIDES,
+    WEB_PRE_AGGREGATED_TEAMS,
+    WEB_STATS_DAILY,
+    WEB_STATS_HOURLY,
+    WEB_BOUNCES_DAILY,
+    WEB_BOUNCES_HOURLY,
+)

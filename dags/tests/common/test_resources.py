@@ -238,6 +238,7 @@ def production(**more: Any) -> Settings:
         clickhouse_password=SecretStr(SECRET),
         object_storage_access_key_id="id",
         object_storage_secret_access_key=SecretStr(SECRET),
+        visitor_hash_key=SecretStr(f"{SECRET} and more"),
         postgres_password=SecretStr(SECRET),
         **more,
     )
