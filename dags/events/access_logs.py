@@ -1,0 +1,210 @@
+"""Page views from web access logs in the combined format: which lines are page views, whose, and of which visit.
+
+    address identity user [time] "request" status bytes "referrer" "agent"
+
+A page view is a GET for a page, answered with 2xx or 3xx, by somebody who is not a bot. What else is well formed is
+skipped, and counted by the first of the rules below that it meets; what is not of the format is rejected. A visitor is
+a keyed hash of team, address and agent. The address itself is stored nowhere, not even in the raw text of a rejected
+line. Query strings are dropped, but for the names of campaigns.
+
+A visit ends with 30 minutes of silence, and after 24 hours at the latest. It goes on over the border of two objects,
+in whatever order they are loaded; only where an object fills the gap between two visits that are loaded already do
+those two stay two. The id of a visit is a UUID of version 7, so that its beginning can be read off it.
+"""
+
+import hashlib
+from collections.abc import Mapping
+from typing import Any
+
+from pydantic import SecretStr
+
+from dags.common.clickhouse.query import quoted
+from dags.common.clickhouse.tables import EVENTS
+from dags.events.objects import Format
+from dags.events.staging import (
+    EARLIEST_YEAR,
+    EVENT_NAMES,
+    IS_EVENT,
+    LATEST_YEAR,
+    RAW_CHARACTERS,
+    line_uuid,
+    objects_source,
+    person_id,
+    text,
+)
+
+VISIT_SILENCE_MINUTES = 30
+VISIT_HOURS = 24
+
+# A quote inside a field is written \" by Apache and \x22 by nginx; the second half of the end takes bare ones as well,
+# and the first allows fields after the agent.
+LINE_PATTERN = (
+    r'^(\S+) \S+ (?:.*?) \[([^\]]+)\] "(.*?)" (\d{3}) (?:\d+|-) '
+    r'(?:"((?:[^"\\]|\\.)*)" "((?:[^"\\]|\\.)*)"(?: [^"]*(?:"[^"]*"[^"]*)*)?|"(.*?)" "(.*)")\s*$'
+)
+REQUEST_PATTERN = r"^([A-Z]+) (\S+) HTTP/\d(?:\.\d+)?$"
+TIME_FORMAT = "%d/%b/%Y:%H:%i:%S %z"
+ASSET_PATTERN = (
+    r"(?i)(?:\.(?:png|jpe?g|gif|svg|ico|webp|avif|bmp|tiff?|css|js|mjs|map|woff2?|ttf|otf|eot|mp3|mp4|m4a|webm|ogg|wav|avi"
+    r"|mov|swf)|/robots\.txt)$"
+)
+ADDRESS_PATTERN = r"\d{1,3}(?:\.\d{1,3}){3}|[0-9A-Fa-f:]*::[0-9A-Fa-f:.]*|(?:[0-9A-Fa-f]{1,4}:){7}[0-9A-Fa-f]{1,4}"
+
+KEY_TABLE = "visitor_hash_key"
+PROPERTIES = "toJSONString(map('$pathname', pathname, '$referring_domain', referring_domain, '$raw_user_agent', agent))"
+
+
+def visitor_key_table(key: SecretStr) -> Mapping[str, Any]:
+    """The key of the visitors' hash as a table that travels beside the statement, so that no log has it."""
+    digest = hashlib.sha256(key.get_secret_value().encode()).digest()
+    halves = {"low": int.from_bytes(digest[:8], "big"), "high": int.from_bytes(digest[8:16], "big")}
+    return {"name": KEY_TABLE, "structure": [("low", "UInt64"), ("high", "UInt64")], "data": [halves]}
+
+
+def patterns() -> dict[str, str]:
+    """The parameters of `rows_statement` besides those of the objects."""
+    return {
+        "line_pattern": LINE_PATTERN,
+        "request_pattern": REQUEST_PATTERN,
+        "time_format": TIME_FORMAT,
+        "asset_pattern": ASSET_PATTERN,
+        "address_pattern": ADDRESS_PATTERN,
+    }
+
+
+def rows_statement() -> str:
+    """A SELECT of every line of access logs, in the columns of the staging table.
+
+    Browser, system, device, bots and visits are not known yet: they need the distinct agents, and all lines.
+    """
+    nothing = ", ".join(f"'' AS {name}" for name in ("browser", "os", "device_type", "session_id", "country_code"))
+    campaign = ", ".join(
+        text(f"decodeURLFormComponent(extractURLParameter(target, '{name}'))") + f" AS {name}"
+        for name in ("utm_source", "utm_medium", "utm_campaign", "utm_term", "utm_content")
+    )
+    without_addresses = (
+        "replaceRegexpAll(replaceRegexpOne(raw_line, '^\\\\S+', '<address>'), %(address_pattern)s, '<address>')"
+    )
+    return f"""
+    WITH (SELECT (assumeNotNull(any(low)), assumeNotNull(any(high))) FROM {KEY_TABLE}) AS visitor_key
+    SELECT
+        toUInt32(%(chunk)s) AS chunk, object, etag, line, team_id, object_id,
+        multiIf(
+            empty(parts), if(match(raw_line, '^\\\\s*$'), 'blank line', ''),
+            empty(request), 'request is not METHOD path HTTP/x',
+            request[1] != 'GET', 'method is not GET',
+            NOT match(parts[4], '^[23]'), 'status is not 2xx or 3xx',
+            match(pathname, %(asset_pattern)s), 'asset',
+            ''
+        ) AS skipped_by,
+        multiIf(
+            skipped_by != '', '',
+            empty(parts), 'not a line of the combined log format',
+            time IS NULL, 'time is not a time',
+            toYear(time) NOT BETWEEN {EARLIEST_YEAR} AND {LATEST_YEAR}, 'time is out of range',
+            ''
+        ) AS rejected_because,
+        if(rejected_because = '', '', substringUTF8({text(without_addresses)}, 1, {RAW_CHARACTERS})) AS raw,
+        if({IS_EVENT}, {text("concat(parts[6], parts[8])")}, '') AS agent,
+        {line_uuid()} AS uuid,
+        '$pageview' AS event,
+        if({IS_EVENT}, lower(hex(sipHash128Keyed(visitor_key, team_id, parts[1], agent))), '') AS distinct_id,
+        {person_id("team_id", "distinct_id")} AS person_id,
+        toDateTime64(ifNull(time, toDateTime(0, 'UTC')), 6, 'UTC') AS timestamp,
+        '' AS properties,
+        {text("domainWithoutWWW(target)")} AS host,
+        {text("path(target)")} AS pathname,
+        if(referrer IN ('', '-'), '$direct', {text("domain(referrer)")}) AS referring_domain,
+        {campaign},
+        toInt32(0) AS viewport_width, toInt32(0) AS viewport_height,
+        {nothing}
+    FROM (
+        SELECT
+            *,
+            extractGroups(raw_line, %(line_pattern)s) AS parts,
+            extractGroups(parts[3], %(request_pattern)s) AS request,
+            request[2] AS target,
+            concat(parts[5], parts[7]) AS referrer,
+            toTimeZone(parseDateTimeOrNull(parts[2], %(time_format)s), 'UTC') AS time
+        FROM ({objects_source(Format.ACCESS_LOG)})
+    )
+    """  # noqa: S608 - constants of this module
+
+
+def page_views_statement(staging: str, agents: str) -> str:
+    """A SELECT of the staged page views as events, in the order of `EVENT_NAMES`, with their visits.
+
+    `agents` is a table of agent, browser, os, device_type and is_bot for every agent of the staged lines. Parameters:
+    `first_log_chunk` and `objects`, what is read from `staging`; `teams` of these objects; `first` and `last`, the
+    bounds of their timestamps; `superseded`, ids of objects whose events do not count. None of the lists is empty.
+    """
+    staged = ", ".join(
+        f"found.{name} AS {name}" if name in {"browser", "os", "device_type"} else f"staged.{name} AS {name}"
+        for name in EVENT_NAMES
+    )
+    kept = ", ".join("'' AS properties" if name == "properties" else name for name in EVENT_NAMES)
+    # Made last, so that the sorting for the visits does not carry it.
+    made_last = {"session_id": visit_id(), "properties": PROPERTIES}
+    with_visits = ", ".join(f"{made_last[name]} AS {name}" if name in made_last else name for name in EVENT_NAMES)
+    return f"""
+    WITH
+        page_views AS (
+            SELECT {staged}, staged.agent AS agent, '' AS known_visit
+            FROM {quoted(staging)} AS staged INNER JOIN {quoted(agents)} AS found ON found.agent = staged.agent
+            WHERE {IS_EVENT} AND chunk >= %(first_log_chunk)s AND object IN %(objects)s AND NOT found.is_bot
+            UNION ALL
+            SELECT {kept}, '' AS agent, session_id AS known_visit
+            FROM {EVENTS.name}
+            WHERE event = '$pageview'
+                AND team_id IN %(teams)s
+                AND timestamp >= toDateTime64(%(first)s, 6, 'UTC') - INTERVAL {VISIT_SILENCE_MINUTES} MINUTE
+                AND timestamp <= toDateTime64(%(last)s, 6, 'UTC') + INTERVAL {VISIT_SILENCE_MINUTES} MINUTE
+                AND object_id NOT IN %(superseded)s
+                AND distinct_id IN (
+                    SELECT distinct_id FROM {quoted(staging)} WHERE chunk >= %(first_log_chunk)s AND {IS_EVENT}
+                )
+        ),
+        starts AS (
+            SELECT
+                *,
+                timestamp > lagInFrame(timestamp) OVER (
+                    PARTITION BY team_id, distinct_id ORDER BY timestamp, uuid
+                    ROWS BETWEEN 1 PRECEDING AND CURRENT ROW
+                ) + INTERVAL {VISIT_SILENCE_MINUTES} MINUTE AS is_start
+            FROM page_views
+        ),
+        visits AS (
+            SELECT
+                *,
+                sum(is_start) OVER (
+                    PARTITION BY team_id, distinct_id ORDER BY timestamp, uuid
+                    ROWS BETWEEN UNBOUNDED PRECEDING AND CURRENT ROW
+                ) AS visit
+            FROM starts
+        ),
+        begun AS (
+            SELECT
+                *,
+                min(timestamp) OVER (PARTITION BY team_id, distinct_id, visit) AS first_page_view,
+                minIf(UUIDv7ToDateTime(toUUIDOrZero(known_visit), 'UTC'), known_visit != '')
+                    OVER (PARTITION BY team_id, distinct_id, visit) AS known_beginning,
+                if(toUnixTimestamp64Milli(known_beginning) = 0, first_page_view, known_beginning) AS beginning
+            FROM visits
+        )
+    SELECT {with_visits}
+    FROM begun
+    WHERE known_visit = ''
+    """  # noqa: S608 - names from code
+
+
+def visit_id() -> str:
+    """The expression of a visit's id: a UUID of version 7 by team, visitor and beginning."""
+    day = VISIT_HOURS * 3_600_000
+    age = "greatest(0, toUnixTimestamp64Milli(timestamp) - toUnixTimestamp64Milli(beginning))"
+    milliseconds = f"(toUnixTimestamp64Milli(beginning) + intDiv({age}, {day}) * {day})"
+    clock = f"leftPad(lower(hex(toUInt64({milliseconds}))), 12, '0')"
+    rest = f"lower(hex(sipHash128('visit', team_id, distinct_id, {milliseconds})))"
+    return (
+        f"concat(substring({clock}, 1, 8), '-', substring({clock}, 9, 4), '-7', substring({rest}, 1, 3), '-8', "
+        f"substring({rest}, 4, 3), '-', substring({rest}, 7, 12))"
+    )

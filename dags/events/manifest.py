@@ -1,0 +1,152 @@
+"""The manifest: which objects are loaded, which are being loaded, which cannot be read. Table `ingested_objects`.
+
+A row's version is one above the highest known of its object, so no clock decides which of two rows counts. Rows are
+read from every host and merged, because a replica may be behind.
+"""
+
+import datetime as dt
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from enum import StrEnum
+
+from dags.common.clickhouse.cluster import ClickhouseCluster
+from dags.common.clickhouse.query import Insert, Query
+from dags.common.clickhouse.tables import INGESTED_OBJECTS
+
+EPOCH = dt.datetime(1970, 1, 1, tzinfo=dt.UTC)
+# Statements name up to a thousand keys, and more than the server's 256 KiB for a statement by default.
+LONG_STATEMENT = {"max_query_size": 16 * 1024**2}
+COLUMNS = (
+    "object",
+    "etag",
+    "version",
+    "object_id",
+    "team_id",
+    "format",
+    "state",
+    "lines",
+    "rows",
+    "rejected_rows",
+    "skipped_rows",
+    "size_bytes",
+    "first_timestamp",
+    "last_timestamp",
+    "reason",
+    "run_id",
+)
+SELECT = f"SELECT {', '.join(COLUMNS)} FROM {INGESTED_OBJECTS.name} FINAL"  # noqa: S608 - names from code
+
+
+class State(StrEnum):
+    """What is known of an object: see the comment of the column."""
+
+    LOADING = "loading"
+    LOADED = "loaded"
+    REPLACED = "replaced"
+    FAILED = "failed"
+
+
+# Asking for them again would change nothing.
+SETTLED = frozenset({State.LOADED, State.FAILED})
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One row of the manifest. Timestamps are UTC."""
+
+    key: str
+    etag: str
+    version: int
+    object_id: int
+    team_id: int
+    format: str
+    state: State
+    lines: int = 0
+    rows: int = 0
+    rejected_rows: int = 0
+    skipped_rows: Mapping[str, int] = field(default_factory=dict)
+    size_bytes: int = 0
+    first_timestamp: dt.datetime = EPOCH
+    last_timestamp: dt.datetime = EPOCH
+    reason: str = ""
+    run_id: str = ""
+
+    @property
+    def identity(self) -> tuple[str, str]:
+        """Key and etag."""
+        return self.key, self.etag
+
+    def now(self, state: State, run_id: str) -> "Entry":
+        """The row that says that the object is in another state."""
+        return replace(self, version=self.version + 1, state=state, run_id=run_id)
+
+
+Manifest = Mapping[tuple[str, str], Entry]
+
+
+def read_keys(cluster: ClickhouseCluster, keys: Sequence[str]) -> Manifest:
+    """What is known of every version of the keys."""
+    if not keys:
+        return {}
+    return _read(cluster, Query(f"{SELECT} WHERE object IN %(keys)s", {"keys": tuple(keys)}, LONG_STATEMENT))
+
+
+def read_range(cluster: ClickhouseCluster, first: str, last: str) -> Manifest:
+    """What is known of every version of the keys from `first` to `last`, both included."""
+    statement = f"{SELECT} WHERE object BETWEEN %(first)s AND %(last)s"
+    return _read(cluster, Query(statement, {"first": first, "last": last}))
+
+
+def read_since(cluster: ClickhouseCluster, since: dt.datetime) -> Manifest:
+    """What was written at `since` or later."""
+    return _read(cluster, Query(f"{SELECT} WHERE updated_at >= %(since)s", {"since": since}))
+
+
+def write(cluster: ClickhouseCluster, entries: Sequence[Entry], token: str) -> None:
+    """Adds rows. `token` names this set of rows: sent twice, they are stored once."""
+    if not entries:
+        return
+    rows = [
+        (
+            entry.key,
+            entry.etag,
+            entry.version,
+            entry.object_id,
+            entry.team_id,
+            entry.format,
+            entry.state.value,
+            entry.lines,
+            entry.rows,
+            entry.rejected_rows,
+            dict(entry.skipped_rows),
+            entry.size_bytes,
+            entry.first_timestamp,
+            entry.last_timestamp,
+            entry.reason,
+            entry.run_id,
+        )
+        for entry in entries
+    ]
+    cluster.any_host(Insert(INGESTED_OBJECTS.name, COLUMNS, rows, token)).result()
+
+
+def merge(views: Iterable[Iterable[Entry]]) -> Manifest:
+    """Of what several hosts know, the row with the highest version of each object."""
+    merged: dict[tuple[str, str], Entry] = {}
+    for view in views:
+        for entry in view:
+            if entry.identity not in merged or entry.version > merged[entry.identity].version:
+                merged[entry.identity] = entry
+    return merged
+
+
+def _read(cluster: ClickhouseCluster, query: Query) -> Manifest:
+    found = cluster.map_all_hosts(query).result()
+    return merge([[_entry(row) for row in rows] for rows in found.values()])
+
+
+def _entry(row: Sequence[object]) -> Entry:
+    values = dict(zip(COLUMNS, row, strict=True))
+    key = values.pop("object")
+    state = State(str(values.pop("state")))
+    return Entry(key=key, state=state, **values)  # type: ignore[arg-type]

@@ -1,0 +1,30 @@
+"""The Dagster resource `event_source`: where events come from, and the key of the visitors' hash."""
+
+from dataclasses import dataclass
+
+import dagster as dg
+from pydantic import SecretStr
+
+from dags.common.clickhouse.object_storage import ObjectStorage, object_storage_from_settings
+from dags.common.settings import Settings, SettingsError, get_settings
+
+
+@dataclass(frozen=True)
+class EventSource:
+    """A bucket as ClickHouse reaches it, and the key of the hash that stands for a visitor of access logs."""
+
+    storage: ObjectStorage
+    visitor_hash_key: SecretStr
+
+
+def event_source_from_settings(settings: Settings) -> EventSource:
+    """As the environment says. Raises SettingsError without a key, and what object_storage_from_settings raises."""
+    if settings.visitor_hash_key is None:
+        raise SettingsError("VISITOR_HASH_KEY is not set: visitors of access logs are known by a hash with this key.")
+    return EventSource(object_storage_from_settings(settings), settings.visitor_hash_key)
+
+
+@dg.resource(description="Where objects of events are, and the key of the hash that stands for a visitor.")
+def event_source(_context: dg.InitResourceContext) -> EventSource:
+    """Made when a run or a tick first needs it, so that loading code reads no environment."""
+    return event_source_from_settings(get_settings())

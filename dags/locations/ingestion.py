@@ -1,0 +1,14 @@
+"""Events from object storage into ClickHouse. team-ingestion."""
+
+from dags.events.assets import events, few_events_are_rejected, load_events_job
+from dags.events.resource import event_source
+from dags.events.sensors import watch_event_objects
+from dags.locations import build_definitions, resources
+
+defs = build_definitions(
+    assets=[events],
+    asset_checks=[few_events_are_rejected],
+    jobs=[load_events_job],
+    sensors=[watch_event_objects],
+    resources={**resources, "event_source": event_source},
+)

@@ -1,0 +1,246 @@
+import uuid
+
+import pytest
+
+from dags.tests.events.world import CHROME, IPHONE, VISITOR_HASH_KEY, World, log_line
+
+
+def text(*found: str) -> bytes:
+    return "".join(f"{line}\n" for line in found).encode()
+
+
+def at(clock: str, day: int = 1) -> str:
+    return f"{day:02d}/Oct/2026:{clock}:00 +0000"
+
+
+def test_a_page_view_has_path_referrer_campaign_browser_and_device(world: World) -> None:
+    world.put(
+        "access.log.gz",
+        text(
+            log_line(
+                "/blog/post?id=7&utm_source=news%20letter&utm_medium=email&token=secret",
+                at="01/Oct/2026:12:00:00 +0200",
+                referrer="https://www.example.org/search?q=private",
+                agent=IPHONE,
+            )
+        ),
+        team=5,
+    )
+    (entry,) = world.load().loaded
+    assert (entry.lines, entry.rows, entry.format) == (1, 1, "access log")
+    assert world.rows(
+        "SELECT event, team_id, toString(timestamp), pathname, referring_domain, browser, os, device_type, utm_source, "
+        "utm_medium, session_id != '' FROM events"
+    ) == [
+        (
+            "$pageview",
+            5,
+            "2026-10-01 10:00:00.000000",
+            "/blog/post",
+            "www.example.org",
+            "Mobile Safari",
+            "iOS",
+            "Mobile",
+            "news letter",
+            "email",
+            1,
+        )
+    ]
+    assert world.rows(
+        "SELECT count() FROM events WHERE properties LIKE '%%secret%%' OR properties LIKE '%%private%%'"
+    ) == [(0,)]
+
+
+@pytest.mark.parametrize(
+    ("line", "rule"),
+    [
+        (log_line("/logo.png"), "asset"),
+        (log_line("/style.css?v=3"), "asset"),
+        (log_line("/app.JS"), "asset"),
+        (log_line("/fonts/a.woff2"), "asset"),
+        (log_line("/robots.txt"), "asset"),
+        (log_line(agent="Mozilla/5.0 (compatible; Googlebot/2.1; +http://www.google.com/bot.html)"), "bot"),
+        (log_line(agent="-"), "bot"),
+        (log_line(agent=""), "bot"),
+        (log_line(status=404), "status is not 2xx or 3xx"),
+        (log_line(status=500), "status is not 2xx or 3xx"),
+        (log_line(status=101), "status is not 2xx or 3xx"),
+        (log_line(request="POST /form HTTP/1.1"), "method is not GET"),
+        (log_line(request="HEAD / HTTP/1.1"), "method is not GET"),
+        (log_line(request="-", status=408), "request is not METHOD path HTTP/x"),
+        (log_line(request=r"\x16\x03\x01", status=400), "request is not METHOD path HTTP/x"),
+        (log_line(request="", status=400), "request is not METHOD path HTTP/x"),
+        (log_line(request="GET /without-version"), "request is not METHOD path HTTP/x"),
+        ("   ", "blank line"),
+    ],
+)
+def test_what_is_no_page_view_is_skipped_by_a_named_rule_and_not_rejected(world: World, line: str, rule: str) -> None:
+    world.put("access.log", text(log_line("/page"), line))
+    (entry,) = world.load().loaded
+    assert entry.skipped_rows == {rule: 1}
+    assert (entry.rows, entry.rejected_rows) == (1, 0)
+    assert world.column("pathname") == ["/page"]
+
+
+@pytest.mark.parametrize("status", [200, 204, 301, 304])
+def test_answers_of_2xx_and_3xx_are_page_views(world: World, status: int) -> None:
+    world.put("access.log", text(log_line("/page", status=status)))
+    assert [entry.rows for entry in world.load().loaded] == [1]
+
+
+@pytest.mark.parametrize(
+    ("line", "path", "referrer"),
+    [
+        (log_line("/a", agent=r"Mozilla/5.0 \"odd\" browser"), "/a", "$direct"),
+        (log_line("/a", agent='Mozilla/5.0 "bare" browser'), "/a", "$direct"),
+        (log_line("/a", referrer=r"http://x.org/?q=\"y\" z"), "/a", "x.org"),
+        (log_line("/a", referrer='http://x.org/?q="y"'), "/a", "x.org"),
+        (log_line(r"/say\"hi\""), r"/say\"hi\"", "$direct"),
+        (log_line('/say"hi"'), '/say"hi"', "$direct"),
+        (log_line("/a") + ' "198.51.100.1" 0.123', "/a", "$direct"),
+        (log_line("/a") + "\r", "/a", "$direct"),
+        (log_line("/a", address="2001:db8::1"), "/a", "$direct"),
+        (log_line("/a").replace(" - - ", " - some user "), "/a", "$direct"),
+        (log_line("/a").replace(" 512 ", " - "), "/a", "$direct"),
+        (log_line("http://example.com/a?b=c"), "/a", "$direct"),
+        (log_line("/a#b"), "/a", "$direct"),
+    ],
+)
+def test_odd_quoting_and_odd_fields_are_understood(world: World, line: str, path: str, referrer: str) -> None:
+    world.put("access.log", text(line))
+    (entry,) = world.load().loaded
+    assert (entry.rows, entry.rejected_rows) == (1, 0)
+    assert world.rows("SELECT pathname, referring_domain FROM events") == [(path, referrer)]
+
+
+@pytest.mark.parametrize(
+    ("line", "reason"),
+    [
+        (
+            "203.0.113.7 something else from 203.0.113.8, 2001:db8::17 and 2001:db8:0:0:0:0:0:17",
+            "not a line of the combined log format",
+        ),
+        (log_line("/a").rsplit('"', 4)[0], "not a line of the combined log format"),
+        (log_line("/a", at="01/Foo/2026:10:00:00 +0000"), "time is not a time"),
+        (log_line("/a", at="01/Oct/1985:10:00:00 +0000"), "time is out of range"),
+    ],
+)
+def test_a_bad_line_is_rejected_without_its_address(world: World, line: str, reason: str) -> None:
+    world.put("access.log", text(log_line("/good"), line))
+    (entry,) = world.load().loaded
+    assert (entry.rows, entry.rejected_rows) == (1, 1)
+    ((number, found, raw),) = world.rows("SELECT line, reason, raw FROM events_rejected")
+    assert (number, found) == (2, reason)
+    assert raw.startswith("<address> ")
+    assert ":10:00:00 +0000]" in raw or "Oct" not in line
+    assert "203.0.113" not in raw
+    assert "2001:db8" not in raw
+
+
+def test_a_visitor_is_a_keyed_hash_of_address_and_agent_within_a_team(world: World) -> None:
+    world.put(
+        "access.log",
+        text(
+            log_line("/1", address="203.0.113.7", agent=CHROME),
+            log_line("/2", address="203.0.113.7", agent=CHROME),
+            log_line("/3", address="203.0.113.7", agent=IPHONE),
+            log_line("/4", address="203.0.113.8", agent=CHROME),
+        ),
+    )
+    world.put("access.log", text(log_line("/5", address="203.0.113.7", agent=CHROME)), team=2)
+    world.load()
+    visitors: dict[str, str] = dict(world.rows("SELECT pathname, distinct_id FROM events"))
+    assert visitors["/1"] == visitors["/2"]
+    assert len(set(visitors.values())) == 4
+    assert all(len(visitor) == 32 for visitor in visitors.values())
+
+    from pydantic import SecretStr
+
+    world.put("other.log", text(log_line("/6", address="203.0.113.7", agent=CHROME)))
+    world.load(visitor_hash_key=SecretStr("another key of the hash"))
+    assert len(set(world.column("distinct_id"))) == 5
+
+
+def test_neither_address_nor_key_nor_secret_is_stored_or_logged(world: World) -> None:
+    address = "203.0.113.199"
+    world.put("access.log", text(log_line("/a", address=address), f"{address} garbage {address}"))
+    world.load()
+    world.rows("SYSTEM FLUSH LOGS")
+    names = "concat(toString(tuple(*)))"
+    for table in ("events", "events_rejected", "ingested_objects"):
+        assert world.rows(f"SELECT count() FROM {table}")[0][0] > 0  # noqa: S608 - names from code
+        assert world.rows(f"SELECT count() FROM {table} WHERE position({names}, %(address)s) > 0", address=address) == [  # noqa: S608 - names from code
+            (0,)
+        ]
+    key = VISITOR_HASH_KEY.get_secret_value()
+    from dags.events.access_logs import visitor_key_table
+
+    halves = visitor_key_table(VISITOR_HASH_KEY)["data"][0]
+    ours = "FROM system.query_log WHERE current_database = currentDatabase() AND query NOT LIKE '%%query_log%%'"
+    assert world.rows(f"SELECT count() {ours} AND query LIKE '%%FROM s3(%%'")[0][0] > 0
+    secret = world.storage.secret_access_key.get_secret_value()
+    for private in (address, key, secret, str(halves["low"]), str(halves["high"])):
+        assert world.rows(f"SELECT count() {ours} AND position(query, %(private)s) > 0", private=private) == [(0,)]
+
+
+def test_a_visit_ends_with_half_an_hour_of_silence(world: World) -> None:
+    clocks = ["10:00", "10:29", "10:59", "11:29", "12:00", "12:10"]
+    world.put("access.log", text(*(log_line(f"/{clock}", at=at(clock)) for clock in clocks)))
+    world.load()
+    visits: dict[str, str] = dict(world.rows("SELECT pathname, session_id FROM events"))
+    assert len({visits[f"/{clock}"] for clock in clocks[:4]}) == 1
+    assert len({visits[f"/{clock}"] for clock in clocks[4:]}) == 1
+    assert len(set(visits.values())) == 2
+
+
+def test_the_id_of_a_visit_tells_when_it_began(world: World) -> None:
+    world.put("access.log", text(log_line("/a", at=at("10:00")), log_line("/b", at=at("10:10"))))
+    world.load()
+    assert world.rows("SELECT DISTINCT toString(UUIDv7ToDateTime(toUUID(session_id), 'UTC')) FROM events") == [
+        ("2026-10-01 10:00:00.000",)
+    ]
+    assert uuid.UUID(world.column("session_id")[0]).version == 7
+
+
+def test_a_visit_lasts_a_day_at_the_most(world: World) -> None:
+    found = [log_line(f"/{day}/{hour}/{minute}", at=at(f"{hour:02d}:{minute:02d}", day))
+             for day in (1, 2) for hour in range(24) for minute in (0, 20, 40)]  # fmt: skip
+    world.put("access.log", text(*found))
+    world.load()
+    assert world.rows(
+        "SELECT dateDiff('minute', min(timestamp), max(timestamp)) FROM events GROUP BY session_id ORDER BY 1"
+    ) == [(24 * 60 - 20,), (24 * 60 - 20,)]
+
+
+@pytest.mark.parametrize("order", [("a", "b"), ("b", "a"), ("ab",)])
+def test_a_visit_goes_on_from_one_object_to_the_next_in_whatever_order_they_are_loaded(
+    world: World, order: tuple[str, ...]
+) -> None:
+    keys = {
+        "a": world.put("a.log", text(log_line("/1", at=at("10:50")), log_line("/2", at=at("10:59")))),
+        "b": world.put("b.log", text(log_line("/3", at=at("11:05")), log_line("/4", at=at("12:00")))),
+    }
+    for step in order:
+        world.load(*(keys[name] for name in step))
+    visits: dict[str, str] = dict(world.rows("SELECT pathname, session_id FROM events"))
+    assert visits["/1"] == visits["/2"] == visits["/3"] != visits["/4"]
+
+
+def test_visitors_of_two_teams_do_not_share_a_visit(world: World) -> None:
+    for team in (1, 2):
+        world.put("a.log", text(log_line("/1"), log_line("/2")), team=team)
+    world.load()
+    assert world.rows("SELECT uniqExact(session_id), count() FROM events") == [(2, 4)]
+
+
+def test_a_log_that_has_grown_gives_its_old_lines_the_same_identity_and_visit(world: World) -> None:
+    found = [log_line(f"/{number}", at=at(f"10:{number:02d}")) for number in range(5)]
+    world.put("access.log", text(*found[:3]))
+    world.load()
+    before = world.rows("SELECT uuid, pathname, session_id FROM events ORDER BY pathname")
+    world.put("access.log", text(*found))
+    world.load()
+    after = world.rows("SELECT uuid, pathname, session_id FROM events ORDER BY pathname")
+    assert after[:3] == before
+    assert len(after) == 5
+    assert sorted(world.states().values()) == ["loaded", "replaced"]
