@@ -1,0 +1,1 @@
+"""Tests of `dags/web_preaggregated`."""

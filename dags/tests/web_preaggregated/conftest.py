@@ -1,0 +1,23 @@
+"""Fixtures of the pre-aggregation tests: the real engine with the schema."""
+
+from collections.abc import Iterator
+
+import pytest
+
+from dags.common.clickhouse.cluster import Access, ClickhouseCluster, Host
+from dags.common.clickhouse.schema import apply_schema
+from dags.tests.web_preaggregated.events import Web
+
+
+@pytest.fixture
+def cluster(clickhouse_port: int, clickhouse_database: str) -> Iterator[ClickhouseCluster]:
+    """The real engine, with the project's schema in a database of this test."""
+    with ClickhouseCluster([Host("127.0.0.1", clickhouse_port)], Access(database=clickhouse_database)) as connected:
+        apply_schema(connected, clustered=False)
+        yield connected
+
+
+@pytest.fixture
+def web(cluster: ClickhouseCluster) -> Web:
+    """Events go in, numbers come out."""
+    return Web(cluster)

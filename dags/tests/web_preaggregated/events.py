@@ -1,0 +1,261 @@
+"""Events as tests make them, the numbers that the tables hold, and the same numbers from a model in plain Python."""
+
+import datetime as dt
+from collections import defaultdict
+from collections.abc import Collection, Iterable, Sequence
+from dataclasses import dataclass, field, fields
+from uuid import UUID, uuid4
+
+from dags.common.clickhouse.cluster import ClickhouseCluster
+from dags.common.clickhouse.query import Insert, Query, Rows
+from dags.web_preaggregated.aggregate import Outcome, pre_aggregate
+from dags.web_preaggregated.statements import DAILY, Grain
+
+DAY = dt.date(2026, 3, 11)
+LONGEST_SESSION = dt.timedelta(hours=24)
+PAGEVIEWS = ("$pageview", "$screen")
+DIMENSIONS = ("host", "browser", "utm_source", "viewport_width")
+
+
+def at(clock: str, day: int = 0) -> dt.datetime:
+    """A moment of `DAY`, or of a day before or after it, UTC: `at("23:59:59.999999", day=-1)`."""
+    time = dt.time.fromisoformat(clock)
+    return dt.datetime.combine(DAY + dt.timedelta(days=day), time, tzinfo=dt.UTC)
+
+
+def person(number: int) -> UUID:
+    """A person's id."""
+    return UUID(int=number + 1)
+
+
+@dataclass(frozen=True)
+class Event:
+    """A row of `events`."""
+
+    timestamp: dt.datetime
+    session_id: str = "session"
+    pathname: str = "/"
+    event: str = "$pageview"
+    team_id: int = 1
+    distinct_id: str = "visitor"
+    person_id: UUID = field(default_factory=lambda: person(0))
+    uuid: UUID = field(default_factory=uuid4)
+    inserted_at: dt.datetime = dt.datetime(2026, 4, 1, tzinfo=dt.UTC)
+    host: str = "example.com"
+    browser: str = "Firefox"
+    utm_source: str = ""
+    viewport_width: int = 0
+
+    @property
+    def sorting_key(self) -> tuple[object, ...]:
+        """Rows that are the same event."""
+        return self.team_id, self.timestamp.date(), self.event, self.distinct_id, self.uuid
+
+
+@dataclass(frozen=True)
+class Override:
+    """A row of `person_distinct_id_overrides`."""
+
+    distinct_id: str
+    person_id: UUID
+    version: int = 1
+    team_id: int = 1
+    is_deleted: int = 0
+
+
+@dataclass(frozen=True)
+class Numbers:
+    """What is counted of a group of sessions or pageviews."""
+
+    pageviews: int = 0
+    sessions: int = 0
+    visitors: int = 0
+    bounces: int = 0
+    seconds: int = 0
+
+
+@dataclass(frozen=True)
+class Session:
+    """A session of the model."""
+
+    team_id: int
+    session_id: str
+    start: dt.datetime
+    end: dt.datetime
+    person_id: UUID
+    pages: tuple[Event, ...]
+
+
+def sessions_of(
+    events: Iterable[Event], overrides: Iterable[Override], team_ids: Collection[int] | None = None
+) -> list[Session]:
+    """Every session that has a pageview, by the rules as they are written down."""
+    persons = overriding_persons(overrides)
+    by_id: dict[tuple[int, str], list[Event]] = defaultdict(list)
+    for event in without_duplicates(events):
+        if event.session_id and (team_ids is None or event.team_id in team_ids):
+            by_id[event.team_id, event.session_id].append(event)
+    sessions = []
+    for (team_id, session_id), members in by_id.items():
+        for piece in cut_at_pauses(members):
+            inside = [event for event in piece if event.timestamp - piece[0].timestamp <= LONGEST_SESSION]
+            pages = tuple(event for event in inside if event.event in PAGEVIEWS)
+            if pages:
+                owner = persons.get((team_id, pages[0].distinct_id), pages[0].person_id)
+                sessions.append(Session(team_id, session_id, inside[0].timestamp, inside[-1].timestamp, owner, pages))
+    return sessions
+
+
+def without_duplicates(events: Iterable[Event]) -> Iterable[Event]:
+    """Of rows with one sorting key, the one inserted last."""
+    newest: dict[tuple[object, ...], Event] = {}
+    for event in events:
+        kept = newest.get(event.sorting_key)
+        if kept is None or event.inserted_at >= kept.inserted_at:
+            newest[event.sorting_key] = event
+    return newest.values()
+
+
+def overriding_persons(overrides: Iterable[Override]) -> dict[tuple[int, str], UUID]:
+    """The person of each team and distinct_id whose latest override is not deleted."""
+    latest: dict[tuple[int, str], Override] = {}
+    for override in overrides:
+        key = (override.team_id, override.distinct_id)
+        if key not in latest or override.version >= latest[key].version:
+            latest[key] = override
+    return {key: override.person_id for key, override in latest.items() if not override.is_deleted}
+
+
+def cut_at_pauses(events: Iterable[Event]) -> list[list[Event]]:
+    """The events in order, in pieces with more than the longest session between them."""
+    pieces: list[list[Event]] = []
+    for event in sorted(events, key=lambda one: (one.timestamp, second_half(one.uuid))):
+        if not pieces or event.timestamp - pieces[-1][-1].timestamp > LONGEST_SESSION:
+            pieces.append([])
+        pieces[-1].append(event)
+    return pieces
+
+
+def second_half(value: UUID) -> int:
+    """The second half of the uuid's digits as a number."""
+    return value.int & (2**64 - 1)
+
+
+def seconds_of(session: Session) -> int:
+    """The duration as the clock shows seconds."""
+    return int(session.end.replace(microsecond=0).timestamp() - session.start.replace(microsecond=0).timestamp())
+
+
+def counted(sessions: Sequence[Session], pageviews: int) -> Numbers:
+    """The numbers of a group of sessions, with the pageviews that are counted for it."""
+    return Numbers(
+        pageviews=pageviews,
+        sessions=len(sessions),
+        visitors=len({session.person_id for session in sessions}),
+        bounces=sum(len(session.pages) == 1 for session in sessions),
+        seconds=sum(map(seconds_of, sessions)),
+    )
+
+
+def bucket_of(moment: dt.datetime, grain: Grain) -> dt.datetime:
+    """The day or hour of a moment."""
+    return moment.replace(hour=0 if grain is DAILY else moment.hour, minute=0, second=0, microsecond=0)
+
+
+def modelled_pages(sessions: Iterable[Session], grain: Grain = DAILY) -> dict[tuple[object, ...], Numbers]:
+    """By team, bucket, dimensions of the session and path: what the stats table must hold."""
+    groups: dict[tuple[object, ...], list[tuple[Session, int]]] = defaultdict(list)
+    for session in sessions:
+        for path in {page.pathname for page in session.pages}:
+            key = (session.team_id, bucket_of(session.start, grain), *dimensions_of(session), path)
+            groups[key].append((session, sum(page.pathname == path for page in session.pages)))
+    numbers = {}
+    for key, found in groups.items():
+        both = counted([session for session, _ in found], sum(count for _, count in found))
+        numbers[key] = Numbers(both.pageviews, both.sessions, both.visitors)
+    return numbers
+
+
+def modelled_entries(sessions: Iterable[Session], grain: Grain = DAILY) -> dict[tuple[object, ...], Numbers]:
+    """By team, bucket and dimensions of the session: what the bounces table must hold."""
+    groups: dict[tuple[object, ...], list[Session]] = defaultdict(list)
+    for session in sessions:
+        groups[session.team_id, bucket_of(session.start, grain), *dimensions_of(session)].append(session)
+    return {key: counted(found, sum(len(one.pages) for one in found)) for key, found in groups.items()}
+
+
+def dimensions_of(session: Session) -> tuple[object, ...]:
+    """Entry and end path, and the dimensions of the first pageview that tests vary."""
+    first, last = session.pages[0], session.pages[-1]
+    return (first.pathname, last.pathname, *(getattr(first, name) for name in DIMENSIONS))
+
+
+@dataclass
+class Web:
+    """The raw tables and the web tables of one database."""
+
+    cluster: ClickhouseCluster
+
+    def add(self, *events: Event) -> None:
+        """Insert events as one part: duplicates in one call are merged at once, those of two calls are not."""
+        names = [column.name for column in fields(Event)]
+        rows = [[getattr(event, name) for name in names] for event in events]
+        if rows:
+            self.cluster.any_host(Insert("events", names, rows)).result()
+
+    def override(self, *overrides: Override) -> None:
+        """Insert overrides."""
+        names = [column.name for column in fields(Override)]
+        rows = [[getattr(override, name) for name in names] for override in overrides]
+        if rows:
+            self.cluster.any_host(Insert("person_distinct_id_overrides", names, rows)).result()
+
+    def compute(self, *days: dt.date, grain: Grain = DAILY, team_ids: Sequence[int] | None = None) -> Outcome:
+        """Pre-aggregate these days; none means `DAY`."""
+        return pre_aggregate(self.cluster, grain, days or (DAY,), run_id=str(uuid4()), team_ids=team_ids)
+
+    def rows(self, statement: str, **parameters: object) -> Rows:
+        """Ask ClickHouse."""
+        return self.cluster.any_host(Query(statement, parameters)).result()
+
+    def pages(self, grain: Grain = DAILY) -> dict[tuple[object, ...], Numbers]:
+        """What the stats table holds, keyed as `modelled_pages`."""
+        dimensions = ", ".join(("team_id", "period_bucket", "entry_pathname", "end_pathname", *DIMENSIONS, "pathname"))
+        rows = self.rows(
+            f"SELECT {dimensions}, sumMerge(pageviews_count_state), uniqExactMerge(sessions_uniq_state), "  # noqa: S608 - names of this module
+            f"uniqExactMerge(persons_uniq_state) FROM {grain.stats.name} GROUP BY {dimensions}"
+        )
+        return {tuple(row[:-3]): Numbers(*row[-3:]) for row in rows}
+
+    def entries(self, grain: Grain = DAILY) -> dict[tuple[object, ...], Numbers]:
+        """What the bounces table holds, keyed as `modelled_entries`."""
+        dimensions = ", ".join(("team_id", "period_bucket", "entry_pathname", "end_pathname", *DIMENSIONS))
+        rows = self.rows(
+            f"SELECT {dimensions}, sumMerge(pageviews_count_state), uniqExactMerge(sessions_uniq_state), "  # noqa: S608 - names of this module
+            "uniqExactMerge(persons_uniq_state), sumMerge(bounces_count_state), "
+            "sumMerge(total_session_duration_state), sumMerge(total_session_count_state) "
+            f"FROM {grain.bounces.name} GROUP BY {dimensions}"
+        )
+        assert all(row[-1] == row[-5] for row in rows), "a session is counted twice"
+        return {tuple(row[:-6]): Numbers(*row[-6:-1]) for row in rows}
+
+    def totals(self, day: dt.date = DAY, team_id: int = 1) -> Numbers:
+        """The numbers of a team's day, from both tables, which must agree."""
+        ((pageviews, sessions, visitors),) = self.rows(
+            "SELECT sumMerge(pageviews_count_state), uniqExactMerge(sessions_uniq_state), "
+            "uniqExactMerge(persons_uniq_state) FROM web_stats_daily "
+            "WHERE team_id = %(team)s AND toDate(period_bucket) = %(day)s",
+            team=team_id,
+            day=day,
+        )
+        ((*numbers,),) = self.rows(
+            "SELECT sumMerge(pageviews_count_state), uniqExactMerge(sessions_uniq_state), "
+            "uniqExactMerge(persons_uniq_state), sumMerge(bounces_count_state), "
+            "sumMerge(total_session_duration_state) FROM web_bounces_daily "
+            "WHERE team_id = %(team)s AND toDate(period_bucket) = %(day)s",
+            team=team_id,
+            day=day,
+        )
+        found = Numbers(*numbers)
+        assert (pageviews, sessions, visitors) == (found.pageviews, found.sessions, found.visitors)
+        return found

@@ -1,0 +1,243 @@
+import datetime as dt
+import uuid
+
+import pytest
+
+from dags.common.clickhouse.cluster import ClickhouseCluster
+from dags.common.clickhouse.query import Query
+from dags.tests.web_preaggregated.events import (
+    DAY,
+    Event,
+    Numbers,
+    Override,
+    Web,
+    at,
+    modelled_entries,
+    modelled_pages,
+    person,
+    sessions_of,
+)
+from dags.web_preaggregated.aggregate import STAGING_PREFIX, drop_leftovers, pre_aggregate, staging_name
+from dags.web_preaggregated.raw import compare_with_raw
+from dags.web_preaggregated.statements import DAILY, HOURLY
+
+BEFORE, AFTER = DAY - dt.timedelta(days=1), DAY + dt.timedelta(days=1)
+
+
+def staging_tables(web: Web) -> list[str]:
+    rows = web.rows("SELECT name FROM system.tables WHERE database = currentDatabase() AND name LIKE 'staging%%'", x=1)
+    return [name for (name,) in rows]
+
+
+def test_a_session_over_midnight_belongs_wholly_to_the_day_of_its_begin(web: Web) -> None:
+    web.add(Event(at("23:50:00"), pathname="/in"), Event(at("00:10:00", day=1), pathname="/out"))
+    web.compute(BEFORE, DAY, AFTER)
+    assert web.totals() == Numbers(pageviews=2, sessions=1, visitors=1, bounces=0, seconds=1200)
+    assert web.totals(AFTER) == web.totals(BEFORE) == Numbers()
+
+
+def test_each_day_by_itself_gives_what_all_days_together_give(web: Web) -> None:
+    web.add(Event(at("23:50:00", day=-1)), Event(at("00:10:00")), Event(at("09:00:00"), "other"))
+    web.compute(BEFORE, DAY, AFTER)
+    together = web.pages(), web.entries()
+    for day in (AFTER, BEFORE, DAY):
+        web.compute(day)
+    assert (web.pages(), web.entries()) == together
+
+
+def test_an_event_24_hours_after_the_begin_is_of_the_session_and_a_later_one_is_not(web: Web) -> None:
+    web.add(Event(at("12:00:00")), Event(at("12:00:00", day=1), pathname="/in"), Event(at("12:00:00.000001", day=1)))
+    web.compute(DAY, AFTER)
+    assert web.totals() == Numbers(pageviews=2, sessions=1, visitors=1, bounces=0, seconds=86_400)
+    assert web.totals(AFTER) == Numbers()
+
+
+def test_a_session_id_used_again_after_a_pause_of_more_than_24_hours_is_another_session(web: Web) -> None:
+    web.add(Event(at("00:00:00", day=-1)), Event(at("00:00:00.000001")), Event(at("00:30:00"), event="custom"))
+    web.compute(BEFORE, DAY)
+    assert web.totals(BEFORE) == Numbers(pageviews=1, sessions=1, visitors=1, bounces=1, seconds=0)
+    assert web.totals() == Numbers(pageviews=1, sessions=1, visitors=1, bounces=1, seconds=1800)
+
+
+def test_events_without_a_session_are_in_no_table_and_their_pageviews_are_told(web: Web) -> None:
+    web.add(Event(at("10:00:00"), session_id=""), Event(at("10:00:00"), session_id="", event="custom"))
+    outcome = web.compute()
+    assert web.totals() == Numbers()
+    assert outcome.days[DAY].pageviews_without_session == 1
+
+
+def test_a_session_without_a_pageview_is_in_no_table(web: Web) -> None:
+    web.add(Event(at("10:00:00"), event="custom"))
+    web.compute()
+    assert web.totals() == Numbers()
+
+
+def test_a_duplicate_that_is_not_merged_counts_once_and_the_newest_row_counts(web: Web) -> None:
+    web.rows("SYSTEM STOP MERGES events")
+    first = uuid.uuid4()
+    web.add(Event(at("10:00:00"), uuid=first, pathname="/old"))
+    web.add(Event(at("10:00:00"), uuid=first, pathname="/new", inserted_at=dt.datetime(2026, 4, 2, tzinfo=dt.UTC)))
+    assert web.rows("SELECT count() FROM events") == [(2,)]
+    web.compute()
+    assert web.totals() == Numbers(pageviews=1, sessions=1, visitors=1, bounces=1, seconds=0)
+    assert [key[-1] for key in web.pages()] == ["/new"]
+
+
+def test_a_duplicate_that_moved_to_another_session_counts_there_alone(web: Web) -> None:
+    web.rows("SYSTEM STOP MERGES events")
+    first = uuid.uuid4()
+    web.add(Event(at("10:00:00"), "old", uuid=first))
+    web.add(Event(at("10:00:00"), "new", uuid=first, inserted_at=dt.datetime(2026, 4, 2, tzinfo=dt.UTC)))
+    web.compute()
+    assert web.totals() == Numbers(pageviews=1, sessions=1, visitors=1, bounces=1, seconds=0)
+
+
+def test_an_override_holds_for_its_team_alone(web: Web) -> None:
+    for team in (1, 2):
+        web.add(
+            *(Event(at("10:00:00"), f"s{n}", distinct_id=f"d{n}", person_id=person(n), team_id=team) for n in (1, 2))
+        )
+    web.override(Override("d1", person(9)), Override("d2", person(9)))
+    web.compute()
+    assert web.totals(team_id=1).visitors == 1
+    assert web.totals(team_id=2).visitors == 2
+
+
+def test_the_latest_version_of_an_override_counts_and_a_deleted_one_gives_the_event_s_person_back(web: Web) -> None:
+    web.add(*(Event(at("10:00:00"), f"s{n}", distinct_id=f"d{n}", person_id=person(n)) for n in (1, 2, 3)))
+    web.override(Override("d1", person(3), version=2), Override("d2", person(3), version=1))
+    web.override(Override("d1", person(8), version=1), Override("d2", person(3), version=2, is_deleted=1))
+    web.compute()
+    # d1 is person 3 now, d2 is person 2 again, d3 is person 3.
+    assert web.totals().visitors == 2
+
+
+def test_dimensions_are_those_of_the_first_pageview_whatever_characters_they_have(web: Web) -> None:
+    odd = "a\0b\x01c\x01z\x01e\0"
+    web.add(
+        Event(at("09:00:00"), event="custom", host="nowhere", browser="none"),
+        Event(at("10:00:00"), host=odd, browser="Safari", utm_source="\0", pathname="/p\0", distinct_id="d\0\x01"),
+        Event(at("11:00:00"), host="later", pathname="/end"),
+    )
+    web.override(Override("d\0\x01", person(5)))
+    web.compute()
+    assert list(web.entries()) == [(1, at("00:00:00"), "/p\0", "/end", odd, "Safari", "\0", 0)]
+
+
+def test_an_empty_day_is_emptied(web: Web) -> None:
+    web.add(Event(at("10:00:00")))
+    web.compute()
+    assert web.totals().pageviews == 1
+    web.rows("TRUNCATE TABLE events")
+    outcome = web.compute()
+    assert web.totals() == Numbers()
+    assert outcome.days[DAY].rows == {"web_stats_daily": 0, "web_bounces_daily": 0}
+
+
+def test_a_team_that_is_not_selected_has_no_rows_also_none_of_before(web: Web) -> None:
+    web.add(Event(at("10:00:00")), Event(at("10:00:00"), team_id=2))
+    web.compute()
+    web.compute(team_ids=[2])
+    assert web.totals(team_id=1) == Numbers()
+    assert web.totals(team_id=2).pageviews == 1
+    web.compute(team_ids=[7])
+    assert web.pages() == {}
+
+
+def test_the_hourly_tables_have_a_session_in_the_hour_of_its_begin_and_the_daily_ones_stay(web: Web) -> None:
+    web.add(Event(at("10:59:59.999999")), Event(at("11:00:00"), "next"), Event(at("11:30:00"), pathname="/late"))
+    web.compute(grain=HOURLY)
+    assert web.entries() == {}
+    assert {key[1]: numbers.pageviews for key, numbers in web.entries(HOURLY).items()} == {
+        at("10:00:00"): 2,
+        at("11:00:00"): 1,
+    }
+
+
+def test_the_outcome_tells_what_was_done(web: Web) -> None:
+    web.add(Event(at("10:00:00"), pathname="/a"), Event(at("10:00:30"), pathname="/a"), Event(at("10:00:00"), "bounce"))
+    outcome = web.compute(DAY, AFTER)
+    day = outcome.days[DAY]
+    assert (day.sessions, day.pageviews, day.visitors, day.bounces, day.session_seconds) == (2, 3, 1, 1, 30)
+    assert [(page.pathname, page.pageviews, page.visitors) for page in day.top_pages] == [("/a", 2, 1), ("/", 1, 1)]
+    assert outcome.days[AFTER].sessions == 0
+    assert outcome.rows_read >= 3
+    assert outcome.bytes_read > 0
+    assert outcome.peak_memory_bytes > 0
+    assert outcome.seconds > 0
+
+
+def test_days_apart_are_computed_and_the_days_between_stay(web: Web) -> None:
+    web.add(*(Event(at("10:00:00", day=day), f"s{day}") for day in (-1, 0, 1)))
+    web.compute(BEFORE, DAY, AFTER)
+    web.rows("TRUNCATE TABLE events")
+    web.compute(BEFORE, AFTER)
+    assert (web.totals(BEFORE).pageviews, web.totals().pageviews, web.totals(AFTER).pageviews) == (0, 1, 0)
+
+
+def test_nothing_is_left_of_the_staging(web: Web) -> None:
+    web.add(Event(at("10:00:00")))
+    web.compute()
+    assert staging_tables(web) == []
+
+
+def test_a_table_of_another_form_is_refused_with_the_difference_and_stays_as_it_was(web: Web) -> None:
+    web.add(Event(at("10:00:00")))
+    web.compute()
+    web.rows("ALTER TABLE web_bounces_daily ADD COLUMN strange UInt8")
+    web.add(Event(at("10:00:00"), "second"))
+    with pytest.raises(Exception, match="strange: UInt8 in the table, none in the source"):
+        web.compute()
+    assert web.rows("SELECT sumMerge(pageviews_count_state) FROM web_stats_daily") == [(1,)]
+    assert staging_tables(web) == []
+
+
+def test_staging_of_runs_that_are_over_is_dropped_and_that_of_others_stays(
+    web: Web, cluster: ClickhouseCluster
+) -> None:
+    over, running = str(uuid.uuid4()), str(uuid.uuid4())
+    names = {run: staging_name(DAILY.stats, run) for run in (over, running, "unknown")}
+    for name in names.values():
+        cluster.any_host(Query(f"CREATE TABLE {name} (x UInt8) ENGINE = MergeTree ORDER BY x")).result()
+    known = {over: True, running: False}
+    assert drop_leftovers(cluster, known.get) == [names[over]]
+    assert sorted(staging_tables(web)) == sorted([names[running], names["unknown"]])
+    assert all(name.startswith(STAGING_PREFIX) for name in names.values())
+
+
+def test_no_day_is_an_error(cluster: ClickhouseCluster) -> None:
+    with pytest.raises(ValueError, match="give at least one"):
+        pre_aggregate(cluster, DAILY, [], run_id="run")
+
+
+def test_only_the_events_of_the_window_are_read(web: Web) -> None:
+    web.rows(
+        "INSERT INTO events (uuid, event, team_id, distinct_id, session_id, timestamp, pathname) "
+        "SELECT generateUUIDv4(), '$pageview', 1, toString(number), toString(number), "
+        "toDateTime64('2026-03-07 00:00:00', 6, 'UTC') + number * 3, '/' FROM numbers(259200)",
+        x=1,
+    )
+    outcome = web.compute()
+    ((window,),) = web.rows(
+        "SELECT count() FROM events WHERE timestamp >= '2026-03-10 00:00:00' AND timestamp < '2026-03-13 00:00:00'"
+    )
+    ((most,),) = web.rows(
+        "SELECT max(read_rows) FROM system.query_log WHERE current_database = currentDatabase() "
+        "AND type = 'QueryFinish' AND query LIKE 'INSERT INTO%%staging%%' SETTINGS log_queries = 0",
+        x=1,
+    )
+    assert outcome.days[DAY].pageviews == 28_800
+    assert window <= most <= 1.3 * window, "a window of three days among nine reads far more than itself"
+
+
+def test_the_model_agrees_on_a_small_case(web: Web, cluster: ClickhouseCluster) -> None:
+    events = [Event(at("10:00:00")), Event(at("10:05:00"), pathname="/b"), Event(at("23:00:00"), "x", team_id=3)]
+    web.add(*events)
+    web.compute()
+    sessions = sessions_of(events, [])
+    assert web.pages() == modelled_pages(sessions)
+    assert web.entries() == modelled_entries(sessions)
+    for subject in ("stats", "bounces"):
+        comparison = compare_with_raw(cluster, subject, DAY, DAY)
+        assert comparison.compared >= 4
+        assert comparison.different == 0, "\n".join(map(str, comparison.shown))

@@ -1,0 +1,381 @@
+import datetime as dt
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import TYPE_CHECKING, Any
+
+import dagster as dg
+import pytest
+import requests
+from pydantic import SecretStr
+
+from dags.common.clickhouse.cluster import Access, ClickhouseCluster, Host
+from dags.common.clickhouse.object_storage import OBJECT, ObjectQuery, ObjectStorage
+from dags.common.clickhouse.query import Query, Rows
+from dags.common.clickhouse.schema import apply_schema
+from dags.common.settings import get_settings
+from dags.web_preaggregated.exports import (
+    BOUNCES_EXPORT,
+    STATS_EXPORT,
+    DayExported,
+    Export,
+    ExportError,
+    counts_in_table,
+    export_days,
+    web_exports,
+)
+
+if TYPE_CHECKING:
+    from types_boto3_s3 import S3Client
+
+FIRST, SECOND, THIRD = (dt.date(2026, 10, day) for day in (1, 2, 3))
+SECRET = SecretStr("secret-of-the-bucket")
+
+
+@pytest.fixture
+def cluster(clickhouse_port: int, clickhouse_database: str) -> Iterator[ClickhouseCluster]:
+    with ClickhouseCluster([Host("127.0.0.1", clickhouse_port)], Access(database=clickhouse_database)) as connected:
+        apply_schema(connected, clustered=False)
+        yield connected
+
+
+@pytest.fixture
+def storage(s3_endpoint: str, s3_bucket: str) -> ObjectStorage:
+    return ObjectStorage(s3_bucket, f"{s3_endpoint}/{s3_bucket}", "key-of-the-bucket", SECRET)
+
+
+def ask(cluster: ClickhouseCluster, statement: str, **parameters: Any) -> Rows:
+    return cluster.any_host(Query(statement, parameters)).result()
+
+
+def add_visits(cluster: ClickhouseCluster, day: dt.date, *team_ids: int, visits: int = 20) -> None:
+    """Visits of 2 pages by 7 visitors to each team, one row a visit or page view, as the tables have before merges."""
+    common = """
+        team_id, toDateTime(toDate(%(day)s), 'UTC') AS period_bucket, 'example.com' AS host, '/' AS entry_pathname,
+        initializeAggregation('uniqExactState', UUIDNumToString(toFixedString(toString(modulo(number, 7)), 16))::UUID),
+        initializeAggregation('uniqExactState', concat('session ', toString(number)))
+    """
+    for team_id in team_ids:
+        ask(
+            cluster,
+            f"""
+            INSERT INTO web_stats_daily (team_id, period_bucket, host, entry_pathname, persons_uniq_state,
+                sessions_uniq_state, pathname, pageviews_count_state)
+            WITH toInt64(%(team_id)s) AS team_id
+            SELECT {common}, arrayJoin(['/', '/größe']), initializeAggregation('sumState', toUInt64(1))
+            FROM numbers(%(visits)s)
+            """,  # noqa: S608 - constants
+            day=day,
+            team_id=team_id,
+            visits=visits,
+        )
+        ask(
+            cluster,
+            f"""
+            INSERT INTO web_bounces_daily (team_id, period_bucket, host, entry_pathname, persons_uniq_state,
+                sessions_uniq_state, pageviews_count_state, bounces_count_state, total_session_duration_state,
+                total_session_count_state)
+            WITH toInt64(%(team_id)s) AS team_id
+            SELECT {common}, initializeAggregation('sumState', toUInt64(2)),
+                initializeAggregation('sumState', toUInt64(0)), initializeAggregation('sumState', toInt64(30)),
+                initializeAggregation('sumState', toUInt64(1))
+            FROM numbers(%(visits)s)
+            """,  # noqa: S608 - constants
+            day=day,
+            team_id=team_id,
+            visits=visits,
+        )
+
+
+def run_export(
+    cluster: ClickhouseCluster, s3: "S3Client", storage: ObjectStorage, export: Export, *days: dt.date
+) -> dict[dt.date, DayExported]:
+    return export_days(cluster, s3, storage, export, counts_in_table(cluster, export, days))
+
+
+def etags(s3: "S3Client", storage: ObjectStorage) -> dict[str, str]:
+    return {item["Key"]: item["ETag"] for item in s3.list_objects_v2(Bucket=storage.bucket).get("Contents", [])}
+
+
+def read(cluster: ClickhouseCluster, storage: ObjectStorage, key: str, columns: str) -> Rows:
+    statement = f"SELECT {columns} FROM s3({OBJECT}, 'Parquet') ORDER BY ALL"  # noqa: S608 - constants
+    return cluster.any_host(ObjectQuery(statement, storage, key)).result()
+
+
+def test_each_team_and_day_has_an_object_of_finished_numbers(
+    cluster: ClickhouseCluster, s3_client: "S3Client", storage: ObjectStorage
+) -> None:
+    add_visits(cluster, FIRST, 1, 2)
+    add_visits(cluster, SECOND, 2, visits=3)
+    exported = run_export(cluster, s3_client, storage, STATS_EXPORT, FIRST, SECOND, THIRD)
+    first = "exports/web_stats_daily/team=1/day=2026-10-01.parquet"
+    assert set(etags(s3_client, storage)) == {
+        first,
+        "exports/web_stats_daily/team=2/day=2026-10-01.parquet",
+        "exports/web_stats_daily/team=2/day=2026-10-02.parquet",
+    }
+    columns = "team_id, toDate(period_bucket), host, pathname, visitors, sessions, pageviews"
+    assert read(cluster, storage, first, columns) == [
+        (1, FIRST, "example.com", "/", 7, 20, 20),
+        (1, FIRST, "example.com", "/größe", 7, 20, 20),
+    ]
+    counts = {
+        day: (one.objects, one.objects_removed, one.rows, one.pageviews, one.bytes > 0) for day, one in exported.items()
+    }
+    assert counts == {
+        FIRST: (2, 0, 4, 80, True),
+        SECOND: (1, 0, 2, 6, True),
+        THIRD: (0, 0, 0, 0, False),
+    }
+
+
+def test_bounces_are_exported_with_durations(
+    cluster: ClickhouseCluster, s3_client: "S3Client", storage: ObjectStorage
+) -> None:
+    add_visits(cluster, FIRST, 1)
+    run_export(cluster, s3_client, storage, BOUNCES_EXPORT, FIRST)
+    columns = "visitors, sessions, pageviews, bounces, total_session_duration_seconds, total_session_count"
+    key = "exports/web_bounces_daily/team=1/day=2026-10-01.parquet"
+    assert read(cluster, storage, key, columns) == [(7, 20, 40, 0, 600, 20)]
+
+
+@pytest.mark.parametrize("export", [STATS_EXPORT, BOUNCES_EXPORT], ids=lambda one: one.table.name)
+def test_an_object_has_every_column_of_its_table_under_a_name_without_state(
+    cluster: ClickhouseCluster, s3_client: "S3Client", storage: ObjectStorage, export: Export
+) -> None:
+    add_visits(cluster, FIRST, 1)
+    run_export(cluster, s3_client, storage, export, FIRST)
+    statement = f"DESCRIBE s3({OBJECT}, 'Parquet') SETTINGS use_hive_partitioning = 0"
+    names = [name for name, *_ in cluster.any_host(ObjectQuery(statement, storage, export.key(1, FIRST))).result()]
+    assert len(names) == len(set(names)) == len(export.table.columns)
+    assert not [name for name in names if "state" in name]
+
+
+def test_the_same_rows_give_the_same_bytes_also_after_merges(
+    cluster: ClickhouseCluster, s3_client: "S3Client", storage: ObjectStorage
+) -> None:
+    add_visits(cluster, FIRST, 1, 2)
+    run_export(cluster, s3_client, storage, STATS_EXPORT, FIRST)
+    before = etags(s3_client, storage)
+    ask(cluster, "OPTIMIZE TABLE web_stats_daily FINAL")
+    run_export(cluster, s3_client, storage, STATS_EXPORT, FIRST)
+    assert etags(s3_client, storage) == before
+
+
+def test_an_empty_day_and_a_team_that_left_lose_their_objects_and_other_days_keep_theirs(
+    cluster: ClickhouseCluster, s3_client: "S3Client", storage: ObjectStorage
+) -> None:
+    add_visits(cluster, FIRST, 1, 2)
+    add_visits(cluster, SECOND, 1, 2)
+    add_visits(cluster, THIRD, 1, 2)
+    run_export(cluster, s3_client, storage, STATS_EXPORT, FIRST, SECOND, THIRD)
+    neighbour = "exports/web_stats_daily/team=1/day=2026-10-02.parquet.md5"
+    s3_client.put_object(Bucket=storage.bucket, Key=neighbour, Body=b"of somebody else")
+    ask(cluster, "TRUNCATE TABLE web_stats_daily")
+    add_visits(cluster, FIRST, 2)
+    exported = run_export(cluster, s3_client, storage, STATS_EXPORT, FIRST, SECOND)
+    assert (exported[FIRST].objects_removed, exported[SECOND].objects_removed) == (1, 2)
+    assert set(etags(s3_client, storage)) == {
+        "exports/web_stats_daily/team=2/day=2026-10-01.parquet",
+        "exports/web_stats_daily/team=1/day=2026-10-03.parquet",
+        "exports/web_stats_daily/team=2/day=2026-10-03.parquet",
+        neighbour,
+    }
+
+
+def test_what_differs_from_the_table_is_named_with_both_numbers(
+    cluster: ClickhouseCluster, s3_client: "S3Client", storage: ObjectStorage
+) -> None:
+    add_visits(cluster, FIRST, 1, 2)
+    expected = counts_in_table(cluster, STATS_EXPORT, [FIRST])
+    add_visits(cluster, FIRST, 2, visits=1)
+    with pytest.raises(ExportError) as caught:
+        export_days(cluster, s3_client, storage, STATS_EXPORT, expected)
+    text = str(caught.value)
+    assert "1 of 2 objects of web_stats_daily" in text
+    assert "team=2/day=2026-10-01.parquet: 42 pageviews read back, 40 in the table" in text
+    assert "team=1" not in text
+
+
+@pytest.fixture
+def refusing_storage(storage: ObjectStorage, s3_endpoint: str) -> Iterator[ObjectStorage]:
+    """The same bucket behind a proxy that lets nobody write the objects of team 2."""
+
+    class Proxy(BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"
+
+        def forward(self) -> None:
+            body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
+            if self.command == "PUT" and "team%3D2/" in self.path.replace("=", "%3D"):
+                status, headers, content = 403, {}, b"<Error><Code>AccessDenied</Code></Error>"
+            else:
+                answer = requests.request(
+                    self.command,
+                    s3_endpoint + self.path,
+                    headers=dict(self.headers),
+                    data=body,
+                    timeout=30,
+                    stream=True,
+                )
+                status, content = answer.status_code, answer.raw.read()
+                headers = {name: answer.headers[name] for name in ("ETag", "Content-Range") if name in answer.headers}
+                if self.command == "HEAD":
+                    headers["Content-Length"] = answer.headers["Content-Length"]
+            self.send_response(status)
+            for name, value in ({"Content-Length": str(len(content))} | headers).items():
+                self.send_header(name, value)
+            self.end_headers()
+            self.wfile.write(content)
+
+        do_GET = do_HEAD = do_PUT = forward  # noqa: N815 - names of http.server
+
+        def log_message(self, *_: object) -> None: ...
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Proxy) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        address = f"http://127.0.0.1:{server.server_port}/{storage.bucket}"
+        yield ObjectStorage(storage.bucket, address, storage.access_key_id, SECRET)
+        server.shutdown()
+
+
+def test_an_object_that_cannot_be_written_fails_the_export_by_name_and_the_others_are_written(
+    cluster: ClickhouseCluster, s3_client: "S3Client", storage: ObjectStorage, refusing_storage: ObjectStorage
+) -> None:
+    add_visits(cluster, FIRST, 1, 2, 3)
+    add_visits(cluster, SECOND, 3)
+    with pytest.raises(ExportError) as caught:
+        run_export(cluster, s3_client, refusing_storage, STATS_EXPORT, FIRST, SECOND)
+    text = str(caught.value)
+    assert "1 of 4 objects of web_stats_daily" in text
+    assert "- exports/web_stats_daily/team=2/day=2026-10-01.parquet: " in text
+    assert "team=1" not in text
+    assert SECRET.get_secret_value() not in text
+    assert len(etags(s3_client, storage)) == 3
+    exported = run_export(cluster, s3_client, storage, STATS_EXPORT, FIRST, SECOND)
+    assert (exported[FIRST].objects, exported[SECOND].objects) == (3, 1)
+    assert len(etags(s3_client, storage)) == 4
+
+
+def test_no_statement_in_the_log_has_the_secret(
+    cluster: ClickhouseCluster, s3_client: "S3Client", storage: ObjectStorage
+) -> None:
+    add_visits(cluster, FIRST, 1)
+    run_export(cluster, s3_client, storage, STATS_EXPORT, FIRST)
+    ask(cluster, "SYSTEM FLUSH LOGS")
+    key = STATS_EXPORT.key(1, FIRST)
+    texts = ask(
+        cluster,
+        "SELECT query, exception FROM system.query_log WHERE has(databases, currentDatabase()) OR query LIKE %(key)s",
+        key=f"%{key}%",
+    )
+    assert any(key in query and "[HIDDEN]" in query for query, _ in texts)
+    assert not [text for row in texts for text in row if SECRET.get_secret_value() in text]
+
+
+@pytest.fixture
+def instance() -> Iterator[dg.DagsterInstance]:
+    with dg.DagsterInstance.ephemeral() as opened:
+        yield opened
+
+
+@pytest.fixture
+def settings(storage: ObjectStorage, s3_endpoint: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """The environment names the bucket of this test."""
+    monkeypatch.setenv("DEBUG", "1")
+    monkeypatch.setenv("OBJECT_STORAGE_ENDPOINT", s3_endpoint)
+    monkeypatch.setenv("OBJECT_STORAGE_BUCKET", storage.bucket)
+    monkeypatch.setenv("OBJECT_STORAGE_SECRET_ACCESS_KEY", SECRET.get_secret_value())
+    get_settings.cache_clear()
+    yield
+    get_settings.cache_clear()
+
+
+def materialize_stats(
+    instance: dg.DagsterInstance, cluster: ClickhouseCluster, s3: "S3Client", first: dt.date, last: dt.date
+) -> dg.ExecuteInProcessResult:
+    return dg.materialize(
+        web_exports(14),
+        selection=["web_analytics_stats_export"],
+        instance=instance,
+        resources={
+            "cluster": dg.ResourceDefinition.hardcoded_resource(cluster),
+            "s3": dg.ResourceDefinition.hardcoded_resource(s3),
+        },
+        tags={"dagster/asset_partition_range_start": str(first), "dagster/asset_partition_range_end": str(last)},
+        raise_on_error=False,
+    )
+
+
+def failure_of(result: dg.ExecuteInProcessResult) -> str:
+    (failure,) = [event.step_failure_data.user_failure_data for event in result.all_events if event.is_step_failure]
+    assert failure is not None
+    return failure.description or ""
+
+
+@pytest.mark.usefixtures("settings")
+def test_each_day_of_a_run_has_numbers_and_a_place_in_its_metadata(
+    cluster: ClickhouseCluster, s3_client: "S3Client", storage: ObjectStorage, instance: dg.DagsterInstance
+) -> None:
+    add_visits(cluster, FIRST, 1, 2)
+    add_visits(cluster, SECOND, 1)
+    result = materialize_stats(instance, cluster, s3_client, FIRST, SECOND)
+    assert result.success
+    key = dg.AssetKey("web_analytics_stats_export")
+    found = {one.partition: one.metadata for one in result.asset_materializations_for_node(key.to_user_string())}
+    assert {day: (one["objects"].value, one["rows"].value, one["pageviews"].value) for day, one in found.items()} == {
+        "2026-10-01": (2, 4, 80),
+        "2026-10-02": (1, 2, 40),
+    }
+    place = f"s3://{storage.bucket}/exports/web_stats_daily/team=*/day=2026-10-01.parquet"
+    assert found["2026-10-01"]["location"].value == place
+    ask(cluster, "SYSTEM FLUSH LOGS")
+    ((owners, steps),) = ask(
+        cluster,
+        """
+        SELECT groupUniqArray(JSONExtractString(log_comment, 'owner')),
+            groupUniqArray(JSONExtractString(log_comment, 'step'))
+        FROM system.query_log WHERE JSONExtractString(log_comment, 'run_id') = %(run_id)s AND is_initial_query
+        """,
+        run_id=result.run_id,
+    )
+    assert (owners, steps) == (["team-web-analytics"], ["web_analytics_stats_export"])
+
+
+@pytest.mark.usefixtures("settings")
+def test_an_empty_day_that_was_never_computed_keeps_its_objects_and_fails_with_the_remedy(
+    cluster: ClickhouseCluster, s3_client: "S3Client", storage: ObjectStorage, instance: dg.DagsterInstance
+) -> None:
+    add_visits(cluster, FIRST, 1)
+    assert materialize_stats(instance, cluster, s3_client, FIRST, FIRST).success
+    ask(cluster, "TRUNCATE TABLE web_stats_daily")
+    result = materialize_stats(instance, cluster, s3_client, FIRST, SECOND)
+    description = failure_of(result)
+    assert "web_stats_daily has no rows of 2026-10-01, 2026-10-02" in description
+    assert "materialise web_analytics_stats_table_daily" in description
+    assert len(etags(s3_client, storage)) == 1
+    for day in (FIRST, SECOND):
+        instance.report_runless_asset_event(
+            dg.AssetMaterialization("web_analytics_stats_table_daily", partition=str(day))
+        )
+    assert materialize_stats(instance, cluster, s3_client, FIRST, SECOND).success
+    assert etags(s3_client, storage) == {}
+
+
+@pytest.mark.usefixtures("settings")
+def test_a_failed_object_fails_the_run_at_once_where_waiting_would_not_help(
+    cluster: ClickhouseCluster,
+    s3_client: "S3Client",
+    storage: ObjectStorage,
+    refusing_storage: ObjectStorage,
+    instance: dg.DagsterInstance,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    add_visits(cluster, FIRST, 1, 2)
+    monkeypatch.setenv("OBJECT_STORAGE_ENDPOINT", refusing_storage.bucket_url.removesuffix(f"/{storage.bucket}"))
+    get_settings.cache_clear()
+    result = materialize_stats(instance, cluster, s3_client, FIRST, FIRST)
+    assert "- exports/web_stats_daily/team=2/day=2026-10-01.parquet" in failure_of(result)
+    assert not [event for event in result.all_events if event.event_type is dg.DagsterEventType.STEP_UP_FOR_RETRY]
+    logged = [str(entry) for entry in instance.all_logs(result.run_id)]
+    assert logged
+    assert not [entry for entry in logged if SECRET.get_secret_value() in entry]

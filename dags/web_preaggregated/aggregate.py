@@ -1,0 +1,344 @@
+"""Computes days of the web tables: into tables of the run, checked, then swapped in day by day.
+
+Belongs here: the order of the work and what is kept of it. Not here: the SQL (`statements.py`), which days and when
+(`assets.py`, `schedules.py`).
+
+Whatever happens in the middle, the tables have each day as it was before or as it is now, and running it again gives
+what one run would have given. Tables of a run that died are dropped by a later one.
+"""
+
+import contextlib
+import dataclasses
+import datetime as dt
+import logging
+import re
+import time
+import uuid
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from clickhouse_driver import Client
+
+from dags.common.clickhouse.cluster import ClickhouseCluster
+from dags.common.clickhouse.ddl import Table
+from dags.common.clickhouse.query import Query, Rows, quoted
+from dags.web_preaggregated.statements import (
+    SESSION_SETTINGS,
+    SESSIONS,
+    TABLE_SETTINGS,
+    Grain,
+    Window,
+    counted_days_statement,
+    create_statement,
+    over_long_statement,
+    sessions_statement,
+    table_statement,
+    top_pages_statement,
+    windows_of,
+    without_session_statement,
+)
+
+logger = logging.getLogger(__name__)
+
+# As long as the run itself may take.
+TIMEOUT_SECONDS = 4 * 3600.0
+TOP_PAGES = 10
+# Older than any run can be: a staging table of a run that this Dagster does not know, such as another laptop's.
+UNKNOWN_RUN_AGE = dt.timedelta(days=2)
+
+STAGING_PREFIX = "staging_web_"
+STAGING_NAME = re.compile(rf"{STAGING_PREFIX}\w+__(?P<run>\w+)__[0-9a-f]{{8}}")
+
+STAGING_STATEMENT = """
+SELECT name, dateDiff('second', metadata_modification_time, now()) FROM system.tables
+WHERE database = currentDatabase() AND startsWith(name, %(prefix)s)
+"""
+STRUCTURE_STATEMENT = """
+SELECT 'column', name, type FROM system.columns WHERE database = currentDatabase() AND table = %(table)s
+UNION ALL SELECT 'key', 'partition key', partition_key FROM system.tables
+WHERE database = currentDatabase() AND name = %(table)s
+UNION ALL SELECT 'key', 'sorting key', sorting_key FROM system.tables
+WHERE database = currentDatabase() AND name = %(table)s
+"""
+COST_STATEMENT = """
+SELECT sum(read_rows), sum(read_bytes), max(memory_usage) FROM system.query_log
+WHERE event_date >= today() - 1 AND type = 'QueryFinish' AND query_id IN %(ids)s
+"""
+OLD_PARTITIONS_STATEMENT = """
+SELECT DISTINCT partition FROM system.parts
+WHERE database = currentDatabase() AND table = %(table)s AND active AND partition < %(first_kept)s
+"""
+ENGINE_STATEMENT = "SELECT engine FROM system.tables WHERE database = currentDatabase() AND name = %(table)s"
+
+
+class StagingError(Exception):
+    """What was computed is not what the tables can take. Nothing was swapped in. The message says what differs."""
+
+
+@dataclass(frozen=True)
+class Page:
+    """One of the pages with most pageviews on a day."""
+
+    team_id: int
+    host: str
+    pathname: str
+    pageviews: int
+    visitors: int
+
+
+@dataclass(frozen=True)
+class Day:
+    """What a day has. Visitors are counted by team, and the rows by table."""
+
+    sessions: int = 0
+    pageviews: int = 0
+    visitors: int = 0
+    bounces: int = 0
+    session_seconds: int = 0
+    teams: int = 0
+    pageviews_without_session: int = 0
+    rows: Mapping[str, int] = field(default_factory=dict)
+    top_pages: Sequence[Page] = ()
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What one call did: each day, and the seconds, rows and bytes read and the highest memory of its statements."""
+
+    days: Mapping[dt.date, Day]
+    seconds: float
+    rows_read: int
+    bytes_read: int
+    peak_memory_bytes: int
+
+
+def pre_aggregate(
+    cluster: ClickhouseCluster,
+    grain: Grain,
+    days: Iterable[dt.date],
+    *,
+    run_id: str,
+    team_ids: Sequence[int] | None = None,
+    drop_before: dt.date | None = None,
+) -> Outcome:
+    """Compute these days (UTC) of both tables of the grain, of these teams or of all, and swap them in.
+
+    Days in a row are one pass over their events. A day without sessions is emptied, and so is what other teams had on
+    it. May be called again at any time. On a cluster that replicates one host works, and reads the events of all; other
+    hosts each work on their own events. Days before `drop_before` are dropped. Raises StagingError, and what the
+    cluster raises.
+    """
+    windows = windows_of(days, None if team_ids is None else tuple(team_ids))
+    if not windows:
+        raise ValueError("There is no day to compute: give at least one.")
+
+    def work(client: Client) -> Outcome:
+        outcome = _work(client, grain, windows, run_id, cluster.database)
+        if drop_before is not None:
+            _drop_days(client, grain, drop_before)
+        return outcome
+
+    engines = cluster.any_host(Query(ENGINE_STATEMENT, {"table": grain.stats.name})).result()
+    if any(engine.startswith("Replicated") for (engine,) in engines):
+        return cluster.any_host(work, retryable=True, timeout_seconds=TIMEOUT_SECONDS).result()
+    outcomes = cluster.map_all_hosts(work, retryable=True, timeout_seconds=TIMEOUT_SECONDS).result()
+    return _merged(list(outcomes.values()))
+
+
+def drop_leftovers(cluster: ClickhouseCluster, is_over: Callable[[str], bool | None]) -> list[str]:
+    """Drop the staging tables of runs that are over, on every host; return their names.
+
+    `is_over` says of a run id whether that run is over, and None when it knows no such run: then age decides.
+    """
+
+    def drop(client: Client) -> list[str]:
+        dropped = []
+        for name, age_seconds in client.execute(STAGING_STATEMENT, {"prefix": STAGING_PREFIX}):
+            match = STAGING_NAME.fullmatch(name)
+            over = is_over(_run_id_of(match["run"])) if match else None
+            if over or (over is None and age_seconds > UNKNOWN_RUN_AGE.total_seconds()):
+                client.execute(f"DROP TABLE IF EXISTS {quoted(name)} SYNC")
+                dropped.append(name)
+        return dropped
+
+    found = cluster.map_all_hosts(drop, retryable=True).result()
+    return sorted({name for names in found.values() for name in names})
+
+
+def staging_name(table: Table, run_id: str) -> str:
+    """A name for one attempt of a run: an earlier attempt may still be writing to its own tables."""
+    return f"{STAGING_PREFIX}{table.name}__{re.sub(r'[^A-Za-z0-9]', '_', run_id)}__{uuid.uuid4().hex[:8]}"
+
+
+def _run_id_of(part: str) -> str:
+    return part.replace("_", "-")
+
+
+@dataclass
+class _Statements:
+    """Runs statements on one client, and remembers their ids to tell what they cost."""
+
+    client: Client
+    ids: list[str] = field(default_factory=list)
+
+    def run(
+        self,
+        statement: str,
+        parameters: Mapping[str, Any] | None = None,
+        settings: Mapping[str, int | str] | None = None,
+    ) -> Rows:
+        query_id = str(uuid.uuid4())
+        self.ids.append(query_id)
+        rows: Rows = self.client.execute(
+            statement,
+            None if parameters is None else dict(parameters),
+            settings=dict(settings or {}),
+            query_id=query_id,
+        )
+        return rows
+
+    def cost(self) -> tuple[int, int, int]:
+        """Rows and bytes read, and the highest memory in bytes, of all that was run."""
+        self.client.execute("SYSTEM FLUSH LOGS query_log")
+        ((rows, size, memory),) = self.client.execute(COST_STATEMENT, {"ids": self.ids})
+        return rows, size, memory
+
+
+def _work(client: Client, grain: Grain, windows: Sequence[Window], run_id: str, database: str) -> Outcome:
+    started = time.monotonic()
+    statements = _Statements(client)
+    days: dict[dt.date, Day] = {}
+    for window in windows:
+        with _staging(client, (SESSIONS, *grain.tables), run_id, database) as (sessions, *targets):
+            _fill(statements, grain, window, sessions, targets)
+            computed = _days(statements, window, sessions, dict(zip(targets, grain.tables, strict=True)))
+            for target, table in zip(targets, grain.tables, strict=True):
+                _check(client, target, table, computed)
+            for day in window.days:
+                for target, table in zip(targets, grain.tables, strict=True):
+                    _swap(statements, table, target, day, computed[day])
+        days |= computed
+    rows_read, bytes_read, memory = statements.cost()
+    return Outcome(days, time.monotonic() - started, rows_read, bytes_read, memory)
+
+
+@contextlib.contextmanager
+def _staging(client: Client, tables: Sequence[Table], run_id: str, database: str) -> Iterator[list[str]]:
+    names = [staging_name(table, run_id) for table in tables]
+    try:
+        for table, name in zip(tables, names, strict=True):
+            client.execute(create_statement(table, name, database))
+        yield names
+    finally:
+        # A client that is gone cannot drop anything: then a later run does.
+        if client.connection.connected:
+            for name in names:
+                client.execute(f"DROP TABLE IF EXISTS {quoted(name)} SYNC")
+
+
+def _fill(statements: _Statements, grain: Grain, window: Window, sessions: str, targets: Sequence[str]) -> None:
+    parameters = window.parameters()
+    statements.run(sessions_statement(window, sessions), parameters, SESSION_SETTINGS)
+    ((over_long,),) = statements.run(f"SELECT count() FROM {quoted(sessions)} WHERE is_over_long")  # noqa: S608 - a name made here
+    if over_long:
+        logger.info("%d session ids have events that span more than a session can have", over_long)
+        statements.run(over_long_statement(window, sessions), parameters, SESSION_SETTINGS)
+    for target, table in zip(targets, grain.tables, strict=True):
+        statements.run(table_statement(grain, table, target, sessions), None, TABLE_SETTINGS)
+
+
+def _days(statements: _Statements, window: Window, sessions: str, targets: Mapping[str, Table]) -> dict[dt.date, Day]:
+    days = {
+        day: Day(sessions_, pageviews, visitors, bounces, seconds, teams)
+        for day, sessions_, pageviews, visitors, bounces, seconds, teams in statements.run(
+            counted_days_statement(sessions), None, SESSION_SETTINGS
+        )
+    }
+    lost = statements.run(without_session_statement(window.team_ids), window.parameters(), SESSION_SETTINGS)
+    without: dict[dt.date, int] = {day: count for day, count in lost}  # noqa: C416 - rows of any length to the type checker
+    pages: dict[dt.date, list[Page]] = {}
+    for day, *page in statements.run(top_pages_statement(sessions, TOP_PAGES), None, SESSION_SETTINGS):
+        pages.setdefault(day, []).append(Page(*page))
+    rows: dict[dt.date, dict[str, int]] = {day: {table.name: 0 for table in targets.values()} for day in window.days}
+    for target, table in targets.items():
+        for day, count in statements.run(f"SELECT toDate(period_bucket), count() FROM {quoted(target)} GROUP BY 1"):  # noqa: S608 - a name made here
+            rows[day][table.name] = count
+    return {
+        day: dataclasses.replace(
+            days.get(day, Day()),
+            pageviews_without_session=without.get(day, 0),
+            rows=rows[day],
+            top_pages=pages.get(day, ()),
+        )
+        for day in window.days
+    }
+
+
+def _check(client: Client, target: str, table: Table, computed: Mapping[dt.date, Day]) -> None:
+    """Raise StagingError when a staging table is not of the form of its table, or has not what the sessions have."""
+    structures = [
+        {(kind, name): value for kind, name, value in client.execute(STRUCTURE_STATEMENT, {"table": name_})}
+        for name_ in (target, table.name)
+    ]
+    staged, wanted = structures
+    different = [
+        f"{name}: {wanted.get((kind, name), 'none')} in the table, {staged.get((kind, name), 'none')} in the source"
+        for kind, name in sorted({*staged, *wanted})
+        if staged.get((kind, name)) != wanted.get((kind, name))
+    ]
+    if different:
+        raise StagingError(
+            f"{table.name} has not the form that the schema says:\n- " + "\n- ".join(different) + "\nApply the schema: "
+            "clickhouse_schema_job, or python -m dags.common.clickhouse.schema apply."
+        )
+    statement = f"SELECT toDate(period_bucket), sumMerge(pageviews_count_state) FROM {quoted(target)} GROUP BY 1"  # noqa: S608 - a name made here
+    found = dict(client.execute(statement))
+    expected = {day: one.pageviews for day, one in computed.items() if one.pageviews}
+    if found != expected:
+        raise StagingError(f"{target} has the pageviews {found}, and the sessions have {expected}.")
+
+
+def _swap(statements: _Statements, table: Table, target: str, day: dt.date, computed: Day) -> None:
+    alter = f"ALTER TABLE {quoted(table.name)}"
+    if computed.rows[table.name]:
+        statements.run(f"{alter} REPLACE PARTITION {day:%Y%m%d} FROM {quoted(target)}")
+    else:
+        statements.run(f"{alter} DROP PARTITION {day:%Y%m%d}")
+
+
+def _drop_days(client: Client, grain: Grain, before: dt.date) -> None:
+    for table in grain.tables:
+        parameters = {"table": table.name, "first_kept": f"{before:%Y%m%d}"}
+        for (partition,) in client.execute(OLD_PARTITIONS_STATEMENT, parameters):
+            client.execute(f"ALTER TABLE {quoted(table.name)} DROP PARTITION {int(partition)}")
+
+
+def _merged(outcomes: Sequence[Outcome]) -> Outcome:
+    """Of hosts that have events of their own each: the numbers added, the busiest host's memory."""
+    if len(outcomes) == 1:
+        return outcomes[0]
+    days = {day: _sum([outcome.days[day] for outcome in outcomes]) for day in outcomes[0].days}
+    return Outcome(
+        days,
+        max(outcome.seconds for outcome in outcomes),
+        sum(outcome.rows_read for outcome in outcomes),
+        sum(outcome.bytes_read for outcome in outcomes),
+        max(outcome.peak_memory_bytes for outcome in outcomes),
+    )
+
+
+def _sum(days: Sequence[Day]) -> Day:
+    return Day(
+        sessions=sum(day.sessions for day in days),
+        pageviews=sum(day.pageviews for day in days),
+        visitors=sum(day.visitors for day in days),
+        bounces=sum(day.bounces for day in days),
+        session_seconds=sum(day.session_seconds for day in days),
+        teams=max(day.teams for day in days),
+        pageviews_without_session=sum(day.pageviews_without_session for day in days),
+        rows={name: sum(day.rows[name] for day in days) for name in days[0].rows},
+        top_pages=sorted((page for day in days for page in day.top_pages), key=lambda page: -page.pageviews)[
+            :TOP_PAGES
+        ],
+    )

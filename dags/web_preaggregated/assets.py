@@ -1,0 +1,240 @@
+"""The assets of web analytics: the two daily tables, the two hourly ones, and the selection of teams.
+
+Belongs here: partitions, run config, metadata, and how errors end a step. Not here: how days are computed
+(`aggregate.py`), and how many partitions a run takes, which the location says.
+"""
+
+import contextlib
+import datetime as dt
+from collections.abc import Iterator
+
+import dagster as dg
+from clickhouse_driver import errors
+from pydantic import Field
+
+from dags.common.clickhouse.cluster import ClickhouseCluster, ClusterError
+from dags.common.clickhouse.retry import is_transient
+from dags.common.owners import JobOwners, owned_by
+from dags.common.resources import query_tags
+from dags.common.settings import Settings, SettingsError
+from dags.web_preaggregated.aggregate import Day, Outcome, StagingError, drop_leftovers, pre_aggregate
+from dags.web_preaggregated.statements import DAILY, HOURLY, ONE_DAY, Grain
+from dags.web_preaggregated.teams import select_teams, selected_teams
+
+OWNER = JobOwners.TEAM_WEB_ANALYTICS
+GROUP = "web_analytics"
+
+# Events are loaded into this asset.
+EVENTS = dg.AssetKey("events")
+STATS_DAILY = dg.AssetKey("web_analytics_stats_table_daily")
+BOUNCES_DAILY = dg.AssetKey("web_analytics_bounces_daily")
+STATS_HOURLY = dg.AssetKey("web_analytics_stats_table_hourly")
+BOUNCES_HOURLY = dg.AssetKey("web_analytics_bounces_hourly")
+TEAM_SELECTION = dg.AssetKey("web_analytics_team_selection")
+
+# Everything that computes web tables: the limit of the pool, in the instance's dagster.yaml, is one run at a time.
+POOL = "web_pre_aggregation"
+
+# Yesterday is the last one: a day that is not over is in the hourly tables. The first is early enough for imports.
+DAILY_PARTITIONS = dg.DailyPartitionsDefinition(start_date="2015-01-01", timezone="UTC")
+RETRY_POLICY = dg.RetryPolicy(max_retries=2, delay=60, backoff=dg.Backoff.EXPONENTIAL, jitter=dg.Jitter.PLUS_MINUS)
+# Until then after midnight the hourly tables are brought up to date for yesterday too: the daily ones may not be yet.
+YESTERDAY_UNTIL = dt.timedelta(hours=3)
+
+
+class CurrentDayConfig(dg.Config):
+    """Run config of the hourly tables."""
+
+    now: str | None = Field(
+        default=None,
+        description="Compute as if it were this moment: ISO 8601 with its zone. Left out: the moment of the run.",
+    )
+
+
+class TeamSelectionConfig(dg.Config):
+    """Run config of the selection of teams."""
+
+    team_ids: list[int] = Field(
+        default_factory=list,
+        description="Pre-aggregate these teams and no others. What other teams have in the web tables is removed. "
+        "Left out or empty: all teams. A team that is added has rows from the next run on: backfill its days.",
+    )
+
+
+def _spec(key: dg.AssetKey, description: str) -> dg.AssetSpec:
+    return dg.AssetSpec(
+        key, deps=[EVENTS, TEAM_SELECTION], description=description, group_name=GROUP, **owned_by(OWNER)
+    )
+
+
+def max_partitions_per_run() -> int:
+    """How many days a backfill packs into one run, as the environment says when a location is loaded.
+
+    Dagster takes this number from the definitions, so it is fixed then. A wrong environment gives the default: it must
+    not keep the location from loading, and every run and tick reports it.
+    """
+    try:
+        return Settings().dagster_web_preaggregated_max_partitions_per_run
+    except SettingsError:
+        return int(Settings.model_fields["dagster_web_preaggregated_max_partitions_per_run"].default)
+
+
+def backfill_policy(partitions_per_run: int) -> dg.BackfillPolicy:
+    """Days in a row are one pass over their events, so many of them in a run are cheaper than many runs."""
+    return dg.BackfillPolicy.multi_run(max_partitions_per_run=partitions_per_run)
+
+
+def daily_web_tables(partitions_per_run: int) -> dg.AssetsDefinition:
+    """Both daily tables, which are always computed together: of the same sessions, in one pass."""
+
+    @dg.multi_asset(
+        name="web_analytics_daily_tables",
+        specs=[
+            _spec(STATS_DAILY, "Pageviews, visitors and sessions of a day by page: the table web_stats_daily."),
+            _spec(BOUNCES_DAILY, "Sessions, bounces and duration of a day: the table web_bounces_daily."),
+        ],
+        partitions_def=DAILY_PARTITIONS,
+        backfill_policy=backfill_policy(partitions_per_run),
+        retry_policy=RETRY_POLICY,
+        pool=POOL,
+    )
+    def web_analytics_daily_tables(
+        context: dg.AssetExecutionContext, cluster: dg.ResourceParam[ClickhouseCluster]
+    ) -> Iterator[dg.MaterializeResult[None]]:
+        days = [dt.date.fromisoformat(key) for key in context.partition_keys]
+        outcome = _computed(context, cluster, DAILY, days)
+        for key, table in ((STATS_DAILY, DAILY.stats.name), (BOUNCES_DAILY, DAILY.bounces.name)):
+            for day in days:
+                metadata = _metadata(outcome, table, outcome.days[day])
+                context.add_asset_metadata(metadata, asset_key=key, partition_key=day.isoformat())
+            yield dg.MaterializeResult(asset_key=key)
+
+    return web_analytics_daily_tables
+
+
+@dg.multi_asset(
+    name="web_analytics_hourly_tables",
+    specs=[
+        _spec(STATS_HOURLY, "Pageviews, visitors and sessions of the current day by hour and page: web_stats_hourly."),
+        _spec(BOUNCES_HOURLY, "Sessions, bounces and duration of the current day by hour: web_bounces_hourly."),
+    ],
+    retry_policy=RETRY_POLICY,
+    pool=POOL,
+)
+def web_analytics_hourly_tables(
+    context: dg.AssetExecutionContext, config: CurrentDayConfig, cluster: dg.ResourceParam[ClickhouseCluster]
+) -> Iterator[dg.MaterializeResult[None]]:
+    """The current day, and for some hours after midnight the one before too. Older days are dropped."""
+    now = dt.datetime.fromisoformat(config.now) if config.now else dt.datetime.now(dt.UTC)
+    if now.tzinfo is None:
+        raise dg.Failure(f"now is {config.now}: add its zone, such as +00:00.", allow_retries=False)
+    today = now.astimezone(dt.UTC).date()
+    days = sorted({(now.astimezone(dt.UTC) - YESTERDAY_UNTIL).date(), today})
+    outcome = _computed(context, cluster, HOURLY, days, drop_before=today - ONE_DAY)
+    for key, table in ((STATS_HOURLY, HOURLY.stats.name), (BOUNCES_HOURLY, HOURLY.bounces.name)):
+        yield dg.MaterializeResult(asset_key=key, metadata=_metadata(outcome, table, outcome.days[today]))
+
+
+@dg.asset(key=TEAM_SELECTION, **owned_by(OWNER), group_name=GROUP, retry_policy=RETRY_POLICY, pool=POOL)
+def web_analytics_team_selection(
+    context: dg.AssetExecutionContext, config: TeamSelectionConfig, cluster: dg.ResourceParam[ClickhouseCluster]
+) -> dg.MaterializeResult[None]:
+    """The teams that are pre-aggregated: those of the run config, or all. Others lose their rows in the web tables."""
+    tagged = cluster.tagged(query_tags(context))
+    change = select_teams(tagged, config.team_ids)
+    return dg.MaterializeResult(
+        metadata={
+            "selected_teams": len(set(config.team_ids)),
+            "all_teams": not config.team_ids,
+            "added": list(change.added),
+            "removed": list(change.removed),
+            **{f"rows_removed_from_{table}": rows for table, rows in change.rows_removed.items()},
+        }
+    )
+
+
+def _computed(
+    context: dg.AssetExecutionContext,
+    cluster: ClickhouseCluster,
+    grain: Grain,
+    days: list[dt.date],
+    drop_before: dt.date | None = None,
+) -> Outcome:
+    tagged = cluster.tagged(query_tags(context))
+    dropped = drop_leftovers(tagged, lambda run_id: _is_over(context.instance, run_id))
+    if dropped:
+        context.log.info(f"Dropped what runs that are over had left: {', '.join(dropped)}")
+    teams = selected_teams(tagged)
+    with _failures_as_dagster_wants_them():
+        outcome = pre_aggregate(tagged, grain, days, run_id=context.run.run_id, team_ids=teams, drop_before=drop_before)
+    context.log.info(
+        f"{len(days)} days, {'all teams' if teams is None else f'{len(teams)} teams'}: "
+        f"{sum(day.pageviews for day in outcome.days.values())} pageviews in {outcome.seconds:.1f} seconds, "
+        f"{outcome.rows_read} rows read, {outcome.peak_memory_bytes / 2**20:.0f} MiB at the most"
+    )
+    return outcome
+
+
+def _is_over(instance: dg.DagsterInstance, run_id: str) -> bool | None:
+    run = instance.get_run_by_id(run_id)
+    return None if run is None else run.is_finished
+
+
+@contextlib.contextmanager
+def _failures_as_dagster_wants_them() -> Iterator[None]:
+    """End the step without retries where trying again cannot help."""
+    try:
+        yield
+    except StagingError as error:
+        raise dg.Failure(description=str(error), allow_retries=False) from error
+    except ClusterError as error:
+        causes = list(error.errors.values())
+        known = [cause for cause in causes if isinstance(cause, errors.ServerException | StagingError)]
+        if known and not any(is_transient(cause) for cause in known):
+            raise dg.Failure(description=str(error), allow_retries=False) from error
+        raise
+
+
+def _metadata(outcome: Outcome, table: str, day: Day) -> dict[str, dg.MetadataValue]:
+    """What people see, and plot, of one day of a table. Cost is that of the run, which computes days together."""
+    # Without sessions there is no rate: left out, since it is not zero.
+    rates = (
+        {
+            "bounce_rate_percent": 100 * day.bounces / day.sessions,
+            "mean_session_duration_seconds": day.session_seconds / day.sessions,
+        }
+        if day.sessions
+        else {}
+    )
+    return {
+        "rows": dg.MetadataValue.int(day.rows[table]),
+        "pageviews": dg.MetadataValue.int(day.pageviews),
+        "visitors": dg.MetadataValue.int(day.visitors),
+        "sessions": dg.MetadataValue.int(day.sessions),
+        "bounces": dg.MetadataValue.int(day.bounces),
+        **{name: dg.MetadataValue.float(round(rate, 3)) for name, rate in rates.items()},
+        "teams": dg.MetadataValue.int(day.teams),
+        "pageviews_without_session": dg.MetadataValue.int(day.pageviews_without_session),
+        "seconds_of_run": dg.MetadataValue.float(round(outcome.seconds, 3)),
+        "rows_read_by_run": dg.MetadataValue.int(outcome.rows_read),
+        "bytes_read_by_run": dg.MetadataValue.int(outcome.bytes_read),
+        "peak_memory_of_run_bytes": dg.MetadataValue.int(outcome.peak_memory_bytes),
+        "days_in_run": dg.MetadataValue.int(len(outcome.days)),
+        "top_pages": dg.MetadataValue.md(_top_pages_table(day)),
+    }
+
+
+def _top_pages_table(day: Day) -> str:
+    lines = ["| team | host | path | pageviews | visitors |", "|---:|---|---|---:|---:|"]
+    lines += [
+        f"| {page.team_id} | {_cell(page.host)} | {_cell(page.pathname)} | {page.pageviews} | {page.visitors} |"
+        for page in day.top_pages
+    ]
+    return "\n".join(lines) if day.top_pages else "No pageviews."
+
+
+def _cell(text: str) -> str:
+    # A path is written by whoever asks for it: as code, and without what would end the cell or the line.
+    printable = "".join(character if character.isprintable() else "\N{REPLACEMENT CHARACTER}" for character in text)
+    shown = printable.replace("|", "\\|").replace("`", "'")
+    return f"`{shown}`" if shown else ""

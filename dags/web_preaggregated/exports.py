@@ -1,0 +1,354 @@
+"""The daily web tables as Parquet in object storage: one object for each team and day, written by ClickHouse itself.
+
+Belongs here: what is written under which key, the comparison with the table, the two assets. Not here: the tables
+(`dags/common/clickhouse/tables.py`) and how they are computed.
+
+Keys: `exports/<table>/team=<team id>/day=<YYYY-MM-DD>.parquet`. An object has the dimensions of the table as they are,
+and finished numbers where the table has aggregate states. The same rows give the same bytes.
+"""
+
+import dataclasses
+import datetime as dt
+import itertools
+import re
+import time
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import dagster as dg
+from clickhouse_driver import Client
+
+from dags.common.clickhouse.cluster import ClickhouseCluster, one_line
+from dags.common.clickhouse.ddl import Table
+from dags.common.clickhouse.object_storage import OBJECT, ObjectQuery, ObjectStorage, object_storage_from_settings
+from dags.common.clickhouse.query import Query, quoted
+from dags.common.clickhouse.retry import is_transient
+from dags.common.clickhouse.tables import WEB_BOUNCES_DAILY, WEB_STATS_DAILY
+from dags.common.owners import owned_by
+from dags.common.resources import query_tags
+from dags.common.settings import get_settings
+from dags.web_preaggregated.assets import (
+    BOUNCES_DAILY,
+    DAILY_PARTITIONS,
+    GROUP,
+    OWNER,
+    RETRY_POLICY,
+    STATS_DAILY,
+    backfill_policy,
+)
+
+if TYPE_CHECKING:
+    from types_boto3_s3 import S3Client
+
+OBJECTS_AT_ONCE = 4
+OBJECT_TIMEOUT_SECONDS = 600.0
+SHOWN_FAILURES = 20
+
+STATS_EXPORT_KEY = dg.AssetKey("web_analytics_stats_export")
+BOUNCES_EXPORT_KEY = dg.AssetKey("web_analytics_bounces_export")
+
+# Names of the finished numbers, by the column that has the state.
+MEASURES = {
+    "persons_uniq_state": "visitors",
+    "sessions_uniq_state": "sessions",
+    "pageviews_count_state": "pageviews",
+    "bounces_count_state": "bounces",
+    "total_session_duration_state": "total_session_duration_seconds",
+    "total_session_count_state": "total_session_count",
+}
+STATE_TYPE = re.compile(r"AggregateFunction\((\w+)")
+
+BOUNDED_SETTINGS = {
+    "max_memory_usage": 2 * 1024**3,
+    "max_bytes_before_external_group_by": 512 * 1024**2,
+    "max_bytes_before_external_sort": 512 * 1024**2,
+}
+WRITE_SETTINGS = {
+    **BOUNDED_SETTINGS,
+    "s3_truncate_on_insert": 1,
+    # One writer in one order: the same rows give the same bytes.
+    "max_threads": 1,
+    "output_format_parquet_parallel_encoding": 0,
+}
+
+Counts = tuple[int, ...]
+
+
+class ExportError(Exception):
+    """Some objects are not what the table says. The message names them.
+
+    `is_transient` is whether the next try may succeed: an object that only differs was overtaken by a new computation.
+    """
+
+    def __init__(self, message: str, *, is_transient: bool) -> None:
+        super().__init__(message)
+        self.is_transient = is_transient
+
+
+@dataclass(frozen=True)
+class Failed:
+    """An object that is not what the table says."""
+
+    key: str
+    reason: str
+    is_transient: bool
+
+
+@dataclass(frozen=True)
+class Export:
+    """One daily table and how its rows become those of an object."""
+
+    table: Table
+
+    @property
+    def prefix(self) -> str:
+        """What every key of this export begins with."""
+        return f"exports/{self.table.name}/"
+
+    @property
+    def measures(self) -> dict[str, str]:
+        """The finished numbers: name to expression."""
+        return {
+            MEASURES[column.name]: f"{state[1]}Merge({quoted(column.name)})"
+            for column in self.table.columns
+            if (state := STATE_TYPE.match(column.type))
+        }
+
+    @property
+    def dimensions(self) -> list[str]:
+        """The columns that are exported as they are, quoted."""
+        return [quoted(column.name) for column in self.table.columns if not STATE_TYPE.match(column.type)]
+
+    def key(self, team_id: int, day: dt.date) -> str:
+        """The key of the object of a team and a day."""
+        return f"{self._team_prefix(team_id)}day={day}.parquet"
+
+    def rows_statement(self, condition: str) -> str:
+        """The finished rows of one day, of the teams that meet a condition."""
+        dimensions = ", ".join(self.dimensions)
+        measures = ", ".join(f"{expression} AS {quoted(name)}" for name, expression in self.measures.items())
+        return (
+            f"SELECT {dimensions}, {measures} FROM {quoted(self.table.name)} "  # noqa: S608 - names of the schema
+            f"WHERE period_bucket = toDateTime(toDate(%(day)s), 'UTC') AND {condition} "
+            f"GROUP BY {dimensions}"
+        )
+
+    def counts(self) -> str:
+        """Number of rows, and the sum of each measure."""
+        return ", ".join(["count()", *(f"sum({quoted(name)})" for name in self.measures)])
+
+    def _team_prefix(self, team_id: int) -> str:
+        return f"{self.prefix}team={team_id}/"
+
+
+STATS_EXPORT = Export(WEB_STATS_DAILY)
+BOUNCES_EXPORT = Export(WEB_BOUNCES_DAILY)
+
+
+@dataclass(frozen=True)
+class WriteObject:
+    """Writes the object of a team and a day, and returns its counts as they are read back from it."""
+
+    export: Export
+    storage: ObjectStorage
+    team_id: int
+    day: dt.date
+    # A second attempt writes the same object again.
+    retryable: bool = field(default=True, init=False)
+
+    @property
+    def key(self) -> str:
+        """The key of the object."""
+        return self.export.key(self.team_id, self.day)
+
+    def __call__(self, client: Client) -> Counts:
+        """Runs both statements on the client."""
+        rows = self.export.rows_statement("team_id = %(team_id)s")
+        write = f"INSERT INTO FUNCTION s3({OBJECT}, 'Parquet') {rows} ORDER BY ALL"
+        read = f"SELECT {self.export.counts()} FROM s3({OBJECT}, 'Parquet')"  # noqa: S608 - names of the schema
+        parameters = {"team_id": self.team_id, "day": self.day}
+        ObjectQuery(write, self.storage, self.key, parameters, WRITE_SETTINGS)(client)
+        ((*counts,),) = ObjectQuery(read, self.storage, self.key, settings=BOUNDED_SETTINGS)(client)
+        return tuple(counts)
+
+
+@dataclass
+class DayExported:
+    """What a day's export did: objects written and removed, rows and bytes in them."""
+
+    objects: int = 0
+    objects_removed: int = 0
+    rows: int = 0
+    bytes: int = 0
+    pageviews: int = 0
+
+
+def counts_in_table(
+    cluster: ClickhouseCluster, export: Export, days: Iterable[dt.date]
+) -> dict[dt.date, dict[int, Counts]]:
+    """What the object of each day and team must have: the number of rows, and the sum of each measure."""
+    counts = export.counts()
+    statement = f"SELECT team_id, {counts} FROM ({export.rows_statement('true')}) GROUP BY team_id ORDER BY team_id"  # noqa: S608 - names of the schema
+    found = {}
+    for day in days:
+        query = Query(statement, {"day": day}, BOUNDED_SETTINGS)
+        rows = cluster.any_host(query, timeout_seconds=OBJECT_TIMEOUT_SECONDS).result()
+        found[day] = {team_id: tuple(numbers) for team_id, *numbers in rows}
+    return found
+
+
+def export_days(
+    cluster: ClickhouseCluster,
+    s3: "S3Client",
+    storage: ObjectStorage,
+    export: Export,
+    expected: Mapping[dt.date, Mapping[int, Counts]],
+) -> dict[dt.date, DayExported]:
+    """Brings the objects of these days to `expected`, as `counts_in_table` gives it: writes these, removes all others.
+
+    Every object is tried. Raises ExportError, naming those that failed or differ from `expected`.
+    """
+    writes = [WriteObject(export, storage, team_id, day) for day, teams in expected.items() for team_id in teams]
+    failures = list(_write_objects(cluster, writes, expected))
+    exported = {day: _day_exported(export, teams) for day, teams in expected.items()}
+    wanted = {write.key for write in writes}
+    present = dict(_objects_present(s3, storage.bucket, export, expected))
+    for key, (day, size) in present.items():
+        if key in wanted:
+            exported[day].bytes += size
+        else:
+            s3.delete_object(Bucket=storage.bucket, Key=key)
+            exported[day].objects_removed += 1
+    failed = {one.key for one in failures}
+    failures += [Failed(key, "is not there", is_transient=True) for key in sorted(wanted - present.keys() - failed)]
+    if failures:
+        lines = [f"- {one.key}: {one.reason}" for one in failures[:SHOWN_FAILURES]]
+        if len(failures) > SHOWN_FAILURES:
+            lines.append(f"- and {len(failures) - SHOWN_FAILURES} more")
+        raise ExportError(
+            f"{len(failures)} of {len(wanted)} objects of {export.table.name} were not exported to "
+            f"s3://{storage.bucket}:\n" + "\n".join(lines) + "\nThe others are complete. Run these days again.",
+            is_transient=all(one.is_transient for one in failures),
+        )
+    return exported
+
+
+def _day_exported(export: Export, teams: Mapping[int, Counts]) -> DayExported:
+    pageviews = ("rows", *export.measures).index("pageviews")
+    return DayExported(
+        objects=len(teams),
+        rows=sum(rows for rows, *_ in teams.values()),
+        pageviews=sum(counts[pageviews] for counts in teams.values()),
+    )
+
+
+def _write_objects(
+    cluster: ClickhouseCluster, writes: Iterable[WriteObject], expected: Mapping[dt.date, Mapping[int, Counts]]
+) -> Iterator[Failed]:
+    """Writes and compares every object; yields those that are not right."""
+    waiting = iter(writes)
+    # A few at a time: the deadline of a call begins when it is handed over.
+    while batch := list(itertools.islice(waiting, OBJECTS_AT_ONCE)):
+        calls = [(write, cluster.any_host(write, timeout_seconds=OBJECT_TIMEOUT_SECONDS)) for write in batch]
+        for write, call in calls:
+            error = call.exception()
+            if error is not None:
+                yield Failed(write.key, one_line(error), is_transient(error))
+            elif difference := _difference(write.export, call.result(), expected[write.day][write.team_id]):
+                yield Failed(write.key, difference, is_transient=True)
+
+
+def _difference(export: Export, found: Counts, wanted: Counts) -> str:
+    """In words, what was read back and is not what the table had; empty when there is nothing."""
+    names = ("rows", *export.measures)
+    different = [
+        f"{one_found} {name} read back, {one_wanted} in the table"
+        for name, one_found, one_wanted in zip(names, found, wanted, strict=True)
+        if one_found != one_wanted
+    ]
+    return "; ".join(different)
+
+
+def _objects_present(
+    s3: "S3Client", bucket: str, export: Export, days: Iterable[dt.date]
+) -> Iterator[tuple[str, tuple[dt.date, int]]]:
+    """Key, day and bytes of every object of these days, of teams that the table no longer has too."""
+    by_name = {f"day={day}.parquet": day for day in days}
+    pages = s3.get_paginator("list_objects_v2")
+    for page in pages.paginate(Bucket=bucket, Prefix=export.prefix, Delimiter="/"):
+        for team in page.get("CommonPrefixes", []):
+            # From just before the first day on, so that years of other days are not listed.
+            after = team["Prefix"] + min(by_name).removesuffix(".parquet")
+            last = team["Prefix"] + max(by_name)
+            for objects in pages.paginate(Bucket=bucket, Prefix=team["Prefix"], StartAfter=after):
+                found = [item for item in objects.get("Contents", []) if item["Key"] <= last]
+                for item in found:
+                    day = by_name.get(item["Key"].removeprefix(team["Prefix"]))
+                    if day is not None:
+                        yield item["Key"], (day, item["Size"])
+                if len(found) < len(objects.get("Contents", [])):
+                    break
+
+
+def web_exports(partitions_per_run: int) -> list[dg.AssetsDefinition]:
+    """The exports of both daily tables."""
+    return [
+        _export_asset(STATS_EXPORT_KEY, STATS_EXPORT, STATS_DAILY, partitions_per_run),
+        _export_asset(BOUNCES_EXPORT_KEY, BOUNCES_EXPORT, BOUNCES_DAILY, partitions_per_run),
+    ]
+
+
+def _export_asset(key: dg.AssetKey, export: Export, table: dg.AssetKey, partitions_per_run: int) -> dg.AssetsDefinition:
+    @dg.asset(
+        key=key,
+        description=f"The table {export.table.name} as Parquet: an object a team and day, with finished numbers, under "
+        f"{export.prefix}team=<team id>/day=<day>.parquet.",
+        deps=[table],
+        group_name=GROUP,
+        partitions_def=DAILY_PARTITIONS,
+        backfill_policy=backfill_policy(partitions_per_run),
+        retry_policy=RETRY_POLICY,
+        **owned_by(OWNER),
+    )
+    def exported(
+        context: dg.AssetExecutionContext, cluster: dg.ResourceParam[ClickhouseCluster], s3: dg.ResourceParam[Any]
+    ) -> None:
+        _export_partitions(context, cluster, s3, export, table)
+
+    return exported
+
+
+def _export_partitions(
+    context: dg.AssetExecutionContext, cluster: ClickhouseCluster, s3: "S3Client", export: Export, table: dg.AssetKey
+) -> None:
+    """Exports the days of the run, with metadata for each.
+
+    Raises dagster.Failure when a day without rows was never computed: its objects must not go for that.
+    """
+    started = time.monotonic()
+    storage = object_storage_from_settings(get_settings())
+    tagged = cluster.tagged(query_tags(context))
+    days = [dt.date.fromisoformat(key) for key in context.partition_keys]
+    expected = counts_in_table(tagged, export, days)
+    computed = {dt.date.fromisoformat(key) for key in context.instance.get_materialized_partitions(table)}
+    unknown = [str(day) for day in days if not expected[day] and day not in computed]
+    if unknown:
+        raise dg.Failure(
+            f"{export.table.name} has no rows of {', '.join(unknown)}, and these days were never computed: materialise "
+            f"{table.to_user_string()} for them first. Nothing was written or removed.",
+            allow_retries=False,
+        )
+    try:
+        exported = export_days(tagged, s3, storage, export, expected)
+    except ExportError as error:
+        raise dg.Failure(str(error), allow_retries=error.is_transient) from error
+    seconds = time.monotonic() - started
+    context.log.info(
+        f"{len(days)} days: {sum(one.objects for one in exported.values())} objects written, "
+        f"{sum(one.objects_removed for one in exported.values())} removed, in {seconds:.1f} seconds"
+    )
+    for day, outcome in exported.items():
+        location = f"s3://{storage.bucket}/{export.prefix}team=*/day={day}.parquet"
+        metadata = {**dataclasses.asdict(outcome), "seconds_of_run": round(seconds, 3), "location": location}
+        context.add_asset_metadata(metadata, partition_key=day.isoformat())

@@ -1,0 +1,109 @@
+"""Jobs and schedules of the web tables: when what runs, and when a tick is skipped."""
+
+import datetime as dt
+from collections.abc import Sequence
+
+import dagster as dg
+from dagster import DagsterRunStatus, RunsFilter
+
+from dags.common.owners import owned_by
+from dags.common.settings import Settings, get_settings
+from dags.web_preaggregated.assets import (
+    BOUNCES_DAILY,
+    BOUNCES_HOURLY,
+    OWNER,
+    STATS_DAILY,
+    STATS_HOURLY,
+)
+from dags.web_preaggregated.exports import BOUNCES_EXPORT_KEY, STATS_EXPORT_KEY
+from dags.web_preaggregated.statements import ONE_DAY
+
+MAX_RUNTIME_TAG = "dagster/max_runtime"  # seconds
+RANGE_START_TAG = "dagster/asset_partition_range_start"
+RANGE_END_TAG = "dagster/asset_partition_range_end"
+
+UNFINISHED = [
+    DagsterRunStatus.QUEUED,
+    DagsterRunStatus.NOT_STARTED,
+    DagsterRunStatus.STARTING,
+    DagsterRunStatus.STARTED,
+    DagsterRunStatus.CANCELING,
+]
+
+web_analytics_daily_job = dg.define_asset_job(
+    "web_analytics_daily_job",
+    selection=dg.AssetSelection.assets(STATS_DAILY, BOUNCES_DAILY, STATS_EXPORT_KEY, BOUNCES_EXPORT_KEY),
+    description="Computes days of the daily web tables, and exports them.",
+    **owned_by(OWNER, **{MAX_RUNTIME_TAG: "18000"}),
+)
+
+web_pre_aggregate_current_day_hourly_job = dg.define_asset_job(
+    "web_pre_aggregate_current_day_hourly_job",
+    selection=dg.AssetSelection.assets(STATS_HOURLY, BOUNCES_HOURLY),
+    description="Computes the current day of the hourly web tables.",
+    **owned_by(OWNER, **{MAX_RUNTIME_TAG: "3000"}),
+)
+
+
+def why_not_here(settings: Settings) -> str | None:
+    """Return why nothing is to run by itself in this environment; None where it is.
+
+    On a laptop there are no new events unless somebody loads them, and who does starts the jobs too.
+    """
+    if settings.cloud_deployment is not None:
+        return None
+    return "Web tables are computed by themselves where CLOUD_DEPLOYMENT is set. Here, start the job by hand."
+
+
+def unfinished_run(instance: dg.DagsterInstance, job_name: str, asset_keys: Sequence[dg.AssetKey]) -> str | None:
+    """The id of a run that does the same work and is not over yet: of the job, or of a backfill of its assets."""
+    wanted = set(asset_keys)
+    # Few runs are unfinished at a time, so looking at all of them costs little.
+    for run in instance.get_runs(RunsFilter(statuses=UNFINISHED)):
+        if run.job_name == job_name or wanted & set(run.asset_selection or ()):
+            return run.run_id
+    return None
+
+
+@dg.schedule(
+    job=web_analytics_daily_job,
+    cron_schedule="0 1 * * *",
+    execution_timezone="UTC",
+    default_status=dg.DefaultScheduleStatus.RUNNING,
+    description="Yesterday, and the day before once more: by now its sessions have ended, so it is final.",
+    **owned_by(OWNER),
+)
+def web_analytics_daily_schedule(context: dg.ScheduleEvaluationContext) -> dg.RunRequest | dg.SkipReason:
+    """Ask for the two days before the tick in one run."""
+    reason = why_not_here(get_settings())
+    if reason:
+        return dg.SkipReason(reason)
+    running = unfinished_run(context.instance, web_analytics_daily_job.name, (STATS_DAILY, BOUNCES_DAILY))
+    if running:
+        return dg.SkipReason(f"Run {running} computes the daily web tables and is not over. The next tick asks again.")
+    yesterday = context.scheduled_execution_time.astimezone(dt.UTC).date() - ONE_DAY
+    return dg.RunRequest(
+        tags={RANGE_START_TAG: (yesterday - ONE_DAY).isoformat(), RANGE_END_TAG: yesterday.isoformat()}
+    )
+
+
+@dg.schedule(
+    job=web_pre_aggregate_current_day_hourly_job,
+    cron_schedule="20 * * * *",
+    execution_timezone="UTC",
+    default_status=dg.DefaultScheduleStatus.RUNNING,
+    description="The current day by hour.",
+    **owned_by(OWNER),
+)
+def web_pre_aggregate_current_day_hourly_schedule(
+    context: dg.ScheduleEvaluationContext,
+) -> dg.RunRequest | dg.SkipReason:
+    """Ask for the current day, unless the last run of it is not over."""
+    reason = why_not_here(get_settings())
+    if reason:
+        return dg.SkipReason(reason)
+    job_name = web_pre_aggregate_current_day_hourly_job.name
+    running = unfinished_run(context.instance, job_name, (STATS_HOURLY, BOUNCES_HOURLY))
+    if running:
+        return dg.SkipReason(f"Run {running} computes the hourly web tables and is not over. The next tick asks again.")
+    return dg.RunRequest()

@@ -1,0 +1,376 @@
+"""What a session is, and the statements that make the web tables of it.
+
+Belongs here: SQL as values, and the rules it follows. Not here: when it is run, and where (`aggregate.py`), nor the
+independent wording of the same rules (`raw.py`).
+
+The rules:
+
+- An event is what `events` holds after merging: of rows with one sorting key (team, day, event, distinct_id, uuid), the
+  one inserted last. Duplicates that are not merged yet count once.
+- Events of one team with one session_id belong together. An event with none in the 24 hours before it begins a session,
+  which has every event up to 24 hours after its begin, both ends included. What comes later under the same id, without
+  a pause of 24 hours before it, is in no session. Neither are events without a session_id: nothing tells which belong
+  together. Their pageviews are counted beside the tables.
+- A session belongs wholly to the day and to the hour (UTC) of its begin. It is in the tables when it has a pageview:
+  an event $pageview or $screen.
+- Host, viewport, campaign and so on, and the person, are those of its first pageview; of several at one moment, of the
+  one whose uuid has the lowest second half, which is random in every version of uuids.
+- The person is that of the latest override of the team and the distinct_id, unless that says deleted, and else the one
+  in the event.
+- A bounce is a session of one pageview. The duration is from the first to the last event, as the clock shows seconds.
+"""
+
+import datetime as dt
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from dags.common.clickhouse.ddl import Column, Form, Placement, Table
+from dags.common.clickhouse.query import quoted
+from dags.common.clickhouse.tables import (
+    WEB_BOUNCES_DAILY,
+    WEB_BOUNCES_HOURLY,
+    WEB_STATS_DAILY,
+    WEB_STATS_HOURLY,
+)
+
+LONGEST_SESSION = dt.timedelta(hours=24)
+ONE_DAY = dt.timedelta(days=1)
+
+PAGEVIEW = "event IN ('$pageview', '$screen')"
+
+_MEBIBYTE = 2**20
+
+# Sessionising holds a state for each session of the window, on disk beyond this, so memory does not grow with the data.
+SESSION_SETTINGS: dict[str, int | str] = {
+    "max_bytes_before_external_group_by": 288 * _MEBIBYTE,
+    "max_bytes_before_external_sort": 160 * _MEBIBYTE,
+    "max_memory_usage": 4096 * _MEBIBYTE,
+    # Rows of one sorting key are of one day, so never in two partitions.
+    "do_not_merge_across_partitions_select_final": 1,
+    # Overrides that do not fit are joined in pieces, on disk.
+    "join_algorithm": "grace_hash,hash",
+    "max_bytes_in_join": 256 * _MEBIBYTE,
+    "join_use_nulls": 1,
+    "max_threads": 2,
+    "max_partitions_per_insert_block": 0,
+    # A distinct_id may have the separator in it: it is the last of the packed values, and takes the rest.
+    "splitby_max_substrings_includes_remaining_string": 1,
+}
+# Small blocks: a state takes hundreds of bytes in memory. Rows of equal keys come together when parts are merged.
+TABLE_SETTINGS: dict[str, int | str] = {
+    "max_block_size": 65_536,
+    "min_insert_block_size_rows": 131_072,
+    "max_insert_threads": 1,
+    "max_threads": 2,
+    "optimize_on_insert": 0,
+    "max_partitions_per_insert_block": 0,
+    "max_memory_usage": 2048 * _MEBIBYTE,
+}
+
+# Dimensions that a session takes from its first pageview, in the order of packing, each with the type it is read as.
+_TEXTS = (
+    "host",
+    "entry_pathname",
+    "referring_domain",
+    "browser",
+    "os",
+    "device_type",
+    "country_code",
+    "utm_source",
+    "utm_medium",
+    "utm_campaign",
+    "utm_term",
+    "utm_content",
+)
+_SOURCE_OF = {"entry_pathname": "pathname"}
+_NUMBERS = ("viewport_width", "viewport_height")
+
+SESSIONS = Table(
+    name="web_sessions",
+    comment="Sessions of the days that one run computes, before they are counted. Dropped at the end of the run.",
+    columns=(
+        Column("team_id", "Int64", "Team."),
+        Column("session_id", "String", "Session."),
+        Column("started_at", "DateTime64(6, 'UTC')", "First event."),
+        Column("is_over_long", "UInt8", "1 when the events of the id are more than one session can have."),
+        Column("duration_seconds", "Int64", "From the first to the last event."),
+        Column("person_id", "UUID", "Person, after overrides."),
+        Column("pathnames", "Array(LowCardinality(String))", "Path of every pageview."),
+        Column("end_pathname", "LowCardinality(String)", "Path of the last pageview."),
+        *(Column(name, "LowCardinality(String)", "Of the first pageview.") for name in _TEXTS),
+        *(Column(name, "Int32", "Of the first pageview.") for name in _NUMBERS),
+    ),
+    engine="MergeTree",
+    partition_by="toDate(started_at)",
+    order_by=("is_over_long",),
+    placement=Placement.EVERY_NODE,
+)
+
+
+@dataclass(frozen=True)
+class Grain:
+    """One pair of tables, by day or by hour, and the expression of the bucket that a session belongs to."""
+
+    name: str
+    stats: Table
+    bounces: Table
+    bucket: str
+
+    @property
+    def tables(self) -> tuple[Table, Table]:
+        """Both tables."""
+        return self.stats, self.bounces
+
+
+DAILY = Grain("daily", WEB_STATS_DAILY, WEB_BOUNCES_DAILY, "toStartOfDay(started_at)")
+HOURLY = Grain("hourly", WEB_STATS_HOURLY, WEB_BOUNCES_HOURLY, "toStartOfHour(started_at)")
+
+
+@dataclass(frozen=True)
+class Window:
+    """Days in a row, both ends included, and the teams that are computed; without teams, all are."""
+
+    first: dt.date
+    last: dt.date
+    team_ids: tuple[int, ...] | None = None
+
+    @property
+    def days(self) -> list[dt.date]:
+        """Every day."""
+        return [self.first + n * ONE_DAY for n in range((self.last - self.first).days + 1)]
+
+    def parameters(self) -> dict[str, object]:
+        """The values of the statements: the ends of the days, and of the events that sessions of them can have."""
+        return {
+            "first": _begin_of(self.first),
+            "last": _end_of(self.last),
+            "events_from": _begin_of(self.first - LONGEST_SESSION),
+            "events_to": _end_of(self.last + LONGEST_SESSION),
+            **({} if self.team_ids is None else {"team_ids": self.team_ids}),
+        }
+
+    @property
+    def events_condition(self) -> str:
+        """The events read. `timestamp` stands bare, since the primary key is of no use to a function of it."""
+        teams = "" if self.team_ids is None else " AND team_id IN %(team_ids)s"
+        return f"timestamp >= %(events_from)s AND timestamp <= %(events_to)s AND session_id != ''{teams}"
+
+
+def windows_of(days: Iterable[dt.date], team_ids: tuple[int, ...] | None = None) -> list[Window]:
+    """The days as few windows: days in a row are computed together."""
+    windows: list[Window] = []
+    for day in sorted(set(days)):
+        if windows and windows[-1].last == day - ONE_DAY:
+            windows[-1] = Window(windows[-1].first, day, team_ids)
+        else:
+            windows.append(Window(day, day, team_ids))
+    return windows
+
+
+def _begin_of(day: dt.date) -> str:
+    return f"{day} 00:00:00.000000"
+
+
+def _end_of(day: dt.date) -> str:
+    return f"{day} 23:59:59.999999"
+
+
+# Orders events within a session: by time, then by half of the uuid. One number: tuples are slow to compare.
+_MOMENT = (
+    "bitShiftLeft(toUInt128(toUnixTimestamp64Micro(timestamp)), 64) + bitShiftRight(reinterpretAsUInt128(uuid), 64)"
+)
+# Behind every pageview, however late that is: 2 ** 62 microseconds are 146,000 years.
+_OTHERS_LAST = "bitShiftLeft(toUInt128(NOT is_pageview), 126)"
+
+
+def _escaped(column: str) -> str:
+    # On a LowCardinality column this is done once for each distinct value of a block.
+    return f"replaceAll(replaceAll({column}, '\\x01', '\\x01e'), '\\0', '\\x01z')"
+
+
+def _unescaped(text: str) -> str:
+    return f"replaceAll(replaceAll({text}, '\\x01z', '\\0'), '\\x01e', '\\x01')"
+
+
+# One text for all that is taken from one event: a dozen aggregate functions, or one of a tuple, take twice the time.
+_PACKED = ", ".join(
+    (
+        "toString(person_id)",
+        *(f"toString({name})" for name in _NUMBERS),
+        *(_escaped(_SOURCE_OF.get(name, name)) for name in _TEXTS),
+        "distinct_id",
+    )
+)
+_PACKED_COUNT = 2 + len(_NUMBERS) + len(_TEXTS)
+_UNPACKED = ",\n    ".join(
+    (
+        *(f"toInt32(packed[{index}]) AS {name}" for index, name in enumerate(_NUMBERS, start=2)),
+        *(f"{_unescaped(f'packed[{index}]')} AS {name}" for index, name in enumerate(_TEXTS, start=2 + len(_NUMBERS))),
+    )
+)
+_SESSION_COLUMNS = ", ".join(
+    (
+        "team_id, session_id, started_at, is_over_long, duration_seconds, pathnames, end_pathname",
+        *_NUMBERS,
+        *_TEXTS,
+        "person_id",
+    )
+)
+_LONGEST_SESSION_MICROSECONDS = LONGEST_SESSION // dt.timedelta(microseconds=1)
+
+
+def _with_persons(sessions: str) -> str:
+    """Rows of `sessions`, which has `packed`, as the table of sessions takes them."""
+    return f"""
+SELECT
+    team_id, session_id, started_at, is_over_long, duration_seconds, pathnames, end_pathname,
+    {_UNPACKED},
+    coalesce(overrides.person_id, toUUID(packed[1])) AS person_id
+FROM (
+    SELECT *, splitByChar('\\0', packed_text, {_PACKED_COUNT}) AS packed, packed[{_PACKED_COUNT}] AS distinct_id
+    FROM ({sessions})
+) AS sessions
+LEFT JOIN (
+    SELECT team_id, distinct_id, person_id FROM person_distinct_id_overrides FINAL WHERE is_deleted = 0
+) AS overrides
+ON sessions.team_id = overrides.team_id AND sessions.distinct_id = overrides.distinct_id
+"""  # noqa: S608 - made of constants
+
+
+def sessions_statement(window: Window, sessions: str) -> str:
+    """The one pass over the raw events: every session that begins in the window, into the table `sessions`.
+
+    An id whose events span more than a session can have gets a row that only names it.
+    """
+    grouped = f"""
+    SELECT
+        team_id,
+        session_id,
+        min(timestamp) AS started_at,
+        max(timestamp) AS ended_at,
+        dateDiff('microsecond', started_at, ended_at) > {_LONGEST_SESSION_MICROSECONDS} AS is_over_long,
+        dateDiff('second', started_at, ended_at) AS duration_seconds,
+        groupArrayIf(pathname, is_pageview) AS pathnames,
+        argMax(pathname, is_pageview * ({_MOMENT})) AS end_pathname,
+        argMin(concatWithSeparator('\\0', {_PACKED}), {_MOMENT} + {_OTHERS_LAST}) AS packed_text
+    FROM (SELECT *, {PAGEVIEW} AS is_pageview FROM events FINAL WHERE {window.events_condition})
+    GROUP BY team_id, session_id
+    HAVING is_over_long OR (started_at >= %(first)s AND started_at <= %(last)s AND notEmpty(pathnames))
+    """  # noqa: S608 - made of constants
+    return f"INSERT INTO {quoted(sessions)} ({_SESSION_COLUMNS}) {_with_persons(grouped)}"
+
+
+def over_long_statement(window: Window, sessions: str) -> str:
+    """The sessions of those ids alone whose events span more than one: their events in order, cut at pauses."""
+    event = f"({_MOMENT}, timestamp, {PAGEVIEW}, toString(pathname), concatWithSeparator('\\0', {_PACKED}))"
+    cut = f"""
+    SELECT
+        team_id,
+        session_id,
+        arraySort(groupArray({event})) AS events,
+        arrayJoin(arraySplit((one, pause) -> pause > {_LONGEST_SESSION_MICROSECONDS}, events, arrayMap(
+            (one, earlier) -> dateDiff('microsecond', earlier.2, one.2),
+            events,
+            arrayPushFront(arrayPopBack(events), events[1])
+        ))) AS piece,
+        piece[1].2 AS started_at,
+        arrayFilter(
+            one -> dateDiff('microsecond', started_at, one.2) <= {_LONGEST_SESSION_MICROSECONDS}, piece
+        ) AS members,
+        arrayFilter(one -> one.3, members) AS pageviews
+    FROM events FINAL
+    WHERE {window.events_condition}
+        AND (team_id, session_id) IN (SELECT team_id, session_id FROM {quoted(sessions)} WHERE is_over_long)
+    GROUP BY team_id, session_id
+    """  # noqa: S608 - made of constants
+    rows = f"""
+    SELECT
+        team_id,
+        session_id,
+        started_at,
+        0 AS is_over_long,
+        dateDiff('second', started_at, members[-1].2) AS duration_seconds,
+        arrayMap(one -> one.4, pageviews) AS pathnames,
+        pageviews[-1].4 AS end_pathname,
+        pageviews[1].5 AS packed_text
+    FROM ({cut})
+    WHERE started_at >= %(first)s AND started_at <= %(last)s AND notEmpty(pageviews)
+    """  # noqa: S608 - made of constants
+    return f"INSERT INTO {quoted(sessions)} ({_SESSION_COLUMNS}) {_with_persons(rows)}"
+
+
+_STATES = {
+    "persons_uniq_state": "initializeAggregation('uniqExactState', person_id)",
+    "sessions_uniq_state": "initializeAggregation('uniqExactState', session_id)",
+    "bounces_count_state": "initializeAggregation('sumState', toUInt64(length(pathnames) = 1))",
+    "total_session_duration_state": "initializeAggregation('sumState', duration_seconds)",
+    "total_session_count_state": "initializeAggregation('sumState', toUInt64(1))",
+}
+
+
+def table_statement(grain: Grain, table: Table, target: str, sessions: str) -> str:
+    """Fill `target`, which has the columns of one of the grain's tables, from the table of sessions.
+
+    A row is a session, or a pageview of one. It is not grouped by the dimensions first, which few rows share: the table
+    brings rows of equal keys together when it merges. Columns are named on both sides.
+    """
+    by_page = table is grain.stats
+    pageviews = "toUInt64(1)" if by_page else "toUInt64(length(pathnames))"
+    expressions = {
+        **_STATES,
+        "period_bucket": grain.bucket,
+        "pageviews_count_state": f"initializeAggregation('sumState', {pageviews})",
+    }
+    names = [column.name for column in table.columns]
+    columns = ", ".join(map(quoted, names))
+    selected = ",\n    ".join(f"{expressions.get(name, quoted(name))} AS {quoted(name)}" for name in names)
+    pages = " ARRAY JOIN pathnames AS pathname" if by_page else ""
+    return (
+        f"INSERT INTO {quoted(target)} ({columns})\n"
+        f"SELECT\n    {selected}\nFROM {quoted(sessions)}{pages}\nWHERE NOT is_over_long"
+    )
+
+
+def create_statement(table: Table, name: str, database: str) -> str:
+    """A table of another name with the same columns, keys and engine, on one node: what a run computes into."""
+    import dataclasses
+
+    staging = dataclasses.replace(table, name=name, unreplicated_settings={}, comment=f"Staging of {table.name}.")
+    return staging.create_statement(Form(database), name)
+
+
+def counted_days_statement(sessions: str) -> str:
+    """By day: sessions, pageviews, visitors, bounces, and the seconds of all sessions."""
+    return f"""
+    SELECT
+        toDate(started_at), count(), sum(length(pathnames)), uniqExact((team_id, person_id)),
+        countIf(length(pathnames) = 1), sum(duration_seconds), uniqExact(team_id)
+    FROM {quoted(sessions)} WHERE NOT is_over_long GROUP BY 1
+    """  # noqa: S608 - made of constants
+
+
+def top_pages_statement(sessions: str, pages: int) -> str:
+    """By day, the pages with most pageviews: team, host of the session, path, pageviews, visitors.
+
+    Visitors are counted for these pages alone: a set of persons for each page of each day would take much memory.
+    """
+    return f"""
+    SELECT toDate(started_at) AS day, team_id, host, pathname, count() AS pageviews, uniqExact(person_id)
+    FROM {quoted(sessions)} ARRAY JOIN pathnames AS pathname
+    WHERE NOT is_over_long AND (day, team_id, host, pathname) IN (
+        SELECT toDate(started_at) AS day, team_id, host, pathname
+        FROM {quoted(sessions)} ARRAY JOIN pathnames AS pathname WHERE NOT is_over_long
+        GROUP BY day, team_id, host, pathname
+        ORDER BY day, count() DESC, team_id, host, pathname LIMIT {pages:d} BY day
+    )
+    GROUP BY day, team_id, host, pathname ORDER BY day, pageviews DESC, team_id, host, pathname
+    """  # noqa: S608 - made of constants
+
+
+def without_session_statement(team_ids: Sequence[int] | None) -> str:
+    """By day: the pageviews without a session_id, which no table has."""
+    teams = "" if team_ids is None else " AND team_id IN %(team_ids)s"
+    return f"""
+    SELECT toDate(timestamp), count() FROM events FINAL
+    WHERE timestamp >= %(first)s AND timestamp <= %(last)s AND session_id = '' AND {PAGEVIEW}{teams} GROUP BY 1
+    """  # noqa: S608 - made of constants

@@ -1,0 +1,82 @@
+"""Which teams are pre-aggregated: the table `web_pre_aggregated_teams`, and what becomes of a team that leaves it.
+
+With no selected team in the table, all teams are. Not here: the asset that changes the selection (`assets.py`).
+"""
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from clickhouse_driver import Client
+
+from dags.common.clickhouse.cluster import ClickhouseCluster
+from dags.common.clickhouse.query import Insert, Query, quoted
+from dags.common.clickhouse.tables import WEB_PRE_AGGREGATED_TEAMS
+from dags.web_preaggregated.statements import DAILY, HOURLY
+
+REMOVAL_TIMEOUT_SECONDS = 3600.0
+SELECTION_STATEMENT = "SELECT team_id FROM web_pre_aggregated_teams FINAL WHERE is_selected = 1 ORDER BY team_id"
+ENGINE_STATEMENT = "SELECT engine FROM system.tables WHERE database = currentDatabase() AND name = %(table)s"
+
+
+@dataclass(frozen=True)
+class Change:
+    """A change of the selection, and how many rows of the web tables went with it, by table."""
+
+    added: tuple[int, ...]
+    removed: tuple[int, ...]
+    rows_removed: dict[str, int]
+
+
+def selected_teams(cluster: ClickhouseCluster) -> tuple[int, ...] | None:
+    """The selected teams, or None when all teams are pre-aggregated."""
+    teams = tuple(team_id for (team_id,) in cluster.any_host(Query(SELECTION_STATEMENT)).result())
+    return teams or None
+
+
+def select_teams(cluster: ClickhouseCluster, team_ids: Sequence[int]) -> Change:
+    """Select these teams and no others, or all teams when there are none, and remove what the others have stored.
+
+    May be called again at any time: rows of teams that are not selected are removed whenever they came.
+    """
+    before = set(selected_teams(cluster) or ())
+    after = set(team_ids)
+    version = time.time_ns()
+    rows = [(team_id, 1, version) for team_id in sorted(after)] + [(one, 0, version) for one in sorted(before - after)]
+    if rows:
+        insert = Insert(WEB_PRE_AGGREGATED_TEAMS.name, ("team_id", "is_selected", "version"), rows)
+        _where_written(cluster, insert)
+    removed = {table.name: 0 for grain in (DAILY, HOURLY) for table in grain.tables}
+    if after:
+        for name in removed:
+            counts = _where_written(cluster, _Removal(name, tuple(sorted(after))))
+            removed[name] = max(counts)
+    return Change(tuple(sorted(after - before)), tuple(sorted(before - after)), removed)
+
+
+@dataclass(frozen=True)
+class _Removal:
+    """Removes the rows of every team but these from one table, and waits for it; returns their number."""
+
+    table: str
+    team_ids: tuple[int, ...]
+    retryable = True
+
+    def __call__(self, client: Client) -> int:
+        parameters = {"team_ids": self.team_ids}
+        condition = "team_id NOT IN %(team_ids)s"
+        ((count,),) = client.execute(f"SELECT count() FROM {quoted(self.table)} WHERE {condition}", parameters)  # noqa: S608 - a name of the schema
+        if count:
+            # On every replica, so that the count of the next call is zero wherever it is made.
+            client.execute(
+                f"ALTER TABLE {quoted(self.table)} DELETE WHERE {condition}", parameters, settings={"mutations_sync": 2}
+            )
+        return int(count)
+
+
+def _where_written(cluster: ClickhouseCluster, call: Insert | _Removal) -> list[int]:
+    """The call on one host where the tables are replicated, and else on every host."""
+    engines = cluster.any_host(Query(ENGINE_STATEMENT, {"table": WEB_PRE_AGGREGATED_TEAMS.name})).result()
+    if any(engine.startswith("Replicated") for (engine,) in engines):
+        return [cluster.any_host(call, timeout_seconds=REMOVAL_TIMEOUT_SECONDS).result()]
+    return list(cluster.map_all_hosts(call, timeout_seconds=REMOVAL_TIMEOUT_SECONDS).result().values())
