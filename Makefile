@@ -4,8 +4,8 @@
 PYTHON ?= python3.11
 DAGSTER_PORT ?= 3000
 BIN := .venv/bin
-# Dagster warns at each use that the parameters `owners` and `backfill_policy` are in beta.
-LOCAL := DEBUG=1 DAGSTER_HOME="$(CURDIR)/.dagster_home" PYTHONWARNINGS=ignore:Parameter
+# Dagster warns at each use that `owners`, `backfill_policy` and the partitions of a check are in beta or preview.
+LOCAL := DEBUG=1 DAGSTER_HOME="$(CURDIR)/.dagster_home" PYTHONWARNINGS="ignore:Parameter,ignore:Specifying a partitions_def"
 
 # Each worker starts its own services, so more of them cost memory and gain little.
 WORKERS := --numprocesses auto --maxprocesses 4 --dist worksteal
@@ -23,8 +23,9 @@ setup: ## Make .venv from requirements.lock, unless it is there (the other comma
 		echo "or name an interpreter: make PYTHON=/path/to/python3.11 $(or $(MAKECMDGOALS),demo)" >&2; exit 1; }
 	@$(PYTHON) tools/environment.py
 
-demo: setup ## Start the stack, load 30 days of exchange rates, print a report, stop
-	@$(LOCAL) OPEN_EXCHANGE_RATES_APP_ID= exec $(BIN)/python -m dags.local up -- $(BIN)/python -m dags.local.demo
+demo: setup ## Start the stack, run the teams' jobs on a sample (or ACCESS_LOG=path, EVENTS=path), print a report, stop
+	@$(LOCAL) OPEN_EXCHANGE_RATES_APP_ID= exec $(BIN)/python -m dags.local up -- $(BIN)/python -m dags.local.demo \
+		$(if $(ACCESS_LOG),--access-log "$(ACCESS_LOG)") $(if $(EVENTS),--events "$(EVENTS)")
 
 dev: setup ## Start the stack and Dagster's web interface on port 3000 (DAGSTER_PORT), until Ctrl-C
 	@$(LOCAL) exec $(BIN)/python -m dags.local.dev up --port $(DAGSTER_PORT)

@@ -1,4 +1,4 @@
-"""What `make dev` starts: the embedded stack with the schema applied, and beside it Dagster's web interface and daemon.
+"""What `make dev` starts: the embedded stack with the schema and a sample of events, and beside it Dagster.
 
 What belongs here: what comes before and after the stack's start. What does not: the stack itself (`stack`).
 """
@@ -36,16 +36,32 @@ def up(port: int) -> None:
 @main.command()
 @port_option
 def serve(port: int) -> None:
-    """Apply the schema to the running stack, then run `dagster dev` with this project's workspace."""
+    """Apply the schema to the running stack, load the sample, then run `dagster dev` with this project's workspace."""
+    import dagster as dg
+
     from dags.common.clickhouse.cluster import cluster_from_settings
     from dags.common.clickhouse.schema import apply_schema, create_database, is_clustered
+    from dags.common.resources import make_s3
     from dags.common.settings import get_settings
+    from dags.events.assets import POOL as EVENTS_POOL
+    from dags.local.demo.ingestion import ingest, put_sample
+    from dags.local.demo.stage import DemoError, Stage
+    from dags.local.pools import record_pool_limits
+    from dags.web_preaggregated.assets import POOL as WEB_POOL
 
     settings = get_settings()
     create_database(settings)
-    with cluster_from_settings(settings) as cluster:
+    with cluster_from_settings(settings) as cluster, dg.DagsterInstance.get() as instance:
         changes = apply_schema(cluster, is_clustered(settings))
-    click.echo(f"ClickHouse has the schema ({len(changes)} statements were run). Starting Dagster.")
+        click.echo(f"ClickHouse has the schema ({len(changes)} statements were run).")
+        record_pool_limits(instance, [EVENTS_POOL, WEB_POOL])
+        stage = Stage(settings, cluster, make_s3(settings), instance, click.echo)
+        try:
+            ingest(stage, put_sample(stage))
+        except DemoError as error:
+            # The web interface is the place to find out why.
+            click.echo(f"The sample is not loaded: {error}", err=True)
+    click.echo("Starting Dagster.")
     become("dagster", "dev", "-w", ".dagster_home/workspace.yaml", "-h", ports.LOOPBACK, "-p", str(port))
 
 

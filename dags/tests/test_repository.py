@@ -92,6 +92,8 @@ def test_the_local_instance_queues_runs_watches_them_and_sends_no_telemetry(inst
         assert concurrency.run_queue_config.max_concurrent_runs == 10
         assert concurrency.run_queue_config.tag_concurrency_limits == [{"key": "dagster/backfill", "limit": 6}]
         assert concurrency.pool_config.default_pool_limit == 1
+        assert concurrency.pool_config.pool_granularity is not None
+        assert concurrency.pool_config.pool_granularity.value == "run"
         assert instance.run_monitoring_enabled
         assert instance.run_monitoring_max_runtime_seconds == 6 * 60 * 60
         assert instance.run_retries_enabled

@@ -21,6 +21,8 @@ LOCATIONS_QUERY = """
 { workspaceOrError { ... on Workspace { locationEntries { name locationOrLoadError { __typename } } } } }
 """
 
+RUNS_QUERY = "{ runsOrError { ... on Runs { results { jobName status } } } }"
+
 
 def test_a_busy_web_port_is_named_before_anything_starts(tmp_path: Path) -> None:
     with socket.create_server((ports.LOOPBACK, 0)) as taken:
@@ -69,7 +71,7 @@ def platform(tmp_path: Path) -> Iterator[tuple[subprocess.Popen[bytes], int]]:
 
 
 @pytest.mark.slow
-def test_dev_serves_every_location_and_leaves_no_process_behind(
+def test_dev_serves_every_location_with_the_sample_loaded_and_leaves_no_process_behind(
     platform: tuple[subprocess.Popen[bytes], int],
 ) -> None:
     process, port = platform
@@ -83,6 +85,9 @@ def test_dev_serves_every_location_and_leaves_no_process_behind(
     }
     names = {path.stem for path in (ROOT / "dags" / "locations").glob("*.py")} - {"__init__"}
     assert entries == dict.fromkeys(names, "RepositoryLocation")
+
+    runs = ask(port, RUNS_QUERY)["runsOrError"]["results"]
+    assert {"jobName": "load_events_job", "status": "SUCCESS"} in runs
 
     children = psutil.Process(process.pid).children(recursive=True)
     assert children

@@ -14,8 +14,11 @@ TEAMS = {owner.value for owner in JobOwners}
 
 def definitions_with_owners(location: dg.Definitions) -> Iterator[tuple[str, Any]]:
     """Every definition of a location that has `owners`, with a name for people."""
+    # Not those that another location defines, and that this one only depends on.
+    defined = {key for asset in location.assets or [] if isinstance(asset, dg.AssetsDefinition) for key in asset.keys}
     for spec in location.resolve_all_asset_specs():
-        yield f"asset {spec.key.to_user_string()}", spec
+        if spec.key in defined:
+            yield f"asset {spec.key.to_user_string()}", spec
     for job in location.jobs or []:
         yield f"job {job.name}", location.resolve_job_def(job.name)
     for schedule in location.schedules or []:

@@ -1,0 +1,158 @@
+"""What the demo prints and draws of the pre-aggregated web tables."""
+
+import datetime as dt
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from dags.common.clickhouse.cluster import ClickhouseCluster
+from dags.common.clickhouse.query import Query
+from dags.local.__main__ import table
+
+TOP_PAGES = 10
+MOST_LABELS = 10
+
+# Visitors and sessions are counted within a team, then added: no visitor is of two teams.
+DAYS_STATEMENT = """
+SELECT day, sum(visitors), sum(pageviews), sum(sessions), sum(bounces), sum(seconds) FROM (
+    SELECT
+        team_id,
+        toDate(period_bucket) AS day,
+        uniqExactMerge(persons_uniq_state) AS visitors,
+        sumMerge(pageviews_count_state) AS pageviews,
+        sumMerge(total_session_count_state) AS sessions,
+        sumMerge(bounces_count_state) AS bounces,
+        sumMerge(total_session_duration_state) AS seconds
+    FROM web_bounces_daily
+    WHERE team_id IN %(team_ids)s
+        AND period_bucket >= toDateTime(toDate(%(first)s), 'UTC')
+        AND period_bucket <= toDateTime(toDate(%(last)s), 'UTC')
+    GROUP BY team_id, day
+)
+GROUP BY day ORDER BY day
+"""
+PAGES_STATEMENT = """
+SELECT host, pathname, sum(visitors), sum(pageviews) AS views FROM (
+    SELECT
+        team_id,
+        host,
+        pathname,
+        uniqExactMerge(persons_uniq_state) AS visitors,
+        sumMerge(pageviews_count_state) AS pageviews
+    FROM web_stats_daily
+    WHERE team_id IN %(team_ids)s
+        AND period_bucket >= toDateTime(toDate(%(first)s), 'UTC')
+        AND period_bucket <= toDateTime(toDate(%(last)s), 'UTC')
+    GROUP BY team_id, host, pathname
+)
+GROUP BY host, pathname ORDER BY views DESC, host, pathname LIMIT %(pages)s
+"""
+
+
+@dataclass(frozen=True)
+class Day:
+    """A day of the given teams. A bounce is a session of one page view."""
+
+    day: dt.date
+    visitors: int
+    pageviews: int
+    sessions: int
+    bounces: int
+    session_seconds: int
+
+    @property
+    def bounce_rate(self) -> float:
+        """Share of the sessions that were bounces; 0 without sessions."""
+        return self.bounces / self.sessions if self.sessions else 0.0
+
+
+@dataclass(frozen=True)
+class Page:
+    """A page over all days."""
+
+    host: str
+    pathname: str
+    visitors: int
+    pageviews: int
+
+
+@dataclass(frozen=True)
+class Report:
+    """What the web tables say of some teams and days."""
+
+    days: list[Day]
+    pages: list[Page]
+
+
+def read(cluster: ClickhouseCluster, team_ids: Sequence[int], first: dt.date, last: dt.date) -> Report:
+    """Asks ClickHouse."""
+    parameters = {"team_ids": tuple(team_ids), "first": first, "last": last, "pages": TOP_PAGES}
+    days = cluster.any_host(Query(DAYS_STATEMENT, parameters)).result()
+    pages = cluster.any_host(Query(PAGES_STATEMENT, parameters)).result()
+    return Report([Day(*row) for row in days], [Page(*row) for row in pages])
+
+
+def show(report: Report) -> None:
+    """Prints the tables."""
+    print("\nWeb analytics by day")
+    head = ["day", "visitors", "pageviews", "sessions", "bounce rate", "average session"]
+    print(table(head, [_cells(day, head) for day in report.days]))
+    print("\nTop pages")
+    head = ["pageviews", "visitors", "page"]
+    rows = [
+        [*_right([f"{page.pageviews:,}", f"{page.visitors:,}"], head), _shortened(page.host + page.pathname)]
+        for page in report.pages
+    ]
+    print(table(head, rows))
+
+
+def draw(report: Report, path: Path) -> Path:
+    """Draws the days, of which there is at least one, as a PNG, and returns its path."""
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import PercentFormatter
+
+    days = [day.day for day in report.days]
+    figure = Figure(figsize=(9, 6), layout="constrained")
+    counts, rates = figure.subplots(2, 1, sharex=True, height_ratios=(2, 1))
+    for name in ("pageviews", "sessions", "visitors"):
+        counts.plot(days, [getattr(day, name) for day in report.days], marker="o", label=name)
+    counts.set_ylim(bottom=0)
+    counts.set_ylabel("per day")
+    counts.legend(loc="upper left", bbox_to_anchor=(1, 1), frameon=False)
+    rates.bar(days, [day.bounce_rate for day in report.days], width=0.7, color="tab:gray")
+    rates.set_ylim(0, 1)
+    rates.yaxis.set_major_formatter(PercentFormatter(1))
+    rates.set_ylabel("bounce rate")
+    shown = days[:: math.ceil(len(days) / MOST_LABELS)]
+    rates.set_xticks(shown, [f"{day:%a}\n{day:%m-%d}" for day in shown])
+    midnight, margin = dt.time(), dt.timedelta(hours=16)
+    rates.set_xlim(dt.datetime.combine(days[0], midnight) - margin, dt.datetime.combine(days[-1], midnight) + margin)
+    for axes in (counts, rates):
+        axes.set_axisbelow(True)
+        axes.grid(axis="y", alpha=0.3)
+        axes.spines[["top", "right"]].set_visible(False)
+    figure.suptitle(f"Web analytics, {days[0]} to {days[-1]} (UTC)")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=120)
+    return path
+
+
+def _cells(day: Day, head: Sequence[str]) -> list[str]:
+    average = day.session_seconds / day.sessions if day.sessions else 0
+    numbers = [
+        f"{day.visitors:,}",
+        f"{day.pageviews:,}",
+        f"{day.sessions:,}",
+        f"{day.bounce_rate:.1%}",
+        f"{average:.0f} s",
+    ]
+    return [f"{day.day:%a %Y-%m-%d}", *_right(numbers, head[1:])]
+
+
+def _right(numbers: Sequence[str], head: Sequence[str]) -> list[str]:
+    return [number.rjust(len(name)) for number, name in zip(numbers, head, strict=False)]
+
+
+def _shortened(text: str, longest: int = 90) -> str:
+    return text if len(text) <= longest else text[: longest - 1] + "…"
