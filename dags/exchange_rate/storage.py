@@ -38,8 +38,6 @@ STORED_STATEMENT = f"""
 SELECT date, currency, rate, version FROM {TABLE} FINAL WHERE date BETWEEN %(first)s AND %(last)s
 """  # noqa: S608 - the table's name is a constant
 
-ENGINE_STATEMENT = "SELECT engine FROM system.tables WHERE database = currentDatabase() AND name = %(table)s"
-
 DICTIONARY_STATEMENT = f"""
 SELECT date, currency, dictGet('{DICTIONARY}', 'rate', currency, date)
 FROM {TABLE} FINAL WHERE date BETWEEN %(first)s AND %(last)s
@@ -259,16 +257,10 @@ def _insert(cluster: ClickhouseCluster, rows: Mapping[Key, StoredRate], run_id: 
         # Of this run: the same rows may be written again after somebody deleted them.
         deduplication_token=f"{run_id}-{hashlib.sha256(json.dumps(values, default=str).encode()).hexdigest()}",
     )
-    if _is_replicated(cluster):
+    if cluster.is_replicated(TABLE):
         cluster.any_host(insert).result()
     else:
         cluster.map_all_hosts(insert).result()
-
-
-def _is_replicated(cluster: ClickhouseCluster) -> bool:
-    """Return whether a row inserted on one host reaches the others: the servers know, a setting may be wrong."""
-    rows = cluster.any_host(Query(ENGINE_STATEMENT, {"table": TABLE})).result()
-    return any(engine.startswith("Replicated") for (engine,) in rows)
 
 
 @dataclass(frozen=True)

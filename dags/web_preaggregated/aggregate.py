@@ -22,7 +22,7 @@ from clickhouse_driver import Client
 
 from dags.common.clickhouse.cluster import ClickhouseCluster
 from dags.common.clickhouse.ddl import Table
-from dags.common.clickhouse.query import Query, Rows, quoted
+from dags.common.clickhouse.query import Rows, quoted
 from dags.web_preaggregated.statements import (
     SESSION_SETTINGS,
     SESSIONS,
@@ -69,7 +69,6 @@ OLD_PARTITIONS_STATEMENT = """
 SELECT DISTINCT partition FROM system.parts
 WHERE database = currentDatabase() AND table = %(table)s AND active AND partition < %(first_kept)s
 """
-ENGINE_STATEMENT = "SELECT engine FROM system.tables WHERE database = currentDatabase() AND name = %(table)s"
 
 
 class StagingError(Exception):
@@ -139,8 +138,7 @@ def pre_aggregate(
             _drop_days(client, grain, drop_before)
         return outcome
 
-    engines = cluster.any_host(Query(ENGINE_STATEMENT, {"table": grain.stats.name})).result()
-    if any(engine.startswith("Replicated") for (engine,) in engines):
+    if cluster.is_replicated(grain.stats.name):
         return cluster.any_host(work, retryable=True, timeout_seconds=TIMEOUT_SECONDS).result()
     outcomes = cluster.map_all_hosts(work, retryable=True, timeout_seconds=TIMEOUT_SECONDS).result()
     return _merged(list(outcomes.values()))

@@ -16,7 +16,6 @@ from dags.web_preaggregated.statements import DAILY, HOURLY
 
 REMOVAL_TIMEOUT_SECONDS = 3600.0
 SELECTION_STATEMENT = "SELECT team_id FROM web_pre_aggregated_teams FINAL WHERE is_selected = 1 ORDER BY team_id"
-ENGINE_STATEMENT = "SELECT engine FROM system.tables WHERE database = currentDatabase() AND name = %(table)s"
 
 
 @dataclass(frozen=True)
@@ -76,7 +75,6 @@ class _Removal:
 
 def _where_written(cluster: ClickhouseCluster, call: Insert | _Removal) -> list[int]:
     """The call on one host where the tables are replicated, and else on every host."""
-    engines = cluster.any_host(Query(ENGINE_STATEMENT, {"table": WEB_PRE_AGGREGATED_TEAMS.name})).result()
-    if any(engine.startswith("Replicated") for (engine,) in engines):
+    if cluster.is_replicated(WEB_PRE_AGGREGATED_TEAMS.name):
         return [cluster.any_host(call, timeout_seconds=REMOVAL_TIMEOUT_SECONDS).result()]
     return list(cluster.map_all_hosts(call, timeout_seconds=REMOVAL_TIMEOUT_SECONDS).result().values())

@@ -42,6 +42,8 @@ SELECT host_name, port, shard_num, replica_num FROM system.clusters
 WHERE cluster = %(cluster)s ORDER BY shard_num, replica_num
 """
 
+ENGINE_STATEMENT = "SELECT engine FROM system.tables WHERE database = currentDatabase() AND name = %(table)s"
+
 
 @dataclass(frozen=True, order=True)
 class Host:
@@ -394,6 +396,11 @@ class ClickhouseCluster:
         tagged = copy.copy(self)
         tagged._settings = {**self._settings, "log_comment": tags.to_json()}  # noqa: SLF001 - of this class
         return tagged
+
+    def is_replicated(self, table: str) -> bool:
+        """Whether a row written to `table` on one host reaches the others. The servers know; a setting may be wrong."""
+        rows = self.any_host(Query(ENGINE_STATEMENT, {"table": table})).result()
+        return any(engine.startswith("Replicated") for (engine,) in rows)
 
     def only(self, host: Host) -> "ClickhouseCluster":
         """The same cluster and connections, with calls on that one host: for tables that are on it alone."""
