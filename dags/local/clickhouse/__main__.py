@@ -11,7 +11,8 @@ from pathlib import Path
 
 import click
 
-from dags.local.clickhouse.configuration import LOOPBACK, Node, write_configuration
+from dags.local.clickhouse.configuration import Node, write_configuration
+from dags.local.ports import LOOPBACK
 
 # The engine reads its path and options from one text, in which these separate them.
 UNUSABLE_IN_PATHS = "?&#%"

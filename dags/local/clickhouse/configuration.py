@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from xml.etree.ElementTree import Element, SubElement, indent, tostring
 
-LOOPBACK = "127.0.0.1"
 CLUSTER_NAME = "local"
 QUERY_LOG_RETENTION_DAYS = 7
 

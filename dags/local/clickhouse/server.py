@@ -18,10 +18,10 @@ from clickhouse_driver.varint import make_varint
 
 from dags.local.clickhouse import packets
 from dags.local.clickhouse.columns import UnsupportedTypeError, header_of, skip_columns, split_blocks, with_types
-from dags.local.clickhouse.configuration import LOOPBACK
 from dags.local.clickhouse.engine import Engine, EngineError, Session, quoted_name
 from dags.local.clickhouse.statements import Insert, Statement, analyse, parse_insert
 from dags.local.clickhouse.wire import ProtocolError, Reader, compressed_frames, frames_of
+from dags.local.ports import LOOPBACK
 
 logger = logging.getLogger(__name__)
 
