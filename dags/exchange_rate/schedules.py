@@ -9,6 +9,7 @@ import datetime as dt
 import dagster as dg
 
 from dags.common.owners import owned_by
+from dags.common.tags import MAX_RUNTIME_TAG
 from dags.exchange_rate.assets import (
     HOURLY_PARTITIONS,
     OWNER,
@@ -20,8 +21,6 @@ from dags.exchange_rate.assets import (
 )
 from dags.exchange_rate.checks import exchange_rates_are_complete, exchange_rates_are_fresh
 from dags.exchange_rate.providers import ExchangeRatesProvider
-
-MAX_RUNTIME_TAG = "dagster/max_runtime"  # seconds
 
 daily_exchange_rates_job = dg.define_asset_job(
     "daily_exchange_rates_job",

@@ -8,6 +8,7 @@ from dagster import DagsterRunStatus, RunsFilter
 
 from dags.common.owners import owned_by
 from dags.common.settings import Settings, get_settings
+from dags.common.tags import MAX_RUNTIME_TAG
 from dags.web_preaggregated.assets import (
     BOUNCES_DAILY,
     BOUNCES_HOURLY,
@@ -18,7 +19,6 @@ from dags.web_preaggregated.assets import (
 from dags.web_preaggregated.exports import BOUNCES_EXPORT_KEY, STATS_EXPORT_KEY
 from dags.web_preaggregated.statements import ONE_DAY
 
-MAX_RUNTIME_TAG = "dagster/max_runtime"  # seconds
 RANGE_START_TAG = "dagster/asset_partition_range_start"
 RANGE_END_TAG = "dagster/asset_partition_range_end"
 

@@ -68,10 +68,6 @@ class Reader:
             self._sink(self.chunk[self._mark : self.position])
         self._sink = None
 
-    def forget_sink(self) -> None:
-        """Stop copying without another call of the sink."""
-        self._sink = None
-
     @property
     def at_chunk_end(self) -> bool:
         """Whether everything received so far has been consumed."""
