@@ -391,6 +391,8 @@ class _Attempt:
             **self.loader.settings,
             "insert_deduplication_token": self.identity,
             "distributed_foreground_insert": 1,
+            # Parts are merged anyway; to look for duplicates in each block takes as long as to write it.
+            "optimize_on_insert": 0,
         }
         kinds = {entry.format for entry in entries}
         if kinds != {Format.ACCESS_LOG}:
