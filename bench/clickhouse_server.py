@@ -12,18 +12,12 @@ Run: `python bench/clickhouse_server.py` (a minute or two). What is measured, al
 Each time is the best of three. Ends with one line a figure: `name value unit aim AIM ok|short`.
 """
 
-import os
 import statistics
-import subprocess
-import sys
 import tempfile
-import threading
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Sequence
 from datetime import UTC, datetime, timedelta
 from io import BytesIO
 from pathlib import Path
-from time import perf_counter
 from types import SimpleNamespace
 from typing import Any
 
@@ -33,6 +27,7 @@ from clickhouse_driver.bufferedreader import BufferedReader
 from clickhouse_driver.bufferedwriter import CompressedBufferedWriter
 from clickhouse_driver.context import Context
 from clickhouse_driver.streams.native import BlockInputStream, BlockOutputStream
+from measuring import Figures, highest_memory, node, resident_mebibytes, seconds_of
 
 SELECT_ROWS = 10_000_000
 INSERT_ROWS = 1_000_000
@@ -48,44 +43,6 @@ TABLE = "CREATE TABLE bench (id UInt64, name String, time DateTime('UTC')) ENGIN
 BLOCK_INFO = b"\x01\x00\x02\xff\xff\xff\xff\x00"
 
 
-@contextmanager
-def server(directory: Path) -> Iterator[tuple[int, int]]:
-    """A node on a free port; yields the port and the process id."""
-    command = [sys.executable, "-m", "dags.local.clickhouse", "--port", "0", "--path", str(directory)]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
-    assert process.stdout is not None
-    try:
-        yield int(process.stdout.readline().split()[1]), process.pid
-    finally:
-        process.terminate()
-        process.wait(30)
-
-
-def resident_mebibytes(pid: int) -> float:
-    """Resident memory of a process now."""
-    pages = int(Path(f"/proc/{pid}/statm").read_text().split()[1])
-    return pages * os.sysconf("SC_PAGE_SIZE") / 2**20
-
-
-@contextmanager
-def highest_memory(pid: int) -> Iterator[list[float]]:
-    """Yields a list whose last element, afterwards, is the highest resident memory seen, in MiB."""
-    seen = [resident_mebibytes(pid)]
-    done = threading.Event()
-
-    def sample() -> None:
-        while not done.wait(0.02):
-            seen.append(max(seen[-1], resident_mebibytes(pid)))
-
-    thread = threading.Thread(target=sample)
-    thread.start()
-    try:
-        yield seen
-    finally:
-        done.set()
-        thread.join()
-
-
 def best_seconds(work: Callable[[], Any]) -> float:
     """The shortest of a few runs."""
     return min(seconds_of_each(work, ROUNDS))
@@ -93,12 +50,7 @@ def best_seconds(work: Callable[[], Any]) -> float:
 
 def seconds_of_each(work: Callable[[], Any], times: int) -> list[float]:
     """How long each of several runs takes."""
-    seconds = []
-    for _ in range(times):
-        start = perf_counter()
-        work()
-        seconds.append(perf_counter() - start)
-    return seconds
+    return [seconds_of(work) for _ in range(times)]
 
 
 def driver_context() -> Context:
@@ -151,24 +103,21 @@ def consume(rows: Iterable[Any], expected: int) -> None:
 
 def main() -> None:  # noqa: PLR0915 - one measurement after the other
     """Measure and print."""
-    figures: list[tuple[str, float, str, str, bool | None]] = []
-
-    def figure(name: str, value: float, unit: str, aim: str = "-", *, reached: bool | None = None) -> None:
-        figures.append((name, value, unit, aim, reached))
-        print(f"  {name}: {value:.2f} {unit}", flush=True)
+    figures = Figures()
+    figure = figures.add
 
     start_time = datetime(2026, 1, 1, tzinfo=UTC)
     rows = [(n, f"visitor-{n}", start_time + timedelta(seconds=n % 1_000_000)) for n in range(INSERT_ROWS)]
     names = ", ".join(name for name, _ in COLUMNS)
 
-    with tempfile.TemporaryDirectory() as directory, server(Path(directory) / "node") as (port, pid):
+    with tempfile.TemporaryDirectory() as directory, node(Path(directory) / "node") as (port, pid):
         client = Client("127.0.0.1", port=port)
         client.execute("SELECT 1")
 
         print("SELECT 1, one connection")
         latencies = seconds_of_each(lambda: client.execute("SELECT 1"), 3000)
         rate = 1 / statistics.mean(latencies)
-        figure("select_1_server", rate, "queries/s", ">=500", reached=rate >= 500)
+        figure("select_1_server", rate, "queries/s", at_least=500)
         figure("select_1_latency_median", statistics.median(latencies) * 1000, "ms")
         figure("select_1_latency_99th_percentile", sorted(latencies)[int(len(latencies) * 0.99)] * 1000, "ms")
 
@@ -178,7 +127,7 @@ def main() -> None:  # noqa: PLR0915 - one measurement after the other
             select = best_seconds(lambda: consume(client.execute_iter(SELECT), SELECT_ROWS))
         growth = memory[-1] - base
         figure("select_server", SELECT_ROWS / select, "rows/s")
-        figure("select_memory_growth", growth, "MiB", "<=200", reached=growth <= 200)
+        figure("select_memory_growth", growth, "MiB", at_most=200)
 
         print(f"INSERT of {INSERT_ROWS:,} rows", flush=True)
         client.execute(TABLE)
@@ -189,7 +138,7 @@ def main() -> None:  # noqa: PLR0915 - one measurement after the other
         stored = client.execute("SELECT count(), uniqExact(id) FROM bench")[0]
         assert stored == (INSERT_ROWS * ROUNDS, INSERT_ROWS), stored
         figure("insert_server", INSERT_ROWS / insert, "rows/s")
-        figure("insert_memory_growth", growth, "MiB", "<=300", reached=growth <= 300)
+        figure("insert_memory_growth", growth, "MiB", at_most=300)
 
     print("clickhouse-driver alone", flush=True)
     blocks = [serialised(rows[start : start + BLOCK_ROWS]) for start in range(0, INSERT_ROWS, BLOCK_ROWS)]
@@ -204,9 +153,9 @@ def main() -> None:  # noqa: PLR0915 - one measurement after the other
     figure("select_driver_alone", SELECT_ROWS / driver_select, "rows/s")
     figure("insert_driver_alone", INSERT_ROWS / driver_insert, "rows/s")
     ratio = select / driver_select
-    figure("select_over_driver", ratio, "times", "<=1.5", reached=ratio <= 1.5)
+    figure("select_over_driver", ratio, "times", at_most=1.5)
     ratio = insert / driver_insert
-    figure("insert_over_driver", ratio, "times", "<=1.5", reached=ratio <= 1.5)
+    figure("insert_over_driver", ratio, "times", at_most=1.5)
 
     print("the engine in process", flush=True)
     body = serialised(rows)[len(BLOCK_INFO) :]
@@ -229,10 +178,7 @@ def main() -> None:  # noqa: PLR0915 - one measurement after the other
         figure("insert_in_process", INSERT_ROWS / best_seconds(insert_in_process), "rows/s")
         engine.close()
 
-    print()
-    for name, value, unit, aim, reached in figures:
-        verdict = "" if reached is None else " ok" if reached else " short"
-        print(f"{name} {value:.2f} {unit} aim {aim}{verdict}")
+    figures.print_all()
 
 
 if __name__ == "__main__":

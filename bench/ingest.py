@@ -1,24 +1,29 @@
 """How fast events are loaded, against the engine itself reading the same lines from a local file.
 
-    PYTHONPATH=. .venv/bin/python bench/ingest.py [thousand lines]     # 1000 by default
+Run: `python bench/ingest.py` (some minutes, 6 GB of disk; `--lines 100000 --large-lines 300000 --objects 200` for a
+smaller one). What is measured:
 
-The floor is one INSERT … SELECT with the same expressions, in the engine without a server, from a plain file, into a
-table of the same form. The load has all that the floor has not: object storage, the server, staging, the manifest, the
-lock, the checks. Prints `name value unit aim ok|short`.
+- a million lines of each format as one object, against the floor: one INSERT … SELECT with the same expressions, in the
+  engine without a server, from a plain file, into a table of the same form. The load has all that the floor has not:
+  object storage, the server, staging, the manifest, the lock, the checks;
+- one object of 2 GB, and ten thousand of 100 KB in the sensor's batches: time, statements, and the highest memory of
+  any statement, that of the large object against that of the million lines.
+
+Each time of the first is the best of three. Ends with one line a figure: `name value unit aim AIM ok|short`.
 """
 
+import argparse
 import functools
 import json
 import random
-import sys
 import tempfile
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from time import perf_counter
 from typing import Any
 
+from measuring import Figures, seconds_of
 from pydantic import SecretStr
 
 from dags.common.clickhouse.cluster import Access, ClickhouseCluster, Host
@@ -30,6 +35,7 @@ from dags.common.clickhouse.tables import EVENTS
 from dags.common.locks import exclusive
 from dags.common.resources import Postgres
 from dags.events import access_logs, product_events, staging
+from dags.events.batches import BatchLimits, batches_of
 from dags.events.loading import READING_SETTINGS, Loader, load_batch, lock_name
 from dags.events.objects import Format, current_versions
 from dags.events.user_agents import parse_user_agents
@@ -37,6 +43,10 @@ from dags.local import ports, services
 
 AIM = 1.3
 ROUNDS = 3
+LINES = 1_000_000
+# Of about 690 bytes each: 2 GB in one object, and 100 KB in each of many.
+LARGE_LINES = 3_000_000
+OBJECTS, LINES_OF_OBJECT = 10_000, 150
 KEY = SecretStr("the key of the benchmark")
 AGENTS = [
     f"Mozilla/5.0 (Windows NT 10.0; Win64; x64) AppleWebKit/537.36 (KHTML, like Gecko) Chrome/{major}.0.{minor}.0 "
@@ -142,9 +152,7 @@ def floor_seconds(kind: Format, file: Path, directory: Path) -> tuple[float, int
     seconds = []
     for _ in range(ROUNDS):
         engine.query("TRUNCATE TABLE events")
-        start = perf_counter()
-        engine.query(statement)
-        seconds.append(perf_counter() - start)
+        seconds.append(seconds_of(lambda: engine.query(statement)))
     found = int(str(engine.query("SELECT count() FROM events")).strip())
     engine.close()
     return min(seconds), found
@@ -181,58 +189,134 @@ def stack(directory: Path) -> Iterator[tuple[ClickhouseCluster, Postgres, Any, O
                 services.stop(one)
 
 
+def write_lines(file: Path, make: Callable[[int], str], numbers: range) -> None:
+    """The lines of these numbers as a file."""
+    with file.open("w") as opened:
+        opened.writelines(f"{make(number)}\n" for number in numbers)
+
+
+def load(cluster: ClickhouseCluster, postgres: Postgres, s3: Any, storage: ObjectStorage, keys: Sequence[str]) -> None:
+    """Load these objects as a run does."""
+    versions_now = functools.partial(current_versions, s3, storage.bucket)
+    loader = Loader(cluster, storage, KEY, versions_now, str(uuid.uuid4()), Form("default"))
+    with exclusive(postgres, lock_name(cluster), 60) as lock:
+        result = load_batch(loader, keys, lock)
+    assert not result.problems, result.problems
+
+
+def cost(cluster: ClickhouseCluster) -> tuple[float, int]:
+    """The highest memory of any statement of a load, in MiB, and how many statements there were."""
+    cluster.any_host(Query("SYSTEM FLUSH LOGS")).result()
+    found = Query(
+        "SELECT max(memory_usage) / 1048576, count() FROM system.query_log "
+        "WHERE type = 'QueryFinish' AND (query LIKE '%events_load_%' OR query LIKE '%ingested_objects%')"
+    )
+    return cluster.any_host(found).result()[0]
+
+
+def stored_rows(cluster: ClickhouseCluster) -> int:
+    """Rows of `events`, duplicates and all."""
+    return cluster.any_host(Query("SELECT count() FROM events")).result()[0][0]
+
+
 def load_seconds(name: str, file: Path, directory: Path) -> tuple[float, int, float]:
     """The shortest of a few loads of the file as one object, the rows in `events`, and the highest memory in MiB."""
     key = f"events/team=1/{name}"
     seconds = []
-    with stack(directory) as (cluster, postgres, s3, storage):
-        for number in range(ROUNDS):
+    with stack(directory) as services_of_load:
+        cluster, _, s3, storage = services_of_load
+        for _ in range(ROUNDS):
             for table in ("events", "ingested_objects"):
                 cluster.any_host(Query(f"TRUNCATE TABLE {table}")).result()
             s3.upload_file(str(file), storage.bucket, key)
-            loader = Loader(
-                cluster,
-                storage,
-                KEY,
-                functools.partial(current_versions, s3, storage.bucket),
-                f"{number}",
-                Form("default"),
-            )
-            start = perf_counter()
-            with exclusive(postgres, lock_name(cluster), 60) as lock:
-                result = load_batch(loader, [key], lock)
-            seconds.append(perf_counter() - start)
-            assert not result.problems, result.problems
-        found = cluster.any_host(Query("SELECT count() FROM events")).result()[0][0]
-        cluster.any_host(Query("SYSTEM FLUSH LOGS")).result()
-        memory = "SELECT max(memory_usage) / 1048576 FROM system.query_log WHERE query LIKE '%events_load_%'"
-        return min(seconds), found, cluster.any_host(Query(memory)).result()[0][0]
+            seconds.append(seconds_of(lambda: load(*services_of_load, [key])))
+        return min(seconds), stored_rows(cluster), cost(cluster)[0]
+
+
+def measure_format(figures: Figures, name: str, kind: Format, file: Path, lines: int) -> float:
+    """A file of one format against the floor; returns the highest memory in MiB."""
+    loaded, rows, memory = load_seconds(file.name, file, file.parent / f"{name}-stack")
+    floor, floor_rows = floor_seconds(kind, file, file.parent / f"{name}-engine")
+    assert rows == floor_rows, (rows, floor_rows)
+    figures.add(f"{name}_lines", lines, "lines")
+    figures.add(f"{name}_size", file.stat().st_size / 2**20, "MiB")
+    figures.add(f"{name}_rows", rows, "rows")
+    figures.add(f"{name}_load", lines / loaded, "lines/s")
+    figures.add(f"{name}_floor", lines / floor, "lines/s")
+    figures.add(f"{name}_memory", memory, "MiB")
+    figures.add(f"{name}_over_floor", loaded / floor, "times", at_most=AIM)
+    return memory
+
+
+def measure_large_object(figures: Figures, directory: Path, lines: int, memory_of_less: float) -> None:
+    """One large object. Memory is of the statement that needs most, and must not grow with the object."""
+    file = directory / "large.jsonl"
+    write_lines(file, json_line, range(lines))
+    with stack(directory / "large-stack") as services_of_load:
+        cluster, _, s3, storage = services_of_load
+        key = "events/team=1/large.jsonl"
+        s3.upload_file(str(file), storage.bucket, key)
+        seconds = seconds_of(lambda: load(*services_of_load, [key]))
+        assert stored_rows(cluster) == lines
+        memory, statements = cost(cluster)
+    figures.add("large_object_size", file.stat().st_size / 2**20, "MiB")
+    figures.add("large_object_load", lines / seconds, "lines/s")
+    figures.add("large_object_statements", statements, "statements")
+    figures.add("large_object_memory", memory, "MiB")
+    figures.add("large_object_memory_growth", memory / memory_of_less, "times", at_most=1.2)
+
+
+def measure_many_objects(figures: Figures, directory: Path, objects: int) -> None:
+    """Many small objects of several teams, in batches as the sensor cuts them."""
+    with stack(directory / "many-stack") as services_of_load:
+        cluster, _, s3, storage = services_of_load
+        keys = [f"events/team={1 + number % 7}/{number:05d}.jsonl" for number in range(objects)]
+        size = 0
+        for number, key in enumerate(keys):
+            numbers = range(number * LINES_OF_OBJECT, (number + 1) * LINES_OF_OBJECT)
+            body = "".join(f"{json_line(line)}\n" for line in numbers).encode()
+            s3.put_object(Bucket=storage.bucket, Key=key, Body=body)
+            size += len(body)
+        batches = list(batches_of(sorted(current_versions(s3, storage.bucket, keys).values()), BatchLimits()))
+
+        def load_all() -> None:
+            for batch in batches:
+                load(*services_of_load, [version.key for version in batch])
+
+        seconds = seconds_of(load_all)
+        assert stored_rows(cluster) == objects * LINES_OF_OBJECT
+        memory, statements = cost(cluster)
+    figures.add("many_objects", objects, "objects")
+    figures.add("many_objects_size", size / 2**20, "MiB")
+    figures.add("many_objects_load", objects / seconds, "objects/s")
+    figures.add("many_objects_statements_per_batch", statements / len(batches), "statements")
+    figures.add("many_objects_memory", memory, "MiB")
 
 
 def main() -> None:
     """Measure and print."""
-    lines = int(sys.argv[1]) * 1000 if len(sys.argv) > 1 else 1_000_000
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--lines", type=int, default=LINES, help="lines of each format against the floor")
+    parser.add_argument("--large-lines", type=int, default=LARGE_LINES, help="JSON lines of the large object")
+    parser.add_argument("--objects", type=int, default=OBJECTS, help="small objects")
+    arguments = parser.parse_args()
+    figures = Figures()
     kinds: list[tuple[str, Format, str, Callable[[int], str]]] = [
-        ("json_lines", Format.JSON_LINES, "a.jsonl", json_line),
         ("access_log", Format.ACCESS_LOG, "a.log", log_line),
+        ("json_lines", Format.JSON_LINES, "a.jsonl", json_line),
     ]
     with tempfile.TemporaryDirectory() as text:
         directory = Path(text)
+        memory = 0.0
         for name, kind, file_name, make in kinds:
-            file = directory / file_name
-            with file.open("w") as opened:
-                opened.writelines(f"{make(number)}\n" for number in range(lines))
-            loaded, rows, memory = load_seconds(file_name, file, directory / f"{name}-stack")
-            floor, floor_rows = floor_seconds(kind, file, directory / f"{name}-engine")
-            assert rows == floor_rows, (rows, floor_rows)
-            ratio = loaded / floor
-            print(f"{name}_lines {lines} lines aim -")
-            print(f"{name}_size {file.stat().st_size / 2**20:.0f} MiB aim -")
-            print(f"{name}_rows {rows} rows aim -")
-            print(f"{name}_load {lines / loaded:.0f} lines/s aim -")
-            print(f"{name}_floor {lines / floor:.0f} lines/s aim -")
-            print(f"{name}_memory {memory:.0f} MiB aim -")
-            print(f"{name}_over_floor {ratio:.2f} times aim <={AIM} {'ok' if ratio <= AIM else 'short'}", flush=True)
+            print(f"{arguments.lines:,} lines, {name}", flush=True)
+            write_lines(directory / file_name, make, range(arguments.lines))
+            memory = measure_format(figures, name, kind, directory / file_name, arguments.lines)
+        print(f"one object of {arguments.large_lines:,} lines", flush=True)
+        measure_large_object(figures, directory, arguments.large_lines, memory)
+        print(f"{arguments.objects:,} objects", flush=True)
+        measure_many_objects(figures, directory, arguments.objects)
+    figures.print_all()
 
 
 if __name__ == "__main__":

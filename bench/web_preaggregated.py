@@ -5,8 +5,7 @@ one run on one machine, on events over three days (of 20 teams, 5 events a sessi
 many:
 
 - the middle day, both tables: the call that the asset makes, with staging, checks, swap and the day's numbers. It reads
-  all three days: the one before, because a session that began
-  there is not of the middle day, and the 24 hours after;
+  all three days: the one before, because a session that began there is not of the middle day, and the 24 hours after;
 - the floor: the bare engine reads the same columns of the same three days once, into nowhere, and copies the two
   finished partitions into empty tables;
 - the highest memory of any statement, and the most rows that one statement read, against the events of the three days;
@@ -19,21 +18,16 @@ figure: `name value unit aim AIM ok|short`.
 
 import argparse
 import datetime as dt
-import subprocess
-import sys
 import tempfile
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from time import perf_counter
-from typing import Any
-
-sys.path.insert(0, str(Path(__file__).parents[1]))
 
 import dagster as dg
 from clickhouse_driver import Client
+from measuring import Figures, node, seconds_of
 
 from dags.common.clickhouse.cluster import Access, ClickhouseCluster, Host
 from dags.common.clickhouse.query import Query
@@ -101,19 +95,6 @@ class Middle:
 
 
 @contextmanager
-def server(directory: Path) -> Iterator[int]:
-    """A node on a free port; yields the port."""
-    command = [sys.executable, "-m", "dags.local.clickhouse", "--port", "0", "--path", str(directory)]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=Path(__file__).parents[1])
-    assert process.stdout is not None
-    try:
-        yield int(process.stdout.readline().split()[1])
-    finally:
-        process.terminate()
-        process.wait(60)
-
-
-@contextmanager
 def database(port: int) -> Iterator[tuple[ClickhouseCluster, Client]]:
     """A new database with the schema, dropped at the end."""
     name = f"bench_{uuid.uuid4().hex}"
@@ -144,13 +125,6 @@ def wait_for_merges(client: Client) -> None:
     client.execute("OPTIMIZE TABLE events FINAL")
     while client.execute("SELECT count() FROM system.merges WHERE database = currentDatabase()") != [(0,)]:
         client.execute("SELECT sleep(0.2)")
-
-
-def seconds_of(work: Callable[[], Any]) -> float:
-    """How long it takes."""
-    start = perf_counter()
-    work()
-    return perf_counter() - start
 
 
 def floor(client: Client, first: dt.date, last: dt.date, partition: dt.date) -> float:
@@ -227,14 +201,10 @@ def main() -> None:
     parser.add_argument("--events", type=int, default=EVENTS, help="events over three days, and then twice as many")
     parser.add_argument("--backfill-events", type=int, default=BACKFILL_EVENTS, help="events over the 30 days")
     arguments = parser.parse_args()
-    figures: list[tuple[str, float, str, str, bool | None]] = []
-
-    def figure(name: str, value: float, unit: str, aim: str = "-", *, reached: bool | None = None) -> None:
-        figures.append((name, value, unit, aim, reached))
-        print(f"  {name}: {value:.2f} {unit}", flush=True)
-
+    figures = Figures()
+    figure = figures.add
     measured: list[Middle] = []
-    with tempfile.TemporaryDirectory() as directory, server(Path(directory) / "node") as port:
+    with tempfile.TemporaryDirectory() as directory, node(Path(directory) / "node") as (port, _):
         for events in (arguments.events, 2 * arguments.events):
             print(f"{events:,} events over three days, the middle one", flush=True)
             found = middle_day(port, events)
@@ -243,31 +213,24 @@ def main() -> None:
             ratio = found.seconds / found.floor_seconds
             figure(f"middle_day_{label}", found.seconds, "s")
             figure(f"floor_{label}", found.floor_seconds, "s")
-            figure(f"middle_day_over_floor_{label}", ratio, "times", "<=2.2", reached=ratio <= 2.2)
-            aim = ("<=700", found.memory_mebibytes <= 700) if events == EVENTS else ("-", None)
-            figure(f"peak_memory_{label}", found.memory_mebibytes, "MiB", aim[0], reached=aim[1])
-            figure(
-                f"rows_read_over_window_{label}", found.rows_ratio, "times", "<=1.1", reached=found.rows_ratio <= 1.1
-            )
+            figure(f"middle_day_over_floor_{label}", ratio, "times", at_most=2.2)
+            figure(f"peak_memory_{label}", found.memory_mebibytes, "MiB", at_most=700 if events == EVENTS else None)
+            figure(f"rows_read_over_window_{label}", found.rows_ratio, "times", at_most=1.1)
         small, large = measured
         for name, growth in (
             ("time_growth_when_data_double", large.seconds / small.seconds),
             ("memory_growth_when_data_double", large.memory_mebibytes / small.memory_mebibytes),
         ):
-            figure(name, growth, "times", "<=2.1", reached=growth <= 2.1)
+            figure(name, growth, "times", at_most=2.1)
         print(f"{BACKFILL_DAYS} days", flush=True)
         run, alone, bare = backfill(port, arguments.backfill_events)
         share = 100 * (run - alone) / run
         figure("backfill_30_days_one_run", run, "s")
         figure("backfill_30_days_statements_alone", alone, "s")
         figure("backfill_30_bare_statements", bare, "s")
-        figure("dagster_share", share, "percent", "<15", reached=share < 15)
+        figure("dagster_share", share, "percent", at_most=15)
         figure("one_run_over_30_bare", run / bare, "times")
-
-    print()
-    for name, value, unit, aim, reached in figures:
-        verdict = "" if reached is None else " ok" if reached else " short"
-        print(f"{name} {value:.2f} {unit} aim {aim}{verdict}")
+    figures.print_all()
 
 
 if __name__ == "__main__":
