@@ -1,154 +1,121 @@
 """At most one run computes web tables at a time, with the limits of the project's own instance and a real daemon."""
 
+import contextlib
+import datetime as dt
 import itertools
-import os
 import shutil
-import subprocess
-import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import dagster as dg
 import pytest
-import requests
 
-from dags.local import ports
+from dags.local.pools import record_pool_limits
+from dags.tests import webserver
 from dags.tests.web_preaggregated.events import DAY, Event, Numbers, Web, at
+from dags.tests.webserver import LOOK_SECONDS, ROOT, START_SECONDS, Webserver, wait_for
+from dags.web_preaggregated.assets import POOL
 
-ROOT = Path(__file__).parents[3]
-START_SECONDS = 150
 BACKFILL_SECONDS = 600
-LOOK_SECONDS = 0.1
+TEST_SECONDS = START_SECONDS + BACKFILL_SECONDS + 60
 IN_PROGRESS = [dg.DagsterRunStatus.STARTING, dg.DagsterRunStatus.STARTED, dg.DagsterRunStatus.CANCELING]
 OVER = {dg.DagsterRunStatus.SUCCESS, dg.DagsterRunStatus.FAILURE, dg.DagsterRunStatus.CANCELED}
 DAILY_KEYS = ["web_analytics_stats_table_daily", "web_analytics_bounces_daily"]
-
-LAUNCH_BACKFILL = """
-mutation($params: LaunchBackfillParams!) {
-  launchPartitionBackfill(backfillParams: $params) {
-    __typename
-    ... on LaunchBackfillSuccess { backfillId }
-    ... on PythonError { message }
-  }
-}
-"""
-LAUNCH_RUN = """
-mutation($params: ExecutionParams!) {
-  launchRun(executionParams: $params) {
-    __typename
-    ... on LaunchRunSuccess { run { runId } }
-    ... on PythonError { message }
-  }
-}
-"""
-SELECTOR = {"repositoryLocationName": "web_analytics", "repositoryName": "__repository__"}
 
 
 @pytest.fixture
 def home(tmp_path: Path) -> Path:
     """An instance of its own with the project's configuration."""
     shutil.copy(ROOT / ".dagster_home" / "dagster.yaml", tmp_path)
-    (tmp_path / "workspace.yaml").write_text(
-        "load_from:\n  - python_module:\n      module_name: dags.locations.web_analytics\n"
-        "      location_name: web_analytics\n"
-    )
+    webserver.write_workspace(tmp_path, "locations.web_analytics")
     return tmp_path
 
 
-@pytest.fixture
-def webserver(home: Path, clickhouse_port: int, clickhouse_database: str, web: Web) -> Iterator[str]:
-    """Address of `dagster dev`: a web server, a daemon and a code server; each run takes one day."""
-    assert web.cluster.database == clickhouse_database
-    port = ports.free_port()
+@contextlib.contextmanager
+def serving(home: Path, web: Web) -> Iterator[Webserver]:
+    """As in `make dev`: the limits recorded, then a web server, a daemon and a code server. A run takes one day."""
+    # Without it the runs that the queue sees first of all start at once, whatever the limit is.
+    with dg.DagsterInstance.from_config(str(home)) as instance:
+        record_pool_limits(instance, [POOL])
+    (host,) = web.cluster.hosts
     environment = {
-        **os.environ,
-        "DEBUG": "1",
-        "DAGSTER_HOME": str(home),
-        "CLICKHOUSE_PORT": str(clickhouse_port),
-        "CLICKHOUSE_DATABASE": clickhouse_database,
+        "CLICKHOUSE_PORT": str(host.port),
+        "CLICKHOUSE_DATABASE": web.cluster.database,
         "DAGSTER_WEB_PREAGGREGATED_MAX_PARTITIONS_PER_RUN": "1",
     }
-    command = [sys.executable, "-m", "dagster", "dev", "-w", str(home / "workspace.yaml"), "-p", str(port)]
-    log = home / "dev.log"
-    with log.open("w") as output:
-        process = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=output, stderr=subprocess.STDOUT)
-        try:
-            wait_until_loaded(f"http://{ports.LOOPBACK}:{port}", process, log)
-            yield f"http://{ports.LOOPBACK}:{port}"
-        finally:
-            process.terminate()
-            process.wait(60)
+    with webserver.serving(home, webserver.DEVELOPMENT, environment) as server:
+        yield server
 
 
-def wait_until_loaded(address: str, process: "subprocess.Popen[bytes]", log: Path) -> None:
-    deadline = time.monotonic() + START_SECONDS
-    while time.monotonic() < deadline:
-        assert process.poll() is None, log.read_text()
-        try:
-            answer = graphql(address, "{ repositoriesOrError { ... on RepositoryConnection { nodes { name } } } }", {})
-        except requests.ConnectionError:
-            answer = {}
-        if answer.get("repositoriesOrError", {}).get("nodes"):
-            return
-        time.sleep(1)
-    pytest.fail(f"the web server is not ready:\n{log.read_text()}")
+@dataclass(frozen=True)
+class Watched:
+    """What was seen of runs from the first to the end of the last: how they ended, and how many went on at once."""
+
+    statuses: Mapping[str, dg.DagsterRunStatus]
+    jobs: Sequence[str]
+    most_at_once: int
+    waited: bool
+    spans: Sequence[tuple[float, float]]
+
+    @property
+    def overlap(self) -> bool:
+        """Whether two runs went on at once, by their events: what a look sees may be too late."""
+        return any(earlier[1] > later[0] for earlier, later in itertools.pairwise(self.spans))
 
 
-def graphql(address: str, query: str, variables: dict[str, object]) -> dict[str, dict[str, object]]:
-    response = requests.post(f"{address}/graphql", json={"query": query, "variables": variables}, timeout=60)
-    answer = response.json()
-    assert "errors" not in answer, answer
-    data: dict[str, dict[str, object]] = answer["data"]
-    return data
-
-
-def start_backfill(address: str, days: Sequence[str]) -> None:
-    params = {
-        "partitionNames": list(days),
-        "assetSelection": [{"path": [key]} for key in DAILY_KEYS],
-        "fromFailure": False,
-    }
-    answer = graphql(address, LAUNCH_BACKFILL, {"params": params})["launchPartitionBackfill"]
-    assert answer["__typename"] == "LaunchBackfillSuccess", answer
-
-
-def start_hourly_job(address: str) -> None:
-    selector = {**SELECTOR, "jobName": "web_pre_aggregate_current_day_hourly_job"}
-    answer = graphql(address, LAUNCH_RUN, {"params": {"selector": selector, "runConfigData": {}, "mode": "default"}})
-    assert answer["launchRun"]["__typename"] == "LaunchRunSuccess", answer
-
-
-@pytest.mark.slow
-@pytest.mark.timeout(START_SECONDS + BACKFILL_SECONDS + 60)
-def test_a_backfill_of_five_days_and_a_job_beside_it_run_one_at_a_time(home: Path, webserver: str, web: Web) -> None:
-    days = [(DAY.replace(day=DAY.day + n)).isoformat() for n in range(5)]
-    web.add(*(Event(at("10:00:00", day=n), f"session {n}") for n in range(5)))
-    start_backfill(webserver, days)
-    start_hourly_job(webserver)
-
+def watch(home: Path, count: int) -> Watched:
+    """Look at the runs until so many are over."""
     most_at_once, waited = 0, False
     statuses: dict[str, dg.DagsterRunStatus] = {}
     deadline = time.monotonic() + BACKFILL_SECONDS
     with dg.DagsterInstance.from_config(str(home)) as instance:
-        while time.monotonic() < deadline:
-            runs = instance.get_runs()
-            statuses = {run.run_id: run.status for run in runs}
+        while not (len(statuses) == count and set(statuses.values()) <= OVER):
+            assert time.monotonic() < deadline, statuses
+            time.sleep(LOOK_SECONDS)
+            statuses = {run.run_id: run.status for run in instance.get_runs()}
             most_at_once = max(most_at_once, sum(status in IN_PROGRESS for status in statuses.values()))
             waited = waited or dg.DagsterRunStatus.QUEUED in statuses.values()
-            if len(runs) == 6 and set(statuses.values()) <= OVER:
-                break
-            time.sleep(LOOK_SECONDS)
-        jobs = sorted(run.job_name for run in instance.get_runs())
-        # What one look sees may be too late: the events tell from when to when each run was in progress.
         spans = sorted(
             (stats.start_time, stats.end_time)
-            for stats in (instance.get_run_stats(run_id) for run_id in statuses)
+            for stats in map(instance.get_run_stats, statuses)
             if stats.start_time is not None and stats.end_time is not None
         )
-    assert list(statuses.values()) == [dg.DagsterRunStatus.SUCCESS] * 6, statuses
-    assert jobs == ["__ASSET_JOB"] * 5 + ["web_pre_aggregate_current_day_hourly_job"]
-    assert waited, "no run was ever queued: the test proves nothing"
-    assert most_at_once == 1
-    assert all(earlier[1] <= later[0] for earlier, later in itertools.pairwise(spans)), spans
-    assert [web.totals(DAY.replace(day=DAY.day + n)) for n in range(5)] == [Numbers(1, 1, 1, 1, 0)] * 5
+        return Watched(statuses, sorted(run.job_name for run in instance.get_runs()), most_at_once, waited, spans)
+
+
+def days(count: int) -> list[dt.date]:
+    return [DAY + dt.timedelta(days=n) for n in range(count)]
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(TEST_SECONDS)
+def test_a_backfill_of_five_days_and_a_job_beside_it_run_one_at_a_time(home: Path, web: Web) -> None:
+    web.add(*(Event(at("10:00:00", day=n), f"session {n}") for n in range(5)))
+    with serving(home, web) as server:
+        server.backfill(DAILY_KEYS, list(map(str, days(5))))
+        with dg.DagsterInstance.from_config(str(home)) as instance:
+            wait_for(lambda: instance.get_runs() or None, BACKFILL_SECONDS, "the backfill has runs")
+        server.launch("web_analytics", "web_pre_aggregate_current_day_hourly_job")
+        seen = watch(home, 6)
+    assert set(seen.statuses.values()) == {dg.DagsterRunStatus.SUCCESS}, seen.statuses
+    assert seen.jobs == ["__ASSET_JOB"] * 5 + ["web_pre_aggregate_current_day_hourly_job"]
+    assert seen.waited, "no run was ever queued: the test proves nothing"
+    assert seen.most_at_once == 1
+    assert not seen.overlap, seen.spans
+    assert [web.totals(day) for day in days(5)] == [Numbers(1, 1, 1, 1, 0)] * 5
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(TEST_SECONDS)
+def test_without_the_limit_of_the_pool_runs_go_on_at_once_and_the_watch_sees_it(home: Path, web: Web) -> None:
+    configuration = home / "dagster.yaml"
+    limited = configuration.read_text()
+    configuration.write_text(limited.replace("default_limit: 1\n", "default_limit: 5\n"))
+    assert configuration.read_text() != limited
+    with serving(home, web) as server:
+        server.backfill(DAILY_KEYS, list(map(str, days(3))))
+        seen = watch(home, 3)
+    assert seen.most_at_once > 1
+    assert seen.overlap

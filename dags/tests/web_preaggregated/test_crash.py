@@ -1,9 +1,7 @@
 """Whatever is killed in the middle of the work, the next run makes the tables equal to the raw events again."""
 
 import datetime as dt
-import os
 import random
-import signal
 import subprocess
 import sys
 import time
@@ -12,11 +10,12 @@ from pathlib import Path
 
 import pytest
 
-from dags.common.clickhouse.cluster import Access, ClickhouseCluster, Host
+from dags.common.clickhouse.cluster import ClickhouseCluster
 from dags.common.clickhouse.query import Query
 from dags.common.clickhouse.schema import apply_schema
-from dags.local import ports
+from dags.local.services import Lifeline
 from dags.tests.web_preaggregated.events import DAY
+from dags.tests.web_preaggregated.node import Node
 from dags.web_preaggregated.aggregate import STAGING_PREFIX, drop_leftovers, pre_aggregate
 from dags.web_preaggregated.raw import compare_with_raw
 from dags.web_preaggregated.statements import DAILY
@@ -44,35 +43,10 @@ FROM numbers(%(events)s)
 """
 
 
-class Node:
-    """A ClickHouse node of its own, which may be killed."""
-
-    def __init__(self, directory: Path) -> None:
-        self.port = ports.free_port()
-        self._command = [
-            *(sys.executable, "-m", "dags.local.clickhouse"),
-            *("--port", str(self.port), "--path", str(directory)),
-        ]
-        self.start()
-
-    def start(self) -> None:
-        self.process = subprocess.Popen(self._command, cwd=ROOT, stdout=subprocess.PIPE, text=True)
-        assert self.process.stdout is not None
-        assert self.process.stdout.readline().startswith("ready")
-
-    def connect(self) -> ClickhouseCluster:
-        return ClickhouseCluster([Host(ports.LOOPBACK, self.port)], Access())
-
-    def kill(self) -> None:
-        os.kill(self.process.pid, signal.SIGKILL)
-        self.process.wait()
-
-
 @pytest.fixture
-def node(tmp_path: Path) -> Iterator[Node]:
-    running = Node(tmp_path / "node")
-    yield running
-    running.kill()
+def node(tmp_path: Path, lifeline: Lifeline) -> Iterator[Node]:
+    with Node.running(tmp_path, lifeline) as running:
+        yield running
 
 
 def compute(node: Node, run_id: str) -> None:
@@ -108,8 +82,7 @@ def test_after_a_kill_at_any_moment_the_next_run_converges_and_leaves_nothing(no
         assert worker.stdout.readline() == "working\n"
         time.sleep(chance.uniform(0, longest))
         if kill % 2:
-            node.kill()
-            node.start()
+            node.kill_and_start()
         worker.kill()
         cut_short += worker.wait() != 0
         compute(node, f"again-{kill}")
