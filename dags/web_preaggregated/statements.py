@@ -58,9 +58,10 @@ SESSION_SETTINGS: dict[str, int | str] = {
 }
 # Small blocks: a state takes hundreds of bytes in memory. Rows of equal keys come together when parts are merged.
 TABLE_SETTINGS: dict[str, int | str] = {
-    "max_block_size": 65_536,
-    "min_insert_block_size_rows": 131_072,
-    "max_insert_threads": 1,
+    "max_block_size": 16_384,
+    "min_insert_block_size_rows": 65_536,
+    # Making the states takes longer than reading the sessions, and one thread would make them alone.
+    "max_insert_threads": 2,
     "max_threads": 2,
     "optimize_on_insert": 0,
     "max_partitions_per_insert_block": 0,
