@@ -27,6 +27,18 @@ class Ownership(TypedDict):
     tags: dict[str, str]
 
 
+class AssetOwnership(Ownership):
+    """Arguments of an asset with a function of its own."""
+
+    op_tags: dict[str, str]
+
+
+class StepOwnership(TypedDict):
+    """Arguments of what makes several assets in one step."""
+
+    op_tags: dict[str, str]
+
+
 class TagOwnership(TypedDict):
     """Arguments of a definition that takes `tags` alone."""
 
@@ -52,12 +64,26 @@ def owner_tags(owner: JobOwners, /, **more_tags: str) -> dict[str, str]:
 
 
 def owned_by(owner: JobOwners, /, **more_tags: str) -> Ownership:
-    """Owner as `owners=` and as tag, to be splatted: `@asset(**owned_by(JobOwners.TEAM_CLICKHOUSE))`.
+    """Owner as `owners=` and as tag, to be splatted: `@job(**owned_by(JobOwners.TEAM_CLICKHOUSE))`.
 
-    For `asset`, `graph_asset`, `AssetSpec`, `job`, `define_asset_job`, `schedule`, `ScheduleDefinition`,
-    `build_schedule_from_partitioned_job`, `sensor` and `SensorDefinition`. For a `multi_asset`, on each `AssetSpec`.
+    For `graph_asset`, `AssetSpec`, `job`, `define_asset_job`, `schedule`, `ScheduleDefinition`,
+    `build_schedule_from_partitioned_job`, `sensor` and `SensorDefinition`. For a `multi_asset`, on each `AssetSpec`,
+    and `step_owned_by` on itself.
     """
     return {"owners": [f"team:{owner.value}"], "tags": owner_tags(owner, **more_tags)}
+
+
+def asset_owned_by(owner: JobOwners, /, **more_tags: str) -> AssetOwnership:
+    """Owner of an `asset`: as `owned_by` gives it, and as a tag of its op.
+
+    Of the three only the op's tag is stored with a run, and tells an alert whose step has failed.
+    """
+    return {**owned_by(owner, **more_tags), "op_tags": owner_tags(owner)}
+
+
+def step_owned_by(owner: JobOwners, /) -> StepOwnership:
+    """Owner of the step of a `multi_asset`: who hears when it fails, whosever its assets are."""
+    return {"op_tags": owner_tags(owner)}
 
 
 def tagged_as_owned_by(owner: JobOwners, /, **more_tags: str) -> TagOwnership:

@@ -17,7 +17,7 @@ from dags.common.clickhouse.cluster import ClickhouseCluster
 from dags.common.clickhouse.ddl import Form
 from dags.common.clickhouse.schema import is_clustered
 from dags.common.locks import exclusive
-from dags.common.owners import JobOwners, check_owned_by, owned_by
+from dags.common.owners import JobOwners, asset_owned_by, check_owned_by, owned_by
 from dags.common.resources import Postgres, query_tags
 from dags.common.settings import get_settings
 from dags.common.tags import MAX_RUNTIME_TAG
@@ -75,7 +75,7 @@ class LoadEventsConfig(dg.Config):
 
 @dg.asset(
     name="events",
-    **owned_by(OWNER),
+    **asset_owned_by(OWNER),
     group_name="ingestion",
     pool=POOL,
     retry_policy=RETRY_POLICY,

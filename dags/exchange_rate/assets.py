@@ -15,7 +15,7 @@ import dagster as dg
 from pydantic import Field
 
 from dags.common.clickhouse.cluster import ClickhouseCluster
-from dags.common.owners import JobOwners, owned_by
+from dags.common.owners import JobOwners, asset_owned_by
 from dags.common.resources import query_tags
 from dags.exchange_rate.providers import ExchangeRatesError, ExchangeRatesProvider, ExchangeRatesUnavailableError
 from dags.exchange_rate.rates import (
@@ -79,7 +79,7 @@ class StoreConfig(dg.Config):
 
 
 @dg.asset(
-    **owned_by(OWNER),
+    **asset_owned_by(OWNER),
     group_name=GROUP,
     partitions_def=DAILY_PARTITIONS,
     backfill_policy=BACKFILL_POLICY,
@@ -99,7 +99,7 @@ def daily_exchange_rates(
 
 
 @dg.asset(
-    **owned_by(OWNER),
+    **asset_owned_by(OWNER),
     group_name=GROUP,
     partitions_def=HOURLY_PARTITIONS,
     backfill_policy=BACKFILL_POLICY,
@@ -121,7 +121,7 @@ def hourly_exchange_rates(
 
 
 @dg.asset(
-    **owned_by(OWNER),
+    **asset_owned_by(OWNER),
     group_name=GROUP,
     partitions_def=DAILY_PARTITIONS,
     backfill_policy=BACKFILL_POLICY,
@@ -143,7 +143,7 @@ def daily_exchange_rates_in_clickhouse(
 
 
 @dg.asset(
-    **owned_by(OWNER),
+    **asset_owned_by(OWNER),
     group_name=GROUP,
     partitions_def=HOURLY_PARTITIONS,
     backfill_policy=BACKFILL_POLICY,

@@ -14,7 +14,7 @@ from pydantic import Field
 
 from dags.common.clickhouse.cluster import ClickhouseCluster, ClusterError
 from dags.common.clickhouse.retry import is_transient
-from dags.common.owners import JobOwners, owned_by
+from dags.common.owners import JobOwners, asset_owned_by, owned_by, step_owned_by
 from dags.common.resources import query_tags
 from dags.common.settings import Settings, SettingsError
 from dags.web_preaggregated.aggregate import Day, Outcome, StagingError, drop_leftovers, pre_aggregate
@@ -93,6 +93,7 @@ def daily_web_tables(partitions_per_run: int) -> dg.AssetsDefinition:
             _spec(STATS_DAILY, "Pageviews, visitors and sessions of a day by page: the table web_stats_daily."),
             _spec(BOUNCES_DAILY, "Sessions, bounces and duration of a day: the table web_bounces_daily."),
         ],
+        **step_owned_by(OWNER),
         partitions_def=DAILY_PARTITIONS,
         backfill_policy=backfill_policy(partitions_per_run),
         retry_policy=RETRY_POLICY,
@@ -118,6 +119,7 @@ def daily_web_tables(partitions_per_run: int) -> dg.AssetsDefinition:
         _spec(STATS_HOURLY, "Pageviews, visitors and sessions of the current day by hour and page: web_stats_hourly."),
         _spec(BOUNCES_HOURLY, "Sessions, bounces and duration of the current day by hour: web_bounces_hourly."),
     ],
+    **step_owned_by(OWNER),
     retry_policy=RETRY_POLICY,
     pool=POOL,
 )
@@ -135,7 +137,7 @@ def web_analytics_hourly_tables(
         yield dg.MaterializeResult(asset_key=key, metadata=_metadata(outcome, table, outcome.days[today]))
 
 
-@dg.asset(key=TEAM_SELECTION, **owned_by(OWNER), group_name=GROUP, retry_policy=RETRY_POLICY, pool=POOL)
+@dg.asset(key=TEAM_SELECTION, **asset_owned_by(OWNER), group_name=GROUP, retry_policy=RETRY_POLICY, pool=POOL)
 def web_analytics_team_selection(
     context: dg.AssetExecutionContext, config: TeamSelectionConfig, cluster: dg.ResourceParam[ClickhouseCluster]
 ) -> dg.MaterializeResult[None]:

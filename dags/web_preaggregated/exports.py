@@ -25,7 +25,7 @@ from dags.common.clickhouse.object_storage import OBJECT, ObjectQuery, ObjectSto
 from dags.common.clickhouse.query import Query, quoted
 from dags.common.clickhouse.retry import is_transient
 from dags.common.clickhouse.tables import WEB_BOUNCES_DAILY, WEB_STATS_DAILY
-from dags.common.owners import owned_by
+from dags.common.owners import asset_owned_by
 from dags.common.resources import query_tags
 from dags.common.settings import get_settings
 from dags.web_preaggregated.assets import (
@@ -309,7 +309,7 @@ def _export_asset(key: dg.AssetKey, export: Export, table: dg.AssetKey, partitio
         partitions_def=DAILY_PARTITIONS,
         backfill_policy=backfill_policy(partitions_per_run),
         retry_policy=RETRY_POLICY,
-        **owned_by(OWNER),
+        **asset_owned_by(OWNER),
     )
     def exported(
         context: dg.AssetExecutionContext, cluster: dg.ResourceParam[ClickhouseCluster], s3: dg.ResourceParam[Any]

@@ -5,13 +5,21 @@ from typing import Any
 import dagster as dg
 import pytest
 
-from dags.common.owners import JobOwners, check_owned_by, owned_by, owner_tags, tagged_as_owned_by
+from dags.common.owners import (
+    JobOwners,
+    asset_owned_by,
+    check_owned_by,
+    owned_by,
+    owner_tags,
+    step_owned_by,
+    tagged_as_owned_by,
+)
 
 OWNER = JobOwners.TEAM_CLICKHOUSE
 
 
 def test_a_definition_of_each_kind_carries_the_owner_as_owner_and_as_tag() -> None:
-    @dg.asset(**owned_by(OWNER, cost="high"))
+    @dg.asset(**asset_owned_by(OWNER, cost="high"))
     def an_asset() -> None: ...
 
     @dg.multi_asset(specs=[dg.AssetSpec("one_of_many", **owned_by(OWNER, cost="high"))])
@@ -42,6 +50,16 @@ def test_a_definition_of_each_kind_carries_the_owner_as_owner_and_as_tag() -> No
     for definition in found:
         assert list(definition.owners or []) == ["team:team-clickhouse"], definition
         assert {"owner": "team-clickhouse", "cost": "high"}.items() <= dict(definition.tags).items(), definition
+
+
+def test_the_step_of_an_asset_carries_the_owner_as_tag() -> None:
+    @dg.asset(**asset_owned_by(OWNER, cost="high"))
+    def an_asset() -> None: ...
+
+    @dg.multi_asset(specs=[dg.AssetSpec("one_of_many", **owned_by(OWNER))], **step_owned_by(OWNER))
+    def some_assets() -> None: ...
+
+    assert an_asset.op.tags == some_assets.op.tags == {"owner": "team-clickhouse"}
 
 
 def test_an_op_carries_the_owner_as_tag() -> None:
@@ -76,7 +94,7 @@ def test_runs_of_an_owned_job_carry_the_owner_as_tag() -> None:
 
 def test_a_second_owner_is_refused() -> None:
     tags = {"owner": "somebody"}
-    for helper in (owner_tags, owned_by, tagged_as_owned_by, check_owned_by):
+    for helper in (owner_tags, owned_by, asset_owned_by, tagged_as_owned_by, check_owned_by):
         with pytest.raises(ValueError, match=r"set by the first argument \(team-clickhouse\)"):
             helper(OWNER, **tags)
 

@@ -35,6 +35,17 @@ def checks_of(location: dg.Definitions) -> Iterator[dg.AssetCheckSpec]:
             yield from asset.check_specs
 
 
+def steps_of(location: dg.Definitions) -> Iterator[tuple[str, dg.OpDefinition]]:
+    """Every op of a location that is a step of a run, with a name for people."""
+    for asset in [*(location.assets or []), *(location.asset_checks or [])]:
+        if isinstance(asset, dg.AssetsDefinition) and asset.is_executable:
+            yield f"{asset.node_def.name}", asset.op
+    for job in location.jobs or []:
+        if isinstance(job, dg.JobDefinition):
+            for node in job.graph.iterate_op_defs():
+                yield f"{job.name}: {node.name}", node
+
+
 def problem_of(definition: Any) -> str | None:
     tag = dict(definition.tags).get(OWNER_TAG)
     owners = list(getattr(definition, "owners", None) or [])
@@ -67,6 +78,18 @@ def test_every_asset_check_has_an_owner() -> None:
         "add **check_owned_by(JobOwners.TEAM_…)"
         for location, spec in walked
         if (spec.metadata or {}).get(OWNER_TAG) not in TEAMS
+    ]
+    assert not problems, "\n".join(problems)
+
+
+def test_every_step_of_every_run_says_who_hears_when_it_fails() -> None:
+    walked = [(location, *step) for location, definitions in LOCATIONS.items() for step in steps_of(definitions)]
+    assert len(walked) > 5, "the walk found nothing to look at"
+    problems = [
+        f"{location}: step {name} has no owner: use **asset_owned_by(…) for an asset, **step_owned_by(…) for a "
+        "multi_asset, **check_owned_by(…) for a check, **tagged_as_owned_by(…) for an op"
+        for location, name, step in walked
+        if step.tags.get(OWNER_TAG) not in TEAMS
     ]
     assert not problems, "\n".join(problems)
 
