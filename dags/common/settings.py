@@ -19,6 +19,7 @@ Identifier = Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")]
 
 # Values that stand in for what is not set when DEBUG=1: those of the embedded services.
 LOCAL_DEFAULTS: dict[str, Any] = {
+    "dagster_webserver_url": "http://127.0.0.1:3000",
     "clickhouse_cluster": "local",
     "object_storage_endpoint": "http://127.0.0.1:19100",
     "object_storage_access_key_id": "local",
@@ -84,6 +85,11 @@ class Settings(BaseSettings):
         default="#alerts-data-platform",
         pattern=r"^[#CG]\S+$",
         description="Slack channel of an alert without a known owner.",
+    )
+    dagster_webserver_url: str | None = Field(
+        default=None,
+        pattern=r"^https?://[^/@\s]+/?$",
+        description="Where the alert router asks the web interface which code locations load; without it, it does not.",
     )
     slack_token: SecretStr | None = Field(default=None, description="Bot token that posts to Slack.")
 

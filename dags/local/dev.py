@@ -62,6 +62,8 @@ def serve(port: int) -> None:
             # The web interface is the place to find out why.
             click.echo(f"The sample is not loaded: {error}", err=True)
     click.echo("Starting Dagster.")
+    # The alert router asks it which code locations load.
+    os.environ["DAGSTER_WEBSERVER_URL"] = f"http://{ports.LOOPBACK}:{port}"
     become("dagster", "dev", "-w", ".dagster_home/workspace.yaml", "-h", ports.LOOPBACK, "-p", str(port))
 
 
