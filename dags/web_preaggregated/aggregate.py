@@ -24,6 +24,7 @@ from dags.common.clickhouse.cluster import ClickhouseCluster
 from dags.common.clickhouse.ddl import Table
 from dags.common.clickhouse.query import Rows, quoted
 from dags.web_preaggregated.statements import (
+    EVENTS_OF_A_PASS,
     SESSION_SETTINGS,
     SESSIONS,
     TABLE_SETTINGS,
@@ -31,6 +32,7 @@ from dags.web_preaggregated.statements import (
     Window,
     counted_days_statement,
     create_statement,
+    events_by_team_statement,
     over_long_statement,
     sessions_statement,
     table_statement,
@@ -120,12 +122,14 @@ def pre_aggregate(
     run_id: str,
     team_ids: Sequence[int] | None = None,
     drop_before: dt.date | None = None,
+    events_of_a_pass: int = EVENTS_OF_A_PASS,
 ) -> Outcome:
     """Compute these days (UTC) of both tables of the grain, of these teams or of all, and swap them in.
 
     Days in a row are one pass over their events. A day without sessions is emptied, and so is what other teams had on
     it. May be called again at any time. On a cluster that replicates one host works, and reads the events of all; other
-    hosts each work on their own events. Days before `drop_before` are dropped. Raises StagingError, and what the
+    hosts each work on their own events. Days before `drop_before` are dropped. More than `events_of_a_pass` events are
+    sessionised in several passes, each of other teams. Raises StagingError, and what the
     cluster raises.
     """
     windows = windows_of(days, None if team_ids is None else tuple(team_ids))
@@ -133,7 +137,7 @@ def pre_aggregate(
         raise ValueError("There is no day to compute: give at least one.")
 
     def work(client: Client) -> Outcome:
-        outcome = _work(client, grain, windows, run_id, cluster.database)
+        outcome = _work(client, grain, windows, run_id, cluster.database, events_of_a_pass)
         if drop_before is not None:
             _drop_days(client, grain, drop_before)
         return outcome
@@ -203,13 +207,17 @@ class _Statements:
         return rows, size, memory
 
 
-def _work(client: Client, grain: Grain, windows: Sequence[Window], run_id: str, database: str) -> Outcome:
+def _work(
+    client: Client, grain: Grain, windows: Sequence[Window], run_id: str, database: str, events_of_a_pass: int
+) -> Outcome:
     started = time.monotonic()
     statements = _Statements(client)
     days: dict[dt.date, Day] = {}
     for window in windows:
         with _staging(client, (SESSIONS, *grain.tables), run_id, database) as (sessions, *targets):
-            _fill(statements, grain, window, sessions, targets)
+            _sessionise(statements, window, sessions, events_of_a_pass)
+            for target, table in zip(targets, grain.tables, strict=True):
+                statements.run(table_statement(grain, table, target, sessions), None, TABLE_SETTINGS)
             computed = _days(statements, window, sessions, dict(zip(targets, grain.tables, strict=True)))
             for target, table in zip(targets, grain.tables, strict=True):
                 _check(client, target, table, computed)
@@ -235,15 +243,15 @@ def _staging(client: Client, tables: Sequence[Table], run_id: str, database: str
                 client.execute(f"DROP TABLE IF EXISTS {quoted(name)} SYNC")
 
 
-def _fill(statements: _Statements, grain: Grain, window: Window, sessions: str, targets: Sequence[str]) -> None:
+def _sessionise(statements: _Statements, window: Window, sessions: str, events_of_a_pass: int) -> None:
     parameters = window.parameters()
-    statements.run(sessions_statement(window, sessions), parameters, SESSION_SETTINGS)
+    events_by_team = statements.run(events_by_team_statement(window), parameters, SESSION_SETTINGS)
+    for part in window.passes(events_by_team, events_of_a_pass):
+        statements.run(sessions_statement(part, sessions), part.parameters(), SESSION_SETTINGS)
     ((over_long,),) = statements.run(f"SELECT count() FROM {quoted(sessions)} WHERE is_over_long")  # noqa: S608 - a name made here
     if over_long:
         logger.info("%d session ids have events that span more than a session can have", over_long)
         statements.run(over_long_statement(window, sessions), parameters, SESSION_SETTINGS)
-    for target, table in zip(targets, grain.tables, strict=True):
-        statements.run(table_statement(grain, table, target, sessions), None, TABLE_SETTINGS)
 
 
 def _days(statements: _Statements, window: Window, sessions: str, targets: Mapping[str, Table]) -> dict[dt.date, Day]:

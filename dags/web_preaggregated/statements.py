@@ -22,7 +22,7 @@ The rules:
 
 import datetime as dt
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from dags.common.clickhouse.ddl import Column, Form, Placement, Table
 from dags.common.clickhouse.query import quoted
@@ -40,9 +40,11 @@ PAGEVIEW = "event IN ('$pageview', '$screen')"
 
 _MEBIBYTE = 2**20
 
-# Sessionising holds a state for each session of the window, on disk beyond this, so memory does not grow with the data.
+# What one pass sessionises in memory. Teams come first in the order of events, so passes by team read no event twice.
+EVENTS_OF_A_PASS = 2_000_000
+# Sessionising holds a state for each session of a pass, on disk beyond this: a team may have more than a pass should.
 SESSION_SETTINGS: dict[str, int | str] = {
-    "max_bytes_before_external_group_by": 288 * _MEBIBYTE,
+    "max_bytes_before_external_group_by": 416 * _MEBIBYTE,
     "max_bytes_before_external_sort": 160 * _MEBIBYTE,
     "max_memory_usage": 4096 * _MEBIBYTE,
     # Rows of one sorting key are of one day, so never in two partitions.
@@ -151,10 +153,30 @@ class Window:
         }
 
     @property
-    def events_condition(self) -> str:
-        """The events read. `timestamp` stands bare, since the primary key is of no use to a function of it."""
+    def span_condition(self) -> str:
+        """The span of the events. `timestamp` stands bare, since the primary key is of no use to a function of it."""
         teams = "" if self.team_ids is None else " AND team_id IN %(team_ids)s"
-        return f"timestamp >= %(events_from)s AND timestamp <= %(events_to)s AND session_id != ''{teams}"
+        return f"timestamp >= %(events_from)s AND timestamp <= %(events_to)s{teams}"
+
+    @property
+    def events_condition(self) -> str:
+        """The events read."""
+        return f"{self.span_condition} AND session_id != ''"
+
+    def passes(self, events_by_team: Iterable[tuple[int, int]], most_events: int) -> "list[Window]":
+        """The window in parts by team, for teams in order with their events: of at most so many events, or of one team.
+
+        A single part is the window itself.
+        """
+        parts: list[list[int]] = []
+        total = 0
+        for team, events in events_by_team:
+            if not parts or total + events > most_events:
+                parts.append([])
+                total = 0
+            parts[-1].append(team)
+            total += events
+        return [self] if len(parts) < 2 else [replace(self, team_ids=tuple(part)) for part in parts]  # noqa: PLR2004
 
 
 def windows_of(days: Iterable[dt.date], team_ids: tuple[int, ...] | None = None) -> list[Window]:
@@ -236,6 +258,11 @@ LEFT JOIN (
 ) AS overrides
 ON sessions.team_id = overrides.team_id AND sessions.distinct_id = overrides.distinct_id
 """  # noqa: S608 - made of constants
+
+
+def events_by_team_statement(window: Window) -> str:
+    """By team, in order: how many events there are to read, duplicates and all."""
+    return f"SELECT team_id, count() FROM events WHERE {window.span_condition} GROUP BY team_id ORDER BY team_id"  # noqa: S608 - made of constants
 
 
 def sessions_statement(window: Window, sessions: str) -> str:
@@ -334,9 +361,7 @@ def table_statement(grain: Grain, table: Table, target: str, sessions: str) -> s
 
 def create_statement(table: Table, name: str, database: str) -> str:
     """A table of another name with the same columns, keys and engine, on one node: what a run computes into."""
-    import dataclasses
-
-    staging = dataclasses.replace(table, name=name, unreplicated_settings={}, comment=f"Staging of {table.name}.")
+    staging = replace(table, name=name, unreplicated_settings={}, comment=f"Staging of {table.name}.")
     return staging.create_statement(Form(database), name)
 
 

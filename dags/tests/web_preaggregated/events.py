@@ -9,7 +9,7 @@ from uuid import UUID, uuid4
 from dags.common.clickhouse.cluster import ClickhouseCluster
 from dags.common.clickhouse.query import Insert, Query, Rows
 from dags.web_preaggregated.aggregate import Outcome, pre_aggregate
-from dags.web_preaggregated.statements import DAILY, Grain
+from dags.web_preaggregated.statements import DAILY, EVENTS_OF_A_PASS, Grain
 
 DAY = dt.date(2026, 3, 11)
 LONGEST_SESSION = dt.timedelta(hours=24)
@@ -210,9 +210,22 @@ class Web:
         if rows:
             self.cluster.any_host(Insert("person_distinct_id_overrides", names, rows)).result()
 
-    def compute(self, *days: dt.date, grain: Grain = DAILY, team_ids: Sequence[int] | None = None) -> Outcome:
+    def compute(
+        self,
+        *days: dt.date,
+        grain: Grain = DAILY,
+        team_ids: Sequence[int] | None = None,
+        events_of_a_pass: int = EVENTS_OF_A_PASS,
+    ) -> Outcome:
         """Pre-aggregate these days; none means `DAY`."""
-        return pre_aggregate(self.cluster, grain, days or (DAY,), run_id=str(uuid4()), team_ids=team_ids)
+        return pre_aggregate(
+            self.cluster,
+            grain,
+            days or (DAY,),
+            run_id=str(uuid4()),
+            team_ids=team_ids,
+            events_of_a_pass=events_of_a_pass,
+        )
 
     def rows(self, statement: str, **parameters: object) -> Rows:
         """Ask ClickHouse."""

@@ -87,7 +87,9 @@ def cases(draw: st.DrawFn) -> Case:
     return Case([events[:cut], events[cut:], *([one] for one in duplicates)], overrides)
 
 
-def assert_equal_to_the_model(web: Web, case: Case, grain: Grain, team_ids: Sequence[int] | None) -> None:
+def assert_equal_to_the_model(
+    web: Web, case: Case, grain: Grain, team_ids: Sequence[int] | None, events_of_a_pass: int
+) -> None:
     for table in ("events", "person_distinct_id_overrides"):
         web.rows(f"TRUNCATE TABLE {table}")
     for batch in case.batches:
@@ -95,7 +97,7 @@ def assert_equal_to_the_model(web: Web, case: Case, grain: Grain, team_ids: Sequ
     for overrides in case.overrides:
         web.override(*overrides)
     days = [FIRST, DAY, LAST]
-    web.compute(*days, grain=grain, team_ids=team_ids)
+    web.compute(*days, grain=grain, team_ids=team_ids, events_of_a_pass=events_of_a_pass)
     events = [event for batch in case.batches for event in batch]
     overrides = [override for batch in case.overrides for override in batch]
     expected = [one for one in sessions_of(events, overrides, team_ids) if FIRST <= one.start.date() <= LAST]
@@ -110,9 +112,14 @@ def assert_any_case_equals_the_model(web: Web, cluster: ClickhouseCluster, examp
     @settings(
         max_examples=examples, deadline=None, suppress_health_check=[HealthCheck.too_slow], derandomize=examples < 100
     )
-    @given(case=cases(), grain=st.sampled_from([DAILY, DAILY, HOURLY]), team_ids=st.sampled_from([None, None, [1]]))
-    def holds(case: Case, grain: Grain, team_ids: Sequence[int] | None) -> None:
-        assert_equal_to_the_model(web, case, grain, team_ids)
+    @given(
+        case=cases(),
+        grain=st.sampled_from([DAILY, DAILY, HOURLY]),
+        team_ids=st.sampled_from([None, None, [1]]),
+        events_of_a_pass=st.sampled_from([1, 1000]),
+    )
+    def holds(case: Case, grain: Grain, team_ids: Sequence[int] | None, events_of_a_pass: int) -> None:
+        assert_equal_to_the_model(web, case, grain, team_ids, events_of_a_pass)
         if grain is DAILY:
             for subject in ("stats", "bounces"):
                 found = compare_with_raw(cluster, subject, FIRST, LAST, team_ids)
