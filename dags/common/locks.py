@@ -1,6 +1,10 @@
-"""Locks that hold across processes and machines, kept by Postgres: they end with the process that holds them."""
+"""Locks that hold across processes and machines, kept by Postgres: they end with the process that holds them.
+
+Who holds one, and until when at the latest, is the `application_name` of the holder's connection in pg_stat_activity.
+"""
 
 import contextlib
+import datetime as dt
 import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -15,8 +19,21 @@ if TYPE_CHECKING:
 KEEPALIVE_SECONDS_AND_PROBES = (30, 10, 3)
 
 
+# What Postgres keeps of an application_name.
+APPLICATION_NAME_BYTES = 63
+
+HOLDERS_STATEMENT = """
+SELECT activity.application_name, activity.pid, coalesce(host(activity.client_addr), 'this machine'),
+    activity.xact_start AT TIME ZONE 'UTC'
+FROM pg_locks AS locks JOIN pg_stat_activity AS activity ON activity.pid = locks.pid
+WHERE locks.locktype = 'advisory' AND locks.granted AND locks.objsubid = 1
+    AND locks.database = (SELECT oid FROM pg_database WHERE datname = current_database())
+    AND (locks.classid::bigint << 32) | locks.objid::bigint = %s
+"""
+
+
 class LockTimeoutError(Exception):
-    """Somebody else held the lock for longer than this one waited."""
+    """Somebody else held the lock for longer than this one waited. The message says who, and since when."""
 
 
 class LockLostError(Exception):
@@ -47,16 +64,32 @@ def lock_number(name: str) -> int:
 
 
 @contextlib.contextmanager
-def exclusive(postgres: Postgres, name: str, wait_seconds: float) -> Iterator[Lock]:
+def exclusive(
+    postgres: Postgres,
+    name: str,
+    wait_seconds: float,
+    *,
+    holder: str = "analytics-platform",
+    hold_seconds: float | None = None,
+) -> Iterator[Lock]:
     """Holds the lock of that name until the end of the block. At most one holder at any time.
 
-    Raises LockTimeoutError after `wait_seconds`, and psycopg2.OperationalError when Postgres cannot be reached.
+    `holder` is what others are told who wait in vain: a job and its run. After `hold_seconds`, if given, Postgres (17
+    or newer) takes the lock away, and `assert_held` raises. Raises LockTimeoutError after `wait_seconds`, and
+    psycopg2.OperationalError when Postgres cannot be reached.
     """
-    import psycopg2
+    import psycopg2.errors
 
     try:
         with postgres.connection() as connection:
-            _acquire(connection, name, wait_seconds)
+            try:
+                _acquire(connection, name, wait_seconds)
+            except psycopg2.errors.LockNotAvailable as error:
+                raise LockTimeoutError(
+                    f"The lock '{name}' was held by somebody else for {wait_seconds:g} seconds: "
+                    f"{_holders(postgres, name)}. Look at what it does, and try again."
+                ) from error
+            _introduce(connection, holder, hold_seconds)
             yield Lock(name, connection)
     except psycopg2.InterfaceError as error:
         # The end of a transaction on a connection that is gone; why it is gone was said before.
@@ -66,8 +99,6 @@ def exclusive(postgres: Postgres, name: str, wait_seconds: float) -> Iterator[Lo
 
 
 def _acquire(connection: "psycopg2.extensions.connection", name: str, wait_seconds: float) -> None:
-    import psycopg2.errors
-
     idle, interval, probes = KEEPALIVE_SECONDS_AND_PROBES
     milliseconds = max(int(wait_seconds * 1000), 1)
     with connection.cursor() as cursor:
@@ -76,10 +107,27 @@ def _acquire(connection: "psycopg2.extensions.connection", name: str, wait_secon
             f"SET LOCAL tcp_keepalives_count = {probes}; SET LOCAL idle_in_transaction_session_timeout = 0;"
             f"SET LOCAL statement_timeout = 0; SET LOCAL lock_timeout = {milliseconds}"
         )
-        try:
-            cursor.execute("SELECT pg_advisory_xact_lock(%s)", (lock_number(name),))
-        except psycopg2.errors.LockNotAvailable as error:
-            raise LockTimeoutError(
-                f"The lock '{name}' was held by somebody else for {wait_seconds:g} seconds. Its holder is in "
-                "pg_locks, locktype advisory: look at what it does, and try again."
-            ) from error
+        cursor.execute("SELECT pg_advisory_xact_lock(%s)", (lock_number(name),))
+
+
+def _introduce(connection: "psycopg2.extensions.connection", holder: str, hold_seconds: float | None) -> None:
+    until = ""
+    with connection.cursor() as cursor:
+        if hold_seconds is not None:
+            cursor.execute("SET LOCAL transaction_timeout = %s", (max(int(hold_seconds * 1000), 1),))
+            cursor.execute("SELECT clock_timestamp() AT TIME ZONE 'UTC'")
+            ((now,),) = cursor.fetchall()
+            until = f" until {now + dt.timedelta(seconds=hold_seconds):%Y-%m-%dT%H:%M:%SZ}"
+        # Other letters would become four or more each, and push the rest out.
+        kept = holder.encode("ascii", "replace").decode()[: APPLICATION_NAME_BYTES - len(until)]
+        cursor.execute("SET LOCAL application_name = %s", (kept + until,))
+
+
+def _holders(postgres: Postgres, name: str) -> str:
+    with postgres.connection() as connection, connection.cursor() as cursor:
+        cursor.execute(HOLDERS_STATEMENT, (lock_number(name),))
+        found = [
+            f"'{holder}' (Postgres process {pid}, from {address}), which asked for it at {begun:%Y-%m-%dT%H:%M:%SZ}"
+            for holder, pid, address, begun in cursor.fetchall()
+        ]
+    return ", ".join(found) or "it has been given back in this moment"

@@ -1,12 +1,11 @@
 """Jobs and schedules of the web tables: when what runs, and when a tick is skipped."""
 
 import datetime as dt
-from collections.abc import Sequence
 
 import dagster as dg
-from dagster import DagsterRunStatus, RunsFilter
 
 from dags.common.owners import owned_by
+from dags.common.schedules import skip_if_already_running
 from dags.common.settings import Settings, get_settings
 from dags.common.tags import MAX_RUNTIME_TAG
 from dags.web_preaggregated.assets import (
@@ -21,14 +20,6 @@ from dags.web_preaggregated.statements import ONE_DAY
 
 RANGE_START_TAG = "dagster/asset_partition_range_start"
 RANGE_END_TAG = "dagster/asset_partition_range_end"
-
-UNFINISHED = [
-    DagsterRunStatus.QUEUED,
-    DagsterRunStatus.NOT_STARTED,
-    DagsterRunStatus.STARTING,
-    DagsterRunStatus.STARTED,
-    DagsterRunStatus.CANCELING,
-]
 
 web_analytics_daily_job = dg.define_asset_job(
     "web_analytics_daily_job",
@@ -55,16 +46,6 @@ def why_not_here(settings: Settings) -> str | None:
     return "Web tables are computed by themselves where CLOUD_DEPLOYMENT is set. Here, start the job by hand."
 
 
-def unfinished_run(instance: dg.DagsterInstance, job_name: str, asset_keys: Sequence[dg.AssetKey]) -> str | None:
-    """The id of a run that does the same work and is not over yet: of the job, or of a backfill of its assets."""
-    wanted = set(asset_keys)
-    # Few runs are unfinished at a time, so looking at all of them costs little.
-    for run in instance.get_runs(RunsFilter(statuses=UNFINISHED)):
-        if run.job_name == job_name or wanted & set(run.asset_selection or ()):
-            return run.run_id
-    return None
-
-
 @dg.schedule(
     job=web_analytics_daily_job,
     cron_schedule="0 1 * * *",
@@ -78,11 +59,9 @@ def web_analytics_daily_schedule(context: dg.ScheduleEvaluationContext) -> dg.Ru
     reason = why_not_here(get_settings())
     if reason:
         return dg.SkipReason(reason)
-    running = unfinished_run(context.instance, web_analytics_daily_job.name, (STATS_DAILY, BOUNCES_DAILY))
-    if running:
-        return dg.SkipReason(f"Run {running} computes the daily web tables and is not over. The next tick asks again.")
     yesterday = context.scheduled_execution_time.astimezone(dt.UTC).date() - ONE_DAY
-    return dg.RunRequest(
+    already_running = skip_if_already_running(context, web_analytics_daily_job.name, (STATS_DAILY, BOUNCES_DAILY))
+    return already_running or dg.RunRequest(
         tags={RANGE_START_TAG: (yesterday - ONE_DAY).isoformat(), RANGE_END_TAG: yesterday.isoformat()}
     )
 
@@ -103,7 +82,4 @@ def web_pre_aggregate_current_day_hourly_schedule(
     if reason:
         return dg.SkipReason(reason)
     job_name = web_pre_aggregate_current_day_hourly_job.name
-    running = unfinished_run(context.instance, job_name, (STATS_HOURLY, BOUNCES_HOURLY))
-    if running:
-        return dg.SkipReason(f"Run {running} computes the hourly web tables and is not over. The next tick asks again.")
-    return dg.RunRequest()
+    return skip_if_already_running(context, job_name, (STATS_HOURLY, BOUNCES_HOURLY)) or dg.RunRequest()

@@ -1,13 +1,18 @@
-"""A ClickHouse cluster as one value: calls on any host or on all hosts, with retries, deadlines and query tags.
+"""A ClickHouse cluster as one value: calls on any host, all hosts, hosts of a role or one of each shard.
+
+Calls have retries, deadlines and query tags.
 
 What is retried is in `retry.py`; ready-made calls are in `query.py`. No Dagster here.
 """
 
 import contextlib
 import copy
+import dataclasses
 import itertools
 import logging
 import threading
+import time
+import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent import futures
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -15,6 +20,7 @@ from dataclasses import dataclass, field
 from typing import Any, Generic, Self, TypeVar
 
 from clickhouse_driver import Client, errors
+from clickhouse_driver.connection import Connection
 from pydantic import SecretStr
 from tenacity import RetryCallState, Retrying, retry_if_exception, stop_after_attempt, stop_when_event_set
 from tenacity.nap import sleep_using_event
@@ -30,10 +36,15 @@ logging.getLogger("clickhouse_driver.connection").setLevel(logging.ERROR)
 
 T = TypeVar("T")
 
+# For the connection, and again for the greeting on it.
 CONNECT_TIMEOUT_SECONDS = 10.0
+# For the answer to KILL QUERY … ASYNC, which does not wait for the query's end.
+KILL_TIMEOUT_SECONDS = 10.0
 CALL_TIMEOUT_SECONDS = 300.0
 # A silent socket is given up after this long; the deadline of a call, which is shorter, cuts it off before.
 LONGEST_CALL_SECONDS = 86_400.0
+# After so long without a call, the thread that keeps the deadlines ends.
+IDLE_SECONDS = 10.0
 # Idle time, interval and probes after which the system reports a dead peer.
 KEEPALIVE_SECONDS_AND_PROBES = (60, 15, 4)
 
@@ -42,17 +53,26 @@ SELECT host_name, port, shard_num, replica_num FROM system.clusters
 WHERE cluster = %(cluster)s ORDER BY shard_num, replica_num
 """
 
+ROLE_STATEMENT = "SELECT substitution FROM system.macros WHERE macro = 'role'"
+
+KILL_STATEMENT = "KILL QUERY WHERE query_id = %(query_id)s ASYNC"
+
+# Role of a host that has no macro `role`, and of one that could not be asked.
+DATA_ROLE = "data"
+UNKNOWN_ROLE = "unknown"
+
 ENGINE_STATEMENT = "SELECT engine FROM system.tables WHERE database = currentDatabase() AND name = %(table)s"
 
 
 @dataclass(frozen=True, order=True)
 class Host:
-    """One server of the cluster. Shards and replicas count from 1."""
+    """One server of the cluster. Shards and replicas count from 1; those of role `data` hold the rows."""
 
     address: str
     port: int
     shard: int = 1
     replica: int = 1
+    role: str = DATA_ROLE
 
     def __str__(self) -> str:
         return f"{self.address}:{self.port}"
@@ -80,6 +100,14 @@ class UnknownClusterError(LookupError):
     """The server knows no cluster of the configured name."""
 
 
+class UnknownShardError(LookupError):
+    """The cluster has no shard of this number."""
+
+
+class UnknownRoleError(LookupError):
+    """The cluster has no host of this role, or hosts whose role is not known."""
+
+
 class ClusterError(Exception):
     """A call failed on some hosts. `errors` has the error of each; the message names them all."""
 
@@ -89,25 +117,65 @@ class ClusterError(Exception):
         super().__init__(f"The call failed on {len(lines)} of {host_count} ClickHouse hosts:\n" + "\n".join(lines))
 
 
+class _Connection(Connection):  # type: ignore[misc] # clickhouse_driver has no types
+    """A connection that gives every query an id, so that another connection can kill it."""
+
+    query_id: str | None = None
+    # How long the server may be silent, once it has greeted.
+    silence_seconds = LONGEST_CALL_SECONDS
+
+    def connect(self) -> None:
+        super().connect()
+        self.socket.settimeout(self.silence_seconds)
+
+    def force_connect(self) -> None:
+        """Before every query: without the driver's ping, because each call begins with one."""
+        self.check_query_execution()
+        if not self.connected:
+            self.connect()
+
+    def send_query(self, query: str, query_id: str | None = None, params: Mapping[str, Any] | None = None) -> None:
+        self.query_id = query_id or str(uuid.uuid4())
+        super().send_query(query, query_id=self.query_id, params=params)
+
+
 class _Session(Client):  # type: ignore[misc] # clickhouse_driver has no types
     """A client that adds a call's settings to every query, and that ends for good when the call's time is up."""
 
     call_settings: Mapping[str, Any]
     ended: bool = False
 
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options)
+        # In place of the one that the client has just made, which is not connected yet.
+        self.connection = _Connection(**options)
+
     def establish_connection(self, settings: Mapping[str, Any] | None) -> None:
         if self.ended:
             raise CallTimeoutError("The deadline of this call has passed: its client takes no more queries.")
         super().establish_connection({**self.call_settings, **(settings or {})})
 
-    def end(self) -> None:
-        """Wakes the thread that waits for the server. The server stops a query whose client has gone."""
+    def connect(self) -> None:
+        """Connects, unless it is connected and the server answers."""
+        if self.connection.connected:
+            with contextlib.suppress(errors.Error, OSError):
+                if self.connection.ping():
+                    return
+            self.disconnect()
+        self.connection.connect()
+        if self.ended:
+            raise CallTimeoutError("The deadline of this call has passed.")
+
+    def end(self) -> str | None:
+        """Wakes the thread that waits for the server. Returns the id of the query that the server still runs."""
         self.ended = True
+        running = self.connection.query_id if self.connection.is_query_executing else None
         socket = self.connection.socket
         if socket is not None:
             # It may be closed already: then there is nobody to wake.
             with contextlib.suppress(OSError):
                 socket.shutdown(2)
+        return running
 
 
 class _Pool:
@@ -122,9 +190,9 @@ class _Pool:
         self._lock = threading.Lock()
 
     @contextlib.contextmanager
-    def session(self, settings: Mapping[str, Any]) -> Iterator[_Session]:
-        """A connected session; it goes back to the pool only when it was left as it was found."""
-        if not self._slots.acquire(timeout=LONGEST_CALL_SECONDS):
+    def session(self, settings: Mapping[str, Any], wait_seconds: float) -> Iterator[_Session]:
+        """A session, which may not be connected; it goes back to the pool only when it was left as it was found."""
+        if not self._slots.acquire(timeout=max(wait_seconds, 0)):
             raise CallTimeoutError(f"No connection to {self.host} came free.")
         try:
             session = self._idle_session() or self._new_session()
@@ -138,6 +206,19 @@ class _Pool:
         finally:
             self._slots.release()
 
+    def kill(self, query_id: str, settings: Mapping[str, Any]) -> None:
+        """Tells the server to stop the query, on a connection of its own: the pool's may all be stuck."""
+        try:
+            session = self._new_session()
+            try:
+                session.call_settings = settings
+                session.connection.silence_seconds = KILL_TIMEOUT_SECONDS
+                session.execute(KILL_STATEMENT, {"query_id": query_id})
+            finally:
+                session.disconnect()
+        except (errors.Error, OSError, EOFError) as error:
+            logger.warning("Query %s on %s was not killed, and may still run: %s", query_id, self.host, one_line(error))
+
     def close(self) -> None:
         with self._lock:
             self._closed = True
@@ -146,20 +227,11 @@ class _Pool:
             session.disconnect()
 
     def _idle_session(self) -> _Session | None:
-        while True:
-            with self._lock:
-                if not self._idle:
-                    return None
-                session = self._idle.pop()
-            try:
-                if session.connection.ping():
-                    return session
-            except (errors.Error, OSError):
-                logger.info("An idle connection to %s gave a wrong answer to a ping, and is closed.", self.host)
-            session.disconnect()
+        with self._lock:
+            return self._idle.pop() if self._idle else None
 
     def _new_session(self) -> _Session:
-        session = _Session(
+        return _Session(
             host=self.host.address,
             port=self.host.port,
             user=self._access.user,
@@ -168,17 +240,12 @@ class _Pool:
             secure=self._access.secure,
             client_name="analytics-platform",
             connect_timeout=CONNECT_TIMEOUT_SECONDS,
-            send_receive_timeout=LONGEST_CALL_SECONDS,
+            # Until the server has greeted: a silent one must not hold a thread.
+            send_receive_timeout=CONNECT_TIMEOUT_SECONDS,
             tcp_keepalive=KEEPALIVE_SECONDS_AND_PROBES,
             # One call, one session: a silent reconnect would lose temporary tables in the middle of it.
             disable_reconnect=True,
         )
-        try:
-            session.connection.connect()
-        except BaseException:
-            session.disconnect()
-            raise
-        return session
 
     def _give_back(self, session: _Session) -> None:
         connection = session.connection
@@ -203,17 +270,17 @@ class _Call(Generic[T]):
         self.fn = fn
         self.hosts = hosts
         self.timeout_seconds = timeout_seconds
+        self.deadline = time.monotonic() + timeout_seconds
         self.future: Future[T] = Future()
         self.over = threading.Event()
         self.started = False
         self.failures: list[tuple[Host, BaseException]] = []
+        # The host of the attempt under way, or of the last one.
+        self.host = hosts[0]
         self._session: _Session | None = None
+        self._kill: Callable[[str], None] | None = None
         # Reentrant: callbacks of the future run while it is held, and may end this call.
         self._lock = threading.RLock()
-        timer = threading.Timer(timeout_seconds, self.expire, args=(timeout_seconds,))
-        timer.daemon = True
-        self.future.add_done_callback(lambda _: timer.cancel())
-        timer.start()
 
     def expire(self, seconds: float) -> None:
         """Ends the call because `seconds` have passed."""
@@ -227,12 +294,19 @@ class _Call(Generic[T]):
         )
 
     def end(self, error: BaseException) -> None:
-        """Ends the call with an error, and wakes its thread."""
+        """Ends the call with an error, wakes its thread, and has the server stop the query under way."""
         with self._lock:
             self._settle(lambda: self.future.set_exception(error))
             self.over.set()
-            if self._session is not None:
-                self._session.end()
+            query_id = self._session.end() if self._session is not None else None
+            kill = self._kill
+        if query_id is not None and kill is not None:
+            # A thread of its own: whoever ends the call does not wait. No daemon: the end of the program waits for it.
+            threading.Thread(target=kill, args=(query_id,), name=f"kill {query_id}").start()
+
+    def seconds_left(self) -> float:
+        """Until the deadline; may be less than 0."""
+        return self.deadline - time.monotonic()
 
     def run(self, retrying: Retrying, attempt: Callable[[], T]) -> None:
         """Makes the attempts on this thread, and settles the future."""
@@ -249,12 +323,12 @@ class _Call(Generic[T]):
             self._settle(lambda: self.future.set_result(result))
 
     @contextlib.contextmanager
-    def using(self, session: _Session) -> Iterator[None]:
-        """While the session is in use here, the end of the call ends it."""
+    def using(self, session: _Session, kill: Callable[[str], None]) -> Iterator[None]:
+        """While the session is in use here, the end of the call ends it, and kills its query."""
         with self._lock:
             if self.over.is_set():
                 raise CallTimeoutError("The deadline of this call has passed.")
-            self._session = session
+            self._session, self._kill = session, kill
         try:
             yield
         finally:
@@ -277,8 +351,60 @@ class _Call(Generic[T]):
             error.add_note(f"Before it, on {earlier_host}: {one_line(earlier_error)}")
 
 
+class _Deadlines:
+    """The calls under way, and one thread that ends those whose time is up. It ends after a while without calls.
+
+    A timer for each call would cost more than the call.
+    """
+
+    def __init__(self) -> None:
+        self._calls: set[_Call[Any]] = set()
+        self._changed = threading.Condition()
+        self._wakes_at = 0.0
+        self._is_watched = False
+
+    def add(self, call: _Call[Any]) -> None:
+        """From now on the call is ended at its deadline."""
+        with self._changed:
+            self._calls.add(call)
+            if not self._is_watched:
+                self._is_watched = True
+                threading.Thread(target=self._watch, name="clickhouse deadlines", daemon=True).start()
+            elif call.deadline < self._wakes_at:
+                self._changed.notify()
+        call.future.add_done_callback(lambda _: self._remove(call))
+
+    def under_way(self) -> list[_Call[Any]]:
+        """The calls that are not over."""
+        with self._changed:
+            return list(self._calls)
+
+    def _remove(self, call: _Call[Any]) -> None:
+        with self._changed:
+            self._calls.discard(call)
+
+    def _watch(self) -> None:
+        while True:
+            with self._changed:
+                now = time.monotonic()
+                overdue = [call for call in self._calls if call.deadline <= now]
+                if not overdue:
+                    self._wakes_at = min((call.deadline for call in self._calls), default=now + IDLE_SECONDS)
+                    is_told = self._changed.wait(self._wakes_at - now)
+                    if not is_told and not self._calls:
+                        self._is_watched = False
+                        return
+                self._calls.difference_update(overdue)
+            # Outside of the lock: callbacks of the futures run here.
+            for call in overdue:
+                call.expire(call.timeout_seconds)
+
+
 class FuturesMap(Mapping[Host, "Future[T]"], Generic[T]):
-    """The futures of one call on several hosts, by host."""
+    """The futures of one call on several hosts, by host.
+
+    A call that may go to any of several hosts is listed under the first of them.
+    """
 
     def __init__(self, calls: Mapping[Host, _Call[T]]) -> None:
         self._calls = dict(calls)
@@ -293,7 +419,7 @@ class FuturesMap(Mapping[Host, "Future[T]"], Generic[T]):
         return len(self._calls)
 
     def result(self, timeout_seconds: float | None = None) -> dict[Host, T]:
-        """The result of every host, when all have one.
+        """The result of every host, when all have one; of several hosts, the one that gave it.
 
         Waits at most `timeout_seconds` for all together, then ends the calls still under way; without it, until the
         deadline of each call. Raises ClusterError with the error of every host that failed, chained to the first.
@@ -302,10 +428,11 @@ class FuturesMap(Mapping[Host, "Future[T]"], Generic[T]):
         if timeout_seconds is not None:
             for call in self._calls.values():
                 call.expire(timeout_seconds)
-        failed = {host: error for host, future in self.items() if (error := _error_of(future)) is not None}
+        calls = self._calls.values()
+        failed = {call.host: error for call in calls if (error := _error_of(call.future)) is not None}
         if failed:
             raise ClusterError(failed, len(self)) from next(iter(failed.values()))
-        return {host: future.result() for host, future in self.items()}
+        return {call.host: call.future.result() for call in calls}
 
 
 @dataclass(frozen=True)
@@ -313,11 +440,11 @@ class _Shared:
     """What a cluster and its tagged copies have in common."""
 
     pools: Mapping[Host, _Pool]
-    executor: ThreadPoolExecutor
+    # One for each host: calls that wait for a host that is stuck take no thread from the others.
+    executors: Mapping[Host, ThreadPoolExecutor]
     policy: RetryPolicy
     turn: "itertools.count[int]" = field(default_factory=itertools.count)
-    calls: "set[_Call[Any]]" = field(default_factory=set)
-    lock: threading.Lock = field(default_factory=threading.Lock)
+    deadlines: _Deadlines = field(default_factory=_Deadlines)
     closed: threading.Event = field(default_factory=threading.Event)
 
 
@@ -353,12 +480,28 @@ class ClickhouseCluster:
         self._settings: Mapping[str, Any] = {}
         self._shared = _Shared(
             pools={host: _Pool(host, access, connections_per_host) for host in self.hosts},
-            executor=ThreadPoolExecutor(connections_per_host * len(self.hosts), thread_name_prefix="clickhouse"),
+            executors={
+                host: ThreadPoolExecutor(connections_per_host, thread_name_prefix=f"clickhouse {host}")
+                for host in self.hosts
+            },
             policy=policy or RetryPolicy(),
         )
 
     def __repr__(self) -> str:
         return f"ClickhouseCluster({', '.join(map(str, self.hosts))})"
+
+    @property
+    def shards(self) -> list[int]:
+        """The numbers of the shards that have hosts for rows, in order."""
+        return sorted({host.shard for host in self._data_hosts()})
+
+    def replicas_of(self, shard: int) -> tuple[Host, ...]:
+        """The hosts that have the rows of this shard. Raises UnknownShardError."""
+        replicas = tuple(host for host in self._data_hosts() if host.shard == shard)
+        if not replicas:
+            known = ", ".join(map(str, self.shards)) or "none"
+            raise UnknownShardError(f"This ClickHouse cluster has no shard {shard}, only: {known}.")
+        return replicas
 
     def any_host(
         self,
@@ -391,6 +534,68 @@ class ClickhouseCluster:
             }
         )
 
+    def map_hosts_by_role(
+        self,
+        fn: Callable[[Client], T],
+        role: str,
+        *,
+        retryable: bool | None = None,
+        timeout_seconds: float | None = None,
+    ) -> FuturesMap[T]:
+        """Calls `fn` on every host of that role at once. `timeout_seconds` is for each host.
+
+        Raises UnknownRoleError when no host has the role, or when some host's role could not be learned: leaving such
+        a host out could leave out what was meant.
+        """
+        roles = {host: host.role for host in self.hosts}
+        unknown = [str(host) for host, its_role in roles.items() if its_role == UNKNOWN_ROLE]
+        if unknown:
+            raise UnknownRoleError(
+                f"The role of {', '.join(unknown)} is not known, because it could not be asked. Try again when it "
+                "answers."
+            )
+        hosts = [host for host, its_role in roles.items() if its_role == role]
+        if not hosts:
+            known = ", ".join(sorted(set(roles.values())))
+            raise UnknownRoleError(f"No host of this ClickHouse cluster has the role '{role}', only: {known}.")
+        return FuturesMap(
+            {host: self._submit(fn, (host,), retryable=retryable, timeout_seconds=timeout_seconds) for host in hosts}
+        )
+
+    def map_one_host_per_shard(
+        self,
+        fn: Callable[[Client], T],
+        *,
+        retryable: bool | None = None,
+        timeout_seconds: float | None = None,
+    ) -> FuturesMap[T]:
+        """Calls `fn` once for each shard, on one of its replicas: see `map_any_host_in_shards`."""
+        by_shard = dict.fromkeys(self.shards, fn)
+        return self.map_any_host_in_shards(by_shard, retryable=retryable, timeout_seconds=timeout_seconds)
+
+    def map_any_host_in_shards(
+        self,
+        fn_by_shard: Mapping[int, Callable[[Client], T]],
+        *,
+        retryable: bool | None = None,
+        timeout_seconds: float | None = None,
+    ) -> FuturesMap[T]:
+        """Calls the function of each shard once, on one of its replicas, which take turns; all shards at once.
+
+        A replica that cannot be reached is passed over, and one that fails is followed by the next if the call may be
+        made again. `timeout_seconds` is for each shard, with all its attempts. The result is keyed by the host that
+        gave it, whose `shard` is the shard. Raises UnknownShardError before anything is called.
+        """
+        turn = next(self._shared.turn)
+        replicas_by_shard = {shard: self.replicas_of(shard) for shard in fn_by_shard}
+        calls = {}
+        for shard, replicas in replicas_by_shard.items():
+            first = turn % len(replicas)
+            in_turn = replicas[first:] + replicas[:first]
+            call = self._submit(fn_by_shard[shard], in_turn, retryable=retryable, timeout_seconds=timeout_seconds)
+            calls[in_turn[0]] = call
+        return FuturesMap(calls)
+
     def tagged(self, tags: QueryTags) -> "ClickhouseCluster":
         """The same cluster and connections, with the tags as `log_comment` on every query."""
         tagged = copy.copy(self)
@@ -404,20 +609,26 @@ class ClickhouseCluster:
 
     def only(self, host: Host) -> "ClickhouseCluster":
         """The same cluster and connections, with calls on that one host: for tables that are on it alone."""
-        if host not in self.hosts:
-            raise ValueError(f"{host} is not among the hosts of this cluster: {', '.join(map(str, self.hosts))}.")
-        pinned = copy.copy(self)
-        pinned.hosts = (host,)
-        return pinned
+        return self.among([host])
+
+    def among(self, hosts: Sequence[Host]) -> "ClickhouseCluster":
+        """The same cluster and connections, with calls on these hosts. Raises ValueError for one it has not."""
+        if not hosts:
+            raise ValueError("Give at least one host of this cluster.")
+        for host in hosts:
+            if host not in self.hosts:
+                raise ValueError(f"{host} is not among the hosts of this cluster: {', '.join(map(str, self.hosts))}.")
+        narrowed = copy.copy(self)
+        narrowed.hosts = tuple(hosts)
+        return narrowed
 
     def close(self) -> None:
-        """Ends every call under way and closes the connections, those of tagged copies too."""
+        """Ends every call under way, kills its query and closes the connections, those of tagged copies too."""
         self._shared.closed.set()
-        with self._shared.lock:
-            calls = list(self._shared.calls)
-        for call in calls:
+        for call in self._shared.deadlines.under_way():
             call.end(ClusterClosedError("The ClickHouse cluster was closed while this call was under way."))
-        self._shared.executor.shutdown(wait=False, cancel_futures=True)
+        for executor in self._shared.executors.values():
+            executor.shutdown(wait=False, cancel_futures=True)
         for pool in self._shared.pools.values():
             pool.close()
 
@@ -437,12 +648,10 @@ class ClickhouseCluster:
         if self._shared.closed.is_set():
             raise ClusterClosedError("The ClickHouse cluster is closed.")
         call = _Call(fn, hosts, seconds)
-        with self._shared.lock:
-            self._shared.calls.add(call)
-        call.future.add_done_callback(lambda _: self._forget(call))
+        self._shared.deadlines.add(call)
         retrying = _retrying(call, self._shared.policy, may_repeat=may_repeat)
         try:
-            self._shared.executor.submit(call.run, retrying, lambda: self._attempt(call))
+            self._shared.executors[hosts[0]].submit(call.run, retrying, lambda: self._attempt(call))
         except RuntimeError as error:
             # Closed by another thread since the check above.
             call.end(ClusterClosedError("The ClickHouse cluster is closed."))
@@ -450,25 +659,30 @@ class ClickhouseCluster:
         return call
 
     def _attempt(self, call: _Call[T]) -> T:
-        host = call.hosts[len(call.failures) % len(call.hosts)]
+        host = call.host = call.hosts[len(call.failures) % len(call.hosts)]
+        pool = self._shared.pools[host]
         try:
-            with self._shared.pools[host].session(self._settings) as session, call.using(session):
+            with (
+                pool.session(self._settings, call.seconds_left()) as session,
+                call.using(session, lambda query_id: pool.kill(query_id, self._settings)),
+            ):
+                session.connect()
                 call.started = True
                 return call.fn(session)
         except BaseException as error:
             call.failures.append((host, error))
             raise
 
-    def _forget(self, call: _Call[Any]) -> None:
-        with self._shared.lock:
-            self._shared.calls.discard(call)
+    def _data_hosts(self) -> list[Host]:
+        # One whose role is not known counts: if it holds rows, leaving it out would hide a shard.
+        return [host for host in self.hosts if host.role in (DATA_ROLE, UNKNOWN_ROLE)]
 
 
 def connect(access: Access, address: str, port: int, cluster_name: str | None = None) -> ClickhouseCluster:
     """The cluster of that name as the server at `address:port` knows it; without a name, that one server.
 
-    Raises UnknownClusterError when the server has no cluster of that name, and what any_host raises when the server
-    cannot be asked.
+    Each host is asked for its role. Raises UnknownClusterError when the server has no cluster of that name, and what
+    any_host raises when the server cannot be asked.
     """
     seed = ClickhouseCluster([Host(address, port)], access)
     if cluster_name is None:
@@ -485,7 +699,23 @@ def connect(access: Access, address: str, port: int, cluster_name: str | None = 
     # A server that plays two parts in the cluster is called once.
     hosts = {(name, host_port): Host(name, host_port, shard, replica) for name, host_port, shard, replica in rows[::-1]}
     ordered = sorted(hosts.values(), key=lambda host: (host.shard, host.replica))
-    return ClickhouseCluster(ordered, access, name=cluster_name)
+    return ClickhouseCluster(_with_roles(ordered, access), access, name=cluster_name)
+
+
+def _with_roles(hosts: Sequence[Host], access: Access) -> list[Host]:
+    # One attempt each: a host that is down must not hold up everybody, and its role is asked again next time.
+    with ClickhouseCluster(hosts, access, policy=RetryPolicy(attempts=1)) as cluster:
+        asked = cluster.map_all_hosts(Query(ROLE_STATEMENT), timeout_seconds=CONNECT_TIMEOUT_SECONDS)
+        futures.wait(asked.values())
+        roles = {}
+        for host, future in asked.items():
+            error = future.exception()
+            if error is None:
+                roles[host] = next((str(role) for (role,) in future.result()), DATA_ROLE)
+            else:
+                logger.warning("The role of ClickHouse host %s is not known: %s", host, one_line(error))
+                roles[host] = UNKNOWN_ROLE
+    return [dataclasses.replace(host, role=role) for host, role in roles.items()]
 
 
 def access_from_settings(settings: Settings) -> Access:

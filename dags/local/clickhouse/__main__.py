@@ -28,9 +28,12 @@ UNUSABLE_IN_PATHS = "?&#%"
     "Without it this node is alone.",
 )
 @click.option("--shard", type=click.IntRange(1), default=1, show_default=True, help="Number of this node's shard.")
+@click.option("--role", help="The macro `role`: what this node does in the cluster.")
 @click.option("--log-file", type=click.Path(dir_okay=False, path_type=Path), help="Default: standard error.")
 @click.option("--log-level", default="INFO", show_default=True, type=click.Choice(["DEBUG", "INFO", "WARNING"]))
-def main(port: int, path: Path, cluster_nodes: str, shard: int, log_file: Path | None, log_level: str) -> None:
+def main(
+    port: int, path: Path, cluster_nodes: str, shard: int, role: str | None, log_file: Path | None, log_level: str
+) -> None:
     """Serve the embedded ClickHouse engine over ClickHouse's native protocol.
 
     Prints `ready PORT` when it accepts connections. The user is `default`, without a password; the address is loopback.
@@ -48,7 +51,7 @@ def main(port: int, path: Path, cluster_nodes: str, shard: int, log_file: Path |
         raise click.BadParameter(message, param_hint="--path")
     with _listener(port) as listener:
         real_port = int(listener.getsockname()[1])
-        configuration = _take_directory(path, nodes or [Node(LOOPBACK, real_port)], shard)
+        configuration = _take_directory(path, nodes or [Node(LOOPBACK, real_port)], shard, role)
         _serve(listener, path / "data", configuration)
 
 
@@ -60,14 +63,14 @@ def _listener(port: int) -> socket.socket:
         raise click.ClickException(message) from None
 
 
-def _take_directory(path: Path, nodes: list[Node], shard: int) -> Path:
+def _take_directory(path: Path, nodes: list[Node], shard: int, role: str | None) -> Path:
     """Lock the data directory for this process and write the engine's configuration there."""
     try:
         path.mkdir(parents=True, exist_ok=True)
         # Held until the process ends, however it ends: the engine lets two processes corrupt one directory.
         lock = os.open(path / "lock", os.O_CREAT | os.O_RDWR, 0o600)
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        return write_configuration(path, nodes, shard)
+        return write_configuration(path, nodes, shard, role)
     except BlockingIOError:
         message = f"{path} is in use by another ClickHouse node: stop that one, or choose another --path"
         raise click.ClickException(message) from None

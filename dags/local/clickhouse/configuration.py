@@ -9,6 +9,7 @@ from xml.etree.ElementTree import Element, SubElement, indent, tostring
 
 CLUSTER_NAME = "local"
 QUERY_LOG_RETENTION_DAYS = 7
+MERGES_AND_MUTATIONS_PER_THREAD = 8
 
 
 @dataclass(frozen=True)
@@ -27,9 +28,14 @@ class Node:
         return cls(host, int(port))
 
 
-def write_configuration(directory: Path, nodes: list[Node], shard: int) -> Path:
-    """Write the configuration of the node that is number `shard` (from 1) of `nodes`; return the file's path."""
+def write_configuration(directory: Path, nodes: list[Node], shard: int, role: str | None = None) -> Path:
+    """Write the configuration of the node that is number `shard` (from 1) of `nodes`; return the file's path.
+
+    The macro `role` is there when a role is given.
+    """
     root = Element("clickhouse")
+    # The engine would have four on its two threads, and begin with the next four parts of a mutation a second later.
+    SubElement(root, "background_merges_mutations_concurrency_ratio").text = str(MERGES_AND_MUTATIONS_PER_THREAD)
     query_log = SubElement(root, "query_log")
     for name, value in {
         "database": "system",
@@ -40,7 +46,8 @@ def write_configuration(directory: Path, nodes: list[Node], shard: int) -> Path:
     }.items():
         SubElement(query_log, name).text = value
     macros = SubElement(root, "macros")
-    for name, value in {"cluster": CLUSTER_NAME, "shard": str(shard), "replica": f"node-{shard}"}.items():
+    values = {"cluster": CLUSTER_NAME, "shard": str(shard), "replica": f"node-{shard}"}
+    for name, value in {**values, **({"role": role} if role else {})}.items():
         SubElement(macros, name).text = value
     cluster = SubElement(SubElement(root, "remote_servers"), CLUSTER_NAME)
     for node in nodes:

@@ -4,13 +4,13 @@ from collections.abc import Iterator
 import dagster as dg
 import pytest
 
+from dags.common.schedules import UNFINISHED
 from dags.common.settings import Settings, get_settings
 from dags.locations.web_analytics import defs
 from dags.web_preaggregated.assets import BOUNCES_DAILY, STATS_HOURLY, max_partitions_per_run
 from dags.web_preaggregated.schedules import (
     RANGE_END_TAG,
     RANGE_START_TAG,
-    UNFINISHED,
     web_analytics_daily_schedule,
     web_pre_aggregate_current_day_hourly_schedule,
 )
@@ -48,10 +48,10 @@ def instance() -> Iterator[dg.DagsterInstance]:
 def evaluate(
     schedule: dg.ScheduleDefinition, instance: dg.DagsterInstance, tick: dt.datetime = TICK
 ) -> tuple[list[dg.RunRequest], str]:
-    context = dg.build_schedule_context(
+    with dg.build_schedule_context(
         instance=instance, scheduled_execution_time=tick, repository_def=defs.get_repository_def()
-    )
-    data = schedule.evaluate_tick(context)
+    ) as context:
+        data = schedule.evaluate_tick(context)
     return list(data.run_requests or []), data.skip_message or ""
 
 

@@ -5,12 +5,15 @@ import time
 import traceback
 import uuid
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
 from clickhouse_driver import Client, errors
 from pydantic import SecretStr
 
 from dags.common.clickhouse.cluster import (
+    LONGEST_CALL_SECONDS,
+    UNKNOWN_ROLE,
     Access,
     CallTimeoutError,
     ClickhouseCluster,
@@ -18,6 +21,8 @@ from dags.common.clickhouse.cluster import (
     ClusterError,
     Host,
     UnknownClusterError,
+    UnknownRoleError,
+    UnknownShardError,
     cluster_from_settings,
     connect,
 )
@@ -27,6 +32,7 @@ from dags.common.clickhouse.retry import RetryPolicy
 from dags.common.settings import Settings
 from dags.local.ports import free_port
 from dags.tests.common.clickhouse.conftest import BreakableWay
+from dags.tests.local.clickhouse.nodes import running_node
 
 QUICK = RetryPolicy(attempts=3, first_wait_seconds=0.01, longest_wait_seconds=0.02)
 WAIT_SECONDS = 30.0
@@ -75,6 +81,143 @@ def test_an_unknown_cluster_is_named_together_with_the_known_ones(clickhouse_clu
 def test_a_cluster_without_hosts_is_refused() -> None:
     with pytest.raises(ValueError, match="at least one host"):
         ClickhouseCluster([])
+
+
+def test_roles_come_from_the_macro_and_a_host_without_it_has_data(tmp_path: Path) -> None:
+    ports = free_port(), free_port()
+    nodes = "--cluster-nodes", ",".join(f"127.0.0.1:{port}" for port in ports)
+    with (
+        running_node(tmp_path / "one", *nodes, "--role", "ingestion", port=ports[0]),
+        running_node(tmp_path / "two", *nodes, "--shard", "2", port=ports[1]) as second,
+    ):
+        with connect(Access(), "127.0.0.1", ports[0], "local") as cluster:
+            assert [host.role for host in cluster.hosts] == ["ingestion", "data"]
+            assert cluster.shards == [2]
+        second.kill()
+        with connect(Access(), "127.0.0.1", ports[0], "local") as cluster:
+            assert [host.role for host in cluster.hosts] == ["ingestion", UNKNOWN_ROLE]
+            # A host that may have rows is not left out of what is asked of every shard.
+            assert cluster.shards == [2]
+            with pytest.raises(UnknownRoleError, match=rf"role of 127\.0\.0\.1:{ports[1]} is not known"):
+                cluster.map_hosts_by_role(Query("SELECT 1"), "ingestion")
+
+
+# Shards and roles
+
+
+@pytest.fixture
+def shards(clickhouse_cluster_ports: tuple[int, ...]) -> Iterator[ClickhouseCluster]:
+    """Two shards; the first has a second address in place of a replica, and there is a host without rows."""
+    first, second = clickhouse_cluster_ports
+    hosts = [
+        Host("127.0.0.1", first, 1, 1),
+        Host("localhost", first, 1, 2),
+        Host("127.0.0.1", second, 2, 1),
+        Host("localhost", second, 3, 1, role="ingestion"),
+    ]
+    with ClickhouseCluster(hosts, policy=QUICK) as value:
+        yield value
+
+
+SHARD = Query("SELECT getMacro('shard')")
+
+
+def test_one_host_of_each_shard_is_called_and_replicas_take_turns(shards: ClickhouseCluster) -> None:
+    assert shards.shards == [1, 2]
+    assert shards.replicas_of(1) == shards.hosts[:2]
+    results = [shards.map_one_host_per_shard(SHARD).result() for _ in range(4)]
+    assert all({host.shard: rows for host, rows in one.items()} == {1: [("1",)], 2: [("2",)]} for one in results)
+    assert {host for one in results for host in one} == set(shards.hosts[:3])
+
+
+def test_each_shard_gets_the_function_that_is_meant_for_it(shards: ClickhouseCluster) -> None:
+    results = shards.map_any_host_in_shards({2: Query("SELECT 'second'"), 1: Query("SELECT 'first'")}).result()
+    assert {host.shard: rows for host, rows in results.items()} == {1: [("first",)], 2: [("second",)]}
+    assert list(shards.map_any_host_in_shards({2: SHARD}).result()) == [shards.hosts[2]]
+    assert shards.map_any_host_in_shards({}).result() == {}
+
+
+def test_only_the_hosts_of_a_role_are_called(shards: ClickhouseCluster) -> None:
+    assert list(shards.map_hosts_by_role(SHARD, "ingestion").result()) == [shards.hosts[3]]
+    assert set(shards.map_hosts_by_role(SHARD, "data").result()) == set(shards.hosts[:3])
+
+
+def test_a_shard_and_a_role_that_are_not_there_are_named_before_anything_is_called(shards: ClickhouseCluster) -> None:
+    called: list[object] = []
+    with pytest.raises(UnknownShardError, match="no shard 4, only: 1, 2"):
+        shards.map_any_host_in_shards({1: called.append, 4: called.append})
+    with pytest.raises(UnknownShardError, match="no shard 3"):
+        shards.replicas_of(3)
+    with pytest.raises(UnknownRoleError, match="No host of this ClickHouse cluster has the role 'x', only: data, ing"):
+        shards.map_hosts_by_role(called.append, "x")
+    assert called == []
+
+
+def test_a_replica_that_is_gone_is_passed_over_also_for_a_call_that_may_not_be_repeated(
+    clickhouse_cluster_ports: tuple[int, ...],
+) -> None:
+    hosts = [Host("127.0.0.1", free_port(), 1, 1), Host("127.0.0.1", clickhouse_cluster_ports[0], 1, 2)]
+    with ClickhouseCluster(hosts, policy=QUICK) as cluster:
+        for _ in range(2):
+            called: list[int] = []
+            result = cluster.map_one_host_per_shard(lambda client, seen=called: seen.append(client.connection.port))  # type: ignore[misc]
+            # The result is of the host that gave it.
+            assert result.result() == {hosts[1]: None}
+            assert called == [hosts[1].port]
+
+
+def test_a_call_that_breaks_goes_on_at_the_other_replica_on_another_connection_if_it_is_retryable(
+    clickhouse_cluster_ports: tuple[int, ...],
+) -> None:
+    way = BreakableWay(clickhouse_cluster_ports[0])
+    hosts = [Host("127.0.0.1", way.port, 1, 1), Host("127.0.0.1", clickhouse_cluster_ports[0], 1, 2)]
+    seen: list[int] = []
+
+    def breaks_on_the_first(client: Client) -> object:
+        seen.append(client.connection.port)
+        if client.connection.port == way.port:
+            way.break_connections()
+        return client.execute("SELECT 1")
+
+    with ClickhouseCluster(hosts, policy=QUICK) as cluster:
+        assert cluster.map_one_host_per_shard(breaks_on_the_first, retryable=True).result() == {hosts[1]: [(1,)]}
+        assert seen == [host.port for host in hosts]
+        assert cluster.map_one_host_per_shard(SHARD).result() == {hosts[1]: [("1",)]}
+        with pytest.raises(ClusterError, match=f"- {hosts[0]}: "):
+            cluster.map_one_host_per_shard(breaks_on_the_first).result()
+    way.close()
+
+
+def test_when_no_replica_of_a_shard_answers_the_other_shards_answer_and_the_error_names_the_host(
+    clickhouse_cluster_ports: tuple[int, ...],
+) -> None:
+    hosts = [Host("127.0.0.1", clickhouse_cluster_ports[0], 1), *(Host("127.0.0.1", free_port(), 2, n) for n in (1, 2))]
+    with ClickhouseCluster(hosts, policy=QUICK) as cluster:
+        futures = cluster.map_one_host_per_shard(SHARD)
+        with pytest.raises(ClusterError, match="failed on 1 of 2 ClickHouse hosts") as caught:
+            futures.result()
+        assert [host.shard for host in caught.value.errors] == [2]
+        assert futures[hosts[0]].result() == [("1",)]
+        # The notes of the error name the replicas that were tried.
+        text = "".join(traceback.format_exception(caught.value.__cause__))
+        assert all(str(host) in text for host in hosts[1:])
+
+
+def test_a_deadline_is_for_each_shard_with_all_its_replicas(shards: ClickhouseCluster) -> None:
+    with pytest.raises(ClusterError) as caught:
+        shards.map_one_host_per_shard(Query(ENDLESS), timeout_seconds=0.5).result()
+    assert {host.shard for host in caught.value.errors} == {1, 2}
+    assert all(isinstance(error, CallTimeoutError) for error in caught.value.errors.values())
+
+
+def test_calls_can_be_kept_to_some_hosts(shards: ClickhouseCluster) -> None:
+    some = shards.among(shards.hosts[1:3])
+    assert set(some.map_all_hosts(SHARD).result()) == set(shards.hosts[1:3])
+    assert some.map_one_host_per_shard(SHARD).result().keys() == set(shards.hosts[1:3])
+    with pytest.raises(ValueError, match="not among the hosts"):
+        some.only(shards.hosts[0])
+    with pytest.raises(ValueError, match="at least one host"):
+        shards.among([])
 
 
 # Calls and their errors
@@ -269,6 +412,29 @@ def test_a_map_that_is_in_time_is_not_touched_by_its_deadline(cluster: Clickhous
 def test_an_impossible_deadline_is_refused(cluster: ClickhouseCluster, seconds: float) -> None:
     with pytest.raises(ValueError, match="give more than 0 and at most 86400"):
         cluster.any_host(Query("SELECT 1"), timeout_seconds=seconds)
+
+
+def test_closing_kills_the_queries_under_way(clickhouse_port: int) -> None:
+    query_id = uuid.uuid4().hex
+    with ClickhouseCluster([Host("127.0.0.1", clickhouse_port)]) as watching:
+        running = Query("SELECT count() FROM system.processes WHERE query_id = %(id)s", {"id": query_id})
+        cluster = ClickhouseCluster([Host("127.0.0.1", clickhouse_port)])
+        cluster.any_host(lambda client: client.execute(ENDLESS, query_id=query_id))
+        wait_until(lambda: watching.any_host(running).result() == [(1,)], "the query has not begun")
+        cluster.close()
+        wait_until(lambda: watching.any_host(running).result() == [(0,)], "the server still runs the query")
+
+
+def test_a_server_may_be_silent_until_the_deadline_also_on_the_connection_after_an_error(clickhouse_port: int) -> None:
+    def fails_and_goes_on(client: Client) -> tuple[float, float]:
+        first = client.connection.socket.gettimeout()
+        with pytest.raises(errors.ServerException):
+            client.execute("SELECT no_such_column")
+        client.execute("SELECT 1")
+        return first, client.connection.socket.gettimeout()
+
+    with ClickhouseCluster([Host("127.0.0.1", clickhouse_port)]) as cluster:
+        assert cluster.any_host(fails_and_goes_on).result() == (LONGEST_CALL_SECONDS, LONGEST_CALL_SECONDS)
 
 
 # Connections

@@ -1,0 +1,155 @@
+"""Dictionaries made of a table of a run: made, loaded and compared on every host before anything uses them.
+
+Belongs here: what any job does with such a dictionary. Not here: dictionaries of the schema (`tables.py`, `schema.py`),
+and what the jobs put into the tables.
+
+The table is on every host under one name, with the same rows. The dictionary never reloads by itself; it is loaded anew
+when a server starts, so the table stays as it is for as long as the dictionary is used.
+"""
+
+from collections.abc import Mapping, Sequence
+from concurrent import futures
+from dataclasses import dataclass
+
+from clickhouse_driver import Client
+
+from dags.common.clickhouse.cluster import ClickhouseCluster, Host, one_line
+from dags.common.clickhouse.ddl import Column, Dictionary, Form
+from dags.common.clickhouse.query import Query, quoted
+
+STATUS_STATEMENT = """
+SELECT status, last_exception FROM system.dictionaries WHERE database = currentDatabase() AND name = %(name)s
+"""
+COLUMNS_STATEMENT = """
+SELECT name FROM system.columns WHERE database = currentDatabase() AND table = %(name)s ORDER BY position
+"""
+
+
+class DictionaryError(Exception):
+    """A dictionary could not be loaded on some host. The message has the host and the server's reason."""
+
+
+class UnequalError(Exception):
+    """Hosts that must have the same rows have not. Nothing may use them."""
+
+
+@dataclass(frozen=True)
+class Checksum:
+    """Rows, and the sum of their 64-bit hashes modulo 2^64, which does not depend on their order."""
+
+    rows: int
+    hash: int
+
+
+def snapshot_dictionary(
+    name: str, table: str, key: Sequence[Column], values: Sequence[Column], comment: str
+) -> Dictionary:
+    """A dictionary of `key` and `values` columns over a table of the cluster's database, with one row for each key.
+
+    `dictHas` tells whether it has a key; a value without a default reads as that of its type where it has not.
+    """
+    columns = ", ".join(quoted(column.name) for column in (*key, *values))
+    return Dictionary(
+        name=name,
+        comment=comment,
+        columns=(*key, *values),
+        primary_key=tuple(column.name for column in key),
+        source_query=f"SELECT {columns} FROM {{database}}.{quoted(table)}",  # noqa: S608 - identifiers, quoted
+        # Any number of key columns of any type.
+        layout="COMPLEX_KEY_HASHED()",
+        # It does not reload by itself: what was compared is what is used.
+        lifetime_seconds=(0, 0),
+    )
+
+
+def make(cluster: ClickhouseCluster, dictionary: Dictionary) -> None:
+    """Makes or replaces the dictionary on every host. It is not loaded yet. Raises ClusterError."""
+    (statement,) = dictionary.statements(Form(cluster.database))
+    cluster.map_all_hosts(Query(statement, retryable=True)).result()
+
+
+def load(cluster: ClickhouseCluster, name: str, *, deadline_seconds: float) -> None:
+    """Loads the dictionary anew on every host.
+
+    Raises DictionaryError with the reason of every host that cannot load it, has not done so in time or is not reached.
+    """
+    identifier = quoted(name)
+
+    def load_here(client: Client) -> tuple[str, str]:
+        client.execute(f"SYSTEM RELOAD DICTIONARY {identifier}")
+        ((status, exception),) = client.execute(STATUS_STATEMENT, {"name": name})
+        return status, exception
+
+    loading = cluster.map_all_hosts(load_here, retryable=True, timeout_seconds=deadline_seconds)
+    futures.wait(loading.values())
+    problems: list[str] = []
+    causes: list[BaseException] = []
+    for host, future in loading.items():
+        error = future.exception()
+        if error is not None:
+            problems.append(f"- {host}: {one_line(error)}")
+            causes.append(error)
+        elif future.result()[0] != "LOADED":
+            status, exception = future.result()
+            problems.append(f"- {host}: {status} {exception}".rstrip())
+    if problems:
+        text = f"Dictionary {name} is not loaded on {len(problems)} of {len(loading)} ClickHouse hosts:\n"
+        raise DictionaryError(text + "\n".join(problems)) from (causes[0] if causes else None)
+
+
+def checksum(cluster: ClickhouseCluster, name: str, *, deadline_seconds: float = 600) -> dict[Host, Checksum]:
+    """The checksum of all columns of the dictionary as it is in memory, by host.
+
+    Raises ClusterError when a host does not answer or has no such dictionary.
+    """
+
+    def sum_here(client: Client) -> Checksum:
+        columns = [column for (column,) in client.execute(COLUMNS_STATEMENT, {"name": name})]
+        if not columns:
+            raise LookupError(f"There is no dictionary {name} in the database {cluster.database}.")
+        return _checksum(client, f"dictionary({quoted(name)})", columns)
+
+    return cluster.map_all_hosts(sum_here, retryable=True, timeout_seconds=deadline_seconds).result()
+
+
+def table_checksum(
+    cluster: ClickhouseCluster, table: str, columns: Sequence[str], *, deadline_seconds: float = 600
+) -> dict[Host, Checksum]:
+    """The same of these columns of a table: equal to a dictionary's that has the same columns in the same order."""
+    call = _TableChecksum(quoted(table), tuple(columns))
+    return cluster.map_all_hosts(call, timeout_seconds=deadline_seconds).result()
+
+
+def assert_equal_everywhere(what: str, *checksums: Mapping[Host, Checksum]) -> Checksum:
+    """The one checksum that every host of every mapping has.
+
+    Raises UnequalError with what each host has when they differ, and when there is none at all.
+    """
+    every = [(host, one) for by_host in checksums for host, one in by_host.items()]
+    different = {one for _, one in every}
+    if len(different) != 1 or not all(checksums):
+        lines = [f"- {host}: {one.rows} rows, hash {one.hash:016x}" for host, one in every]
+        raise UnequalError(f"{what} must be the same on every host, and is not:\n" + "\n".join(lines or ["- no host"]))
+    return different.pop()
+
+
+def drop(cluster: ClickhouseCluster, name: str) -> None:
+    """Drops the dictionary on every host, where it is there. Raises ClusterError."""
+    cluster.map_all_hosts(Query(f"DROP DICTIONARY IF EXISTS {quoted(name)} SYNC", retryable=True)).result()
+
+
+@dataclass(frozen=True)
+class _TableChecksum:
+    source: str
+    columns: tuple[str, ...]
+    retryable: bool = True
+
+    def __call__(self, client: Client) -> Checksum:
+        return _checksum(client, self.source, self.columns)
+
+
+def _checksum(client: Client, source: str, columns: Sequence[str]) -> Checksum:
+    # Inside a tuple a NULL has a hash of its own. A sum, because an XOR would not see a row that is there three times.
+    values = ", ".join(quoted(column) for column in columns)
+    ((rows, hash_sum),) = client.execute(f"SELECT count(), sum(sipHash64(tuple({values}))) FROM {source}")  # noqa: S608 - identifiers, quoted
+    return Checksum(rows, hash_sum)

@@ -1,0 +1,418 @@
+"""Mutations as values: commands that rewrite parts of a table, enqueued once, known by their ids.
+
+Belongs here: what a mutation is, and enqueueing what is missing. Not here: waiting for it (`mutation_progress.py`),
+which rows are rewritten and why (the jobs), and counting afterwards what is left, which is the jobs' own proof.
+
+A mutation may be enqueued twice when a connection breaks in the wrong moment, so a command must be safe to do twice,
+and give the same on every replica: one that sets what a dictionary says that was compared on all hosts, or deletes what
+a condition names, is and does.
+"""
+
+import datetime as dt
+import logging
+import math
+import re
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from clickhouse_driver import Client
+
+from dags.common.clickhouse.cluster import ClickhouseCluster, ClusterError, Host
+from dags.common.clickhouse.ddl import literal
+from dags.common.clickhouse.mutation_progress import (
+    STORAGE_STATEMENT,
+    Enqueued,
+    EnqueuedMutation,
+    Known,
+    host_names,
+    known_mutations,
+    number_of,
+    present_hosts,
+)
+from dags.common.clickhouse.query import Query, quoted
+
+logger = logging.getLogger(__name__)
+PARTITION_ID = re.compile(r"[A-Za-z0-9_-]+")
+# Between looks at what a server says of a mutation that it has just taken: a replica learns of it from Keeper.
+SHORT_WAIT_SECONDS = 0.05
+ALTER_SETTINGS = {
+    # `wait` waits: with a deadline, and on every replica.
+    "mutations_sync": 0,
+    "alter_sync": 0,
+    # Replicated tables refuse dictGet without it; the dictionaries are compared on all hosts before.
+    "allow_nondeterministic_mutations": 1,
+}
+# Both sides go through the formatter, because system.mutations prints other spaces and parentheses than were sent.
+FORMATTED_STATEMENT = "SELECT arrayMap(one -> formatQuerySingleLine(concat('ALTER TABLE t ', one)), %(commands)s)"
+# A part of many small columns in one file is written anew as a whole; of others, the columns that are assigned.
+REWRITTEN_BYTES_STATEMENT = """
+SELECT disk_name, sum(part_bytes) FROM (
+    SELECT
+        disk_name, name,
+        sumIf(column_bytes_on_disk, column IN %(columns)s) AS assigned_bytes,
+        if(any(part_type) = 'Compact' OR %(is_whole)s, any(bytes_on_disk), assigned_bytes) AS part_bytes
+    FROM system.parts_columns
+    WHERE active AND database = currentDatabase() AND table = %(table)s
+        AND (%(is_whole_table)s OR partition_id IN %(partitions)s)
+    GROUP BY disk_name, name
+) GROUP BY disk_name
+"""
+FREE_BYTES_STATEMENT = "SELECT sum(unreserved_space) FROM system.disks WHERE name IN %(disks)s"
+CLOCK_STATEMENT = "SELECT toUnixTimestamp64Micro(now64(6, 'UTC'))"
+KILL_STATEMENT = """
+KILL MUTATION WHERE database = currentDatabase() AND table = %(table)s AND mutation_id = %(id)s
+"""
+
+
+class ClockSkewError(Exception):
+    """The servers' clocks differ by more than can be waited out."""
+
+
+class CapacityError(Exception):
+    """A host has too many unfinished mutations, or too little disk, for one more. Nothing was enqueued anywhere."""
+
+
+@dataclass(frozen=True)
+class Command:
+    """One command of an ALTER TABLE, without IN PARTITION: made by `update`, `delete` or `lightweight_delete`.
+
+    `columns` are those it writes; none stands for whole rows. `parameters` fill the `%(name)s` of all its texts.
+    """
+
+    action: str
+    condition: str
+    parameters: Mapping[str, Any] = field(default_factory=dict)
+    columns: tuple[str, ...] = ()
+
+
+def update(assignments: Mapping[str, str], where: str, parameters: Mapping[str, Any] | None = None) -> Command:
+    """Sets columns to expressions where the condition holds: `update({"person_id": "dictGet(…)"}, "dictHas(…)")`.
+
+    Dictionaries are named with their database: the server does it later, outside of any session.
+    """
+    if not assignments:
+        raise ValueError("An update sets at least one column.")
+    action = "UPDATE " + ", ".join(f"{quoted(column)} = {expression}" for column, expression in assignments.items())
+    return Command(action, where, dict(parameters or {}), tuple(assignments))
+
+
+def delete(where: str, parameters: Mapping[str, Any] | None = None) -> Command:
+    """Deletes rows by rewriting their parts without them: when it is done, they are not on disk any more.
+
+    (The replaced parts are removed by the server some minutes later: `old_parts_lifetime`.)
+    """
+    return Command("DELETE", where, dict(parameters or {}))
+
+
+def lightweight_delete(where: str, parameters: Mapping[str, Any] | None = None) -> Command:
+    """Marks rows as deleted: they are seen no more, and go from the disk with some later merge.
+
+    It is what DELETE FROM does on a table without projections.
+    """
+    return Command("UPDATE `_row_exists` = 0", where, dict(parameters or {}), ("_row_exists",))
+
+
+@dataclass(frozen=True)
+class Mutation:
+    """Commands for one table, done in one ALTER.
+
+    `partitions` are ids as in system.parts (partition_id); every command is done in each of them, and other partitions
+    are not touched. None stands for the whole table; an empty sequence is refused, because it would stand for nothing.
+    """
+
+    table: str
+    commands: Sequence[Command]
+    partitions: Sequence[str] | None = None
+
+    def __post_init__(self) -> None:
+        quoted(self.table)
+        if not self.commands:
+            raise ValueError(f"A mutation of {self.table} needs at least one command.")
+        if self.partitions is not None and not self.partitions:
+            raise ValueError(f"A mutation of no partition of {self.table} does nothing: leave it out. None means all.")
+        for partition in self.partitions or ():
+            if not PARTITION_ID.fullmatch(partition):
+                raise ValueError(f"'{partition}' is not a partition_id as in system.parts.")
+
+    def texts(self, client: Client) -> list[str]:
+        """Each command with its partition and its parameters filled in, in the order of doing."""
+        texts = []
+        for partition in self.partitions or (None,):
+            place = "" if partition is None else f" IN PARTITION ID {literal(partition)}"
+            for command in self.commands:
+                action, condition = (_filled(client, text, command) for text in (command.action, command.condition))
+                texts.append(f"{action}{place} WHERE ({condition})")
+        return texts
+
+
+@dataclass(frozen=True)
+class LightweightUpdate:
+    """UPDATE … SET for a few rows: seen at once, written as small patch parts that later merges apply. A call.
+
+    It is not a mutation: it is done when the call is, and is in no list. The table needs the settings
+    `enable_block_number_column` and `enable_block_offset_column`; the server refuses others (code 48).
+    """
+
+    table: str
+    assignments: Mapping[str, str]
+    where: str
+    parameters: Mapping[str, Any] | None = None
+    partition: str | None = None
+    # Setting the same again changes nothing.
+    retryable: bool = True
+
+    def __call__(self, client: Client) -> None:
+        """Runs it on the client."""
+        if self.partition is not None and not PARTITION_ID.fullmatch(self.partition):
+            raise ValueError(f"'{self.partition}' is not a partition_id as in system.parts.")
+        place = "" if self.partition is None else f" IN PARTITION ID {literal(self.partition)}"
+        sets = ", ".join(f"{quoted(column)} = {expression}" for column, expression in self.assignments.items())
+        statement = f"UPDATE {quoted(self.table)} SET {sets}{place} WHERE {self.where}"  # noqa: S608 - texts from code
+        client.execute(statement, dict(self.parameters) if self.parameters else None)
+
+
+@dataclass(frozen=True)
+class Capacity:
+    """What must be free on a host before a mutation is enqueued there.
+
+    `free_space_factor` times the bytes that it may rewrite must be free on the disks of the table.
+    """
+
+    most_unfinished_mutations: int = 20
+    free_space_factor: float = 1.1
+
+
+def floor_time(cluster: ClickhouseCluster, *, timeout_seconds: float = 60) -> dt.datetime:
+    """A time by the servers' clocks that all of them have reached: the `not_before` of what this run enqueues from now.
+
+    It is a whole second, as times in system.mutations are, and takes up to a second. Keep it in the run. Raises
+    ClockSkewError when some server's clock is far behind another's.
+    """
+    deadline = time.monotonic() + timeout_seconds
+    clocks = _clocks(cluster)
+    floor = math.ceil(max(clocks.values()))
+    while min(clocks.values()) < floor:
+        behind = min(clocks, key=clocks.__getitem__)
+        left = deadline - time.monotonic()
+        if floor - clocks[behind] > left:
+            raise ClockSkewError(
+                f"The clock of ClickHouse host {behind} is {floor - clocks[behind]:.1f} seconds behind another host's, "
+                f"and {max(left, 0):.1f} seconds are left to wait. Set the clocks right (NTP)."
+            )
+        time.sleep(floor - clocks[behind])
+        clocks = _clocks(cluster)
+    return dt.datetime.fromtimestamp(floor, dt.UTC)
+
+
+def enqueue(
+    cluster: ClickhouseCluster,
+    mutation_by_shard: Mapping[int, Mutation],
+    *,
+    not_before: dt.datetime,
+    capacity: Capacity = Capacity(),
+    timeout_seconds: float = 120,
+) -> Enqueued:
+    """Enqueues on each shard what is not there yet, and returns at once with the ids; `wait` waits.
+
+    An identical mutation, done or not, is adopted instead when it was created at or after `not_before` (with time
+    zone, by the servers' clocks: see `floor_time`); one that is older never is. Replicas that share the table get it
+    once, servers with tables of their own get it each. All hosts are checked before anything is enqueued. An empty
+    mapping enqueues nothing. Raises CapacityError, ClusterError, and UnknownShardError.
+    """
+    by_host = {host: mutation for shard, mutation in mutation_by_shard.items() for host in cluster.replicas_of(shard)}
+    return _enqueue(cluster, by_host, not_before, capacity, timeout_seconds)
+
+
+def enqueue_on_all_hosts(
+    cluster: ClickhouseCluster,
+    mutation: Mutation,
+    *,
+    not_before: dt.datetime,
+    capacity: Capacity = Capacity(),
+    timeout_seconds: float = 120,
+) -> Enqueued:
+    """As `enqueue`, for a table that every host has with the same rows (Placement.EVERY_NODE)."""
+    return _enqueue(cluster, dict.fromkeys(cluster.hosts, mutation), not_before, capacity, timeout_seconds)
+
+
+def kill(cluster: ClickhouseCluster, enqueued: Enqueued) -> None:
+    """Ends mutations that are not done, by id: for one that fails for ever and stands in the way of later ones."""
+    for mutation in enqueued.mutations:
+        statement = Query(KILL_STATEMENT, {"table": mutation.table, "id": mutation.id}, retryable=True)
+        cluster.among(present_hosts(cluster, mutation)).any_host(statement).result()
+
+
+@dataclass(frozen=True)
+class _Group:
+    """Hosts that share the storage of one table, those that answered first, and what is to be done there."""
+
+    mutation: Mutation
+    storage: str
+    hosts: tuple[Host, ...]
+    answering: tuple[Host, ...]
+
+
+def _enqueue(
+    cluster: ClickhouseCluster,
+    mutation_by_host: Mapping[Host, Mutation],
+    not_before: dt.datetime,
+    capacity: Capacity,
+    timeout_seconds: float,
+) -> Enqueued:
+    if not_before.tzinfo is None:
+        raise ValueError("not_before needs a time zone: it is compared with the servers' clocks.")
+    if not mutation_by_host:
+        return Enqueued(())
+    groups = _groups(cluster, mutation_by_host, timeout_seconds)
+
+    def on_each(fn_of: Callable[[_Group], Callable[[Client], Any]]) -> list[Any]:
+        futures = [
+            cluster.among(group.answering).any_host(fn_of(group), retryable=True, timeout_seconds=timeout_seconds)
+            for group in groups
+        ]
+        # All of them are waited for, so that none is still on its way when the first error is raised.
+        errors = {group.answering[0]: future.exception() for group, future in zip(groups, futures, strict=True)}
+        failed = {host: error for host, error in errors.items() if error is not None}
+        if failed:
+            raise ClusterError(failed, len(groups)) from next(iter(failed.values()))
+        return [future.result() for future in futures]
+
+    problems = on_each(lambda group: lambda client: _lacking(client, group, not_before, capacity))
+    lines = [
+        f"- {group.answering[0]}: {problem}"
+        for group, problem in zip(groups, problems, strict=True)
+        if problem is not None
+    ]
+    if lines:
+        raise CapacityError("No mutation was enqueued, because there is no room for it:\n" + "\n".join(lines))
+    mutations = on_each(lambda group: lambda client: _enqueue_missing(client, group, not_before))
+    for mutation in mutations:
+        verb = "found, and not enqueued again" if mutation.is_adopted else "enqueued"
+        logger.info("Mutation %s of %s on %s: %s", mutation.id, mutation.table, host_names(mutation.hosts), verb)
+    return Enqueued(tuple(mutations))
+
+
+def _groups(
+    cluster: ClickhouseCluster, mutation_by_host: Mapping[Host, Mutation], timeout_seconds: float
+) -> list[_Group]:
+    """The hosts by storage. A host that does not answer counts to the replicas of its shard, if they replicate."""
+    asked = {
+        host: cluster.only(host).any_host(
+            Query(STORAGE_STATEMENT, {"table": mutation.table}), timeout_seconds=timeout_seconds
+        )
+        for host, mutation in mutation_by_host.items()
+    }
+    silent: dict[Host, BaseException] = {}
+    found: dict[str, list[Host]] = {}
+    storage_of_shard: dict[int, str] = {}
+    for host, future in asked.items():
+        error = future.exception()
+        if error is not None:
+            silent[host] = error
+            continue
+        rows = future.result()
+        if not rows:
+            raise LookupError(
+                f"ClickHouse host {host} has no table {mutation_by_host[host].table} in database {cluster.database}."
+            )
+        ((storage, is_replicated),) = rows
+        found.setdefault(storage, []).append(host)
+        if is_replicated:
+            storage_of_shard[host.shard] = storage
+    alone = {host: error for host, error in silent.items() if host.shard not in storage_of_shard}
+    if alone:
+        raise ClusterError(alone, len(asked)) from next(iter(alone.values()))
+    groups = []
+    for storage, answering in found.items():
+        missing = [host for host in silent if storage_of_shard[host.shard] == storage]
+        mutation, *others = [mutation_by_host[host] for host in answering]
+        if any(other != mutation for other in others):
+            raise ValueError(f"{host_names(answering)} share the table {mutation.table}: give them the same mutation.")
+        groups.append(_Group(mutation, storage, (*answering, *missing), tuple(answering)))
+    return groups
+
+
+def _lacking(client: Client, group: _Group, not_before: dt.datetime, capacity: Capacity) -> str | None:
+    """Why the mutation has no room on this host; None where it has, or is there already."""
+    mutation = group.mutation
+    known = known_mutations(client, mutation.table)
+    if _matching(known, _formatted(client, mutation.texts(client)), not_before) is not None:
+        return None
+    unfinished = sum(not one.is_done for one in known.values())
+    if unfinished >= capacity.most_unfinished_mutations:
+        return (
+            f"{mutation.table} has {unfinished} unfinished mutations, and may have "
+            f"{capacity.most_unfinished_mutations}. Wait for them, or look in system.mutations why they do not end."
+        )
+    parameters = {
+        "table": mutation.table,
+        "is_whole": any(not command.columns for command in mutation.commands),
+        "columns": sorted({column for command in mutation.commands for column in command.columns} or {""}),
+        "is_whole_table": mutation.partitions is None,
+        "partitions": list(mutation.partitions or [""]),
+    }
+    by_disk = dict(client.execute(REWRITTEN_BYTES_STATEMENT, parameters))
+    needed = sum(by_disk.values()) * capacity.free_space_factor
+    if not needed:
+        return None
+    ((free,),) = client.execute(FREE_BYTES_STATEMENT, {"disks": sorted(by_disk)})
+    if free >= needed:
+        return None
+    return (
+        f"rewriting {mutation.table} may take {needed:.0f} bytes, and {free} are free on {', '.join(sorted(by_disk))}."
+    )
+
+
+def _enqueue_missing(client: Client, group: _Group, not_before: dt.datetime) -> EnqueuedMutation:
+    mutation = group.mutation
+    texts = mutation.texts(client)
+    commands = _formatted(client, texts)
+    found = _matching(known_mutations(client, mutation.table), commands, not_before)
+    is_adopted = found is not None
+    if found is None:
+        client.execute(f"ALTER TABLE {quoted(mutation.table)} {', '.join(texts)}", settings=ALTER_SETTINGS)
+    # The deadline of the call ends this.
+    while found is None:
+        found = _matching(known_mutations(client, mutation.table), commands, not_before)
+        time.sleep(0 if found else SHORT_WAIT_SECONDS)
+    return EnqueuedMutation(
+        table=mutation.table,
+        id=found.id,
+        commands=commands,
+        hosts=group.hosts,
+        storage=group.storage,
+        created_at=dt.datetime.fromtimestamp(found.created_at, dt.UTC),
+        is_adopted=is_adopted,
+    )
+
+
+def _matching(known: Mapping[str, Known], commands: tuple[str, ...], not_before: dt.datetime) -> Known | None:
+    """The latest identical mutation that is not older. Its recorded time is cut to seconds, so it is never later."""
+    floor = not_before.timestamp()
+    same = [
+        one
+        for one in known.values()
+        if tuple(one.commands) == commands and one.created_at >= floor and not one.is_killed
+    ]
+    return max(same, key=lambda one: number_of(one.id), default=None)
+
+
+def _filled(client: Client, text: str, command: Command) -> str:
+    """The text with the values in it, as the driver writes them."""
+    if not command.parameters:
+        return text
+    filled: str = client.substitute_params(text, dict(command.parameters), client.connection.context)
+    return filled
+
+
+def _formatted(client: Client, texts: Sequence[str]) -> tuple[str, ...]:
+    ((formatted,),) = client.execute(FORMATTED_STATEMENT, {"commands": list(texts)})
+    return tuple(formatted)
+
+
+def _clocks(cluster: ClickhouseCluster) -> dict[Host, float]:
+    """Seconds since 1970 by each server's clock, at the latest when it answered."""
+    answers = cluster.map_all_hosts(Query(CLOCK_STATEMENT)).result()
+    return {host: microseconds / 1e6 for host, ((microseconds,),) in answers.items()}
