@@ -1,6 +1,17 @@
-"""The care of ClickHouse itself. team-clickhouse."""
+"""The care of ClickHouse itself, and of the data in it: schema, squashes, deletes. team-clickhouse."""
 
 from dags.clickhouse_schema import clickhouse_schema_job
+from dags.deletes.job import deletes_job, deletes_schedule, start_deletes_after_squash
 from dags.locations import build_definitions
+from dags.person_overrides.job import (
+    cleanup_orphaned_rewrites_job,
+    cleanup_orphaned_rewrites_schedule,
+    squash_person_overrides,
+    squash_person_overrides_schedule,
+)
 
-defs = build_definitions(jobs=[clickhouse_schema_job])
+defs = build_definitions(
+    jobs=[cleanup_orphaned_rewrites_job, clickhouse_schema_job, deletes_job, squash_person_overrides],
+    schedules=[cleanup_orphaned_rewrites_schedule, deletes_schedule, squash_person_overrides_schedule],
+    sensors=[start_deletes_after_squash],
+)

@@ -1,0 +1,61 @@
+"""What a call through the cluster costs beside a call with a bare client. `python bench/cluster_calls.py`: seconds.
+
+Ends with one line a figure: `name value unit aim AIM ok|short`. `bench/rewrite.py` measures it too.
+"""
+
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from statistics import median
+from time import perf_counter
+from typing import Any
+
+from measuring import Figures, node  # isort: skip - makes `dags` importable
+
+from clickhouse_driver import Client
+
+from dags.common.clickhouse.cluster import ClickhouseCluster, Host
+from dags.common.clickhouse.query import Query
+from dags.common.clickhouse.query_tags import QueryTags
+
+CALLS = 1000
+WARM_UP_CALLS = 50
+MOST_MILLISECONDS = 1
+
+
+def measure_calls(figures: Figures) -> None:
+    """The median of 1,000 calls of each way, made by turns, so that what else the machine does meets all alike."""
+    query = Query("SELECT 1")
+    with (
+        tempfile.TemporaryDirectory(prefix="bench-calls-") as name,
+        node(Path(name) / "one") as (first, _),
+        node(Path(name) / "two") as (second, _),
+        Client("127.0.0.1", port=first) as bare,
+        ClickhouseCluster([Host("127.0.0.1", first), Host("127.0.0.1", second, 2)]) as untagged,
+    ):
+        cluster = untagged.tagged(QueryTags(run_id="run", job="job", step="step", owner="team-clickhouse"))
+        one_host = cluster.only(cluster.hosts[0])
+        ways: dict[str, Callable[[], Any]] = {
+            "bare": lambda: bare.execute("SELECT 1"),
+            "one": lambda: one_host.any_host(query).result(),
+            "two": lambda: cluster.map_one_host_per_shard(query).result(),
+        }
+        seconds: dict[str, list[float]] = {way: [] for way in ways}
+        for number in range(WARM_UP_CALLS + CALLS):
+            for way, call in ways.items():
+                start = perf_counter()
+                call()
+                if number >= WARM_UP_CALLS:
+                    seconds[way].append(perf_counter() - start)
+    milliseconds = {way: median(values) * 1000 for way, values in seconds.items()}
+    over = milliseconds["one"] - milliseconds["bare"]
+    over_two = milliseconds["two"] / 2 - milliseconds["bare"]
+    figures.add("calls: bare client", milliseconds["bare"], "ms")
+    figures.add("calls: overhead of a call on one host", over, "ms", at_most=MOST_MILLISECONDS)
+    figures.add("calls: overhead of a call on two shards, by host", over_two, "ms", at_most=MOST_MILLISECONDS)
+
+
+if __name__ == "__main__":
+    measured = Figures()
+    measure_calls(measured)
+    measured.print_all()

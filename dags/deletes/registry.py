@@ -1,0 +1,88 @@
+"""What a request must reach: the tables, and by which columns. A new table is entered here, or among the exempt.
+
+Belongs here: conditions. Not here: in which order they are used (`delete.py`).
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from dags.common.clickhouse.ddl import Column, Table
+from dags.common.clickhouse.query import quoted
+from dags.common.clickhouse.tables import (
+    EVENTS,
+    EVENTS_REJECTED,
+    EXCHANGE_RATE,
+    INGESTED_OBJECTS,
+    PERSON_DISTINCT_ID_OVERRIDES,
+    SCHEMA_MIGRATIONS,
+    WEB_BOUNCES_DAILY,
+    WEB_BOUNCES_HOURLY,
+    WEB_PRE_AGGREGATED_TEAMS,
+    WEB_STATS_DAILY,
+    WEB_STATS_HOURLY,
+)
+from dags.common.deletion_requests import Kind
+
+# What a key is of each kind, beside the team: a column of the tables that a run makes for its requests.
+TEAM_ID = Column("team_id", "Int64", "Team.")
+KEYS: Mapping[Kind, tuple[Column, ...]] = {
+    Kind.PERSON: (TEAM_ID, Column("id", "UUID", "Of the person.")),
+    Kind.TEAM: (TEAM_ID,),
+    Kind.EVENT: (TEAM_ID, Column("name", "String", "Of the event.")),
+    Kind.UUID: (TEAM_ID, Column("id", "UUID", "Of the event.")),
+}
+UNTIL = Column("until", "Int64", "Rows up to this time are covered, microseconds since 1970.")
+# Before and after every time that a column can hold.
+NEVER = -(2**62)
+ALWAYS = 2**62
+
+
+@dataclass(frozen=True)
+class Target:
+    """A table that requests reach. `time` is the column that says whether a row was there when the request was made.
+
+    `columns` has, for each kind that reaches it, the columns that a key is compared with.
+    """
+
+    table: Table
+    time: str
+    columns: Mapping[Kind, tuple[str, ...]]
+
+    def condition(self, kind: Kind) -> str:
+        """Which rows requests of the kind cover; the parameter `requests_<kind>` is their dictionary."""
+        key = ", ".join(self.columns[kind])
+        until = f"dictGetOrDefault(%(requests_{kind})s, 'until', tuple({key}), toInt64({NEVER}))"
+        return f"toUnixTimestamp64Micro({self.time}) <= {until}"
+
+    def among(self, kind: Kind, table: str) -> str:
+        """A cheaper question, which those rows pass: whether the last of the columns is in the table of requests."""
+        return f"{self.columns[kind][-1]} IN (SELECT {KEYS[kind][-1].name} FROM {quoted(table)})"  # noqa: S608 - names from code
+
+
+EVENTS_TARGET = Target(
+    EVENTS,
+    "timestamp",
+    {
+        Kind.PERSON: ("team_id", "person_id"),
+        Kind.TEAM: ("team_id",),
+        Kind.EVENT: ("team_id", "CAST(event, 'String')"),
+        Kind.UUID: ("team_id", "uuid"),
+    },
+)
+OVERRIDES_TARGET = Target(
+    PERSON_DISTINCT_ID_OVERRIDES, "_timestamp", {Kind.PERSON: ("team_id", "person_id"), Kind.TEAM: ("team_id",)}
+)
+REJECTED_TARGET = Target(EVENTS_REJECTED, "rejected_at", {Kind.TEAM: ("team_id",)})
+
+# In the order of the work: events last, so that a request whose other rows failed finds its events again.
+TARGETS = (REJECTED_TARGET, OVERRIDES_TARGET, EVENTS_TARGET)
+
+# Computed from events: their days are computed again.
+DERIVED = (WEB_STATS_DAILY, WEB_STATS_HOURLY, WEB_BOUNCES_DAILY, WEB_BOUNCES_HOURLY)
+
+EXEMPT: Mapping[str, str] = {
+    SCHEMA_MIGRATIONS.name: "statements of the schema",
+    EXCHANGE_RATE.name: "rates of currencies",
+    INGESTED_OBJECTS.name: "names and sizes of objects, and no line of them",
+    WEB_PRE_AGGREGATED_TEAMS.name: "which teams are computed",
+}

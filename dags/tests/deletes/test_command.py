@@ -1,0 +1,118 @@
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import psycopg2
+import psycopg2.errors
+import pytest
+from click.testing import CliRunner, Result
+
+from dags.common.deletion_requests import Kind, State, UnknownRequestError, ask, mark_done, prepare, refuse, requests
+from dags.common.resources import Postgres
+from dags.common.settings import describe_variables, get_settings
+from dags.deletes.__main__ import main
+from dags.tests.rewriting import person, postgres_of
+
+
+@pytest.fixture
+def postgres(postgres_dsn: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Postgres]:
+    parts = psycopg2.extensions.parse_dsn(postgres_dsn)
+    for variable in describe_variables():
+        monkeypatch.delenv(variable.name, raising=False)
+    for name, value in {
+        "DEBUG": "1",
+        "POSTGRES_HOST": parts["host"],
+        "POSTGRES_PORT": parts["port"],
+        "POSTGRES_USER": parts["user"],
+        "POSTGRES_DATABASE": parts["dbname"],
+    }.items():
+        monkeypatch.setenv(name, value)
+    get_settings.cache_clear()
+    yield postgres_of(postgres_dsn)
+    get_settings.cache_clear()
+
+
+def command(*arguments: str) -> Result:
+    return CliRunner().invoke(main, arguments)
+
+
+@pytest.mark.usefixtures("postgres")
+def test_what_is_asked_for_is_listed_and_shown() -> None:
+    one = str(person(1))
+    asked = command("request", "person", "--team", "2", "--by", "alice", "--reason", "ticket 7", one, str(person(2)))
+    assert asked.exit_code == 0, asked.output
+    first, second = asked.output.split()
+    listed = command("list", "--state", "pending").output.splitlines()
+    assert [line.split()[0] for line in listed] == [first, second]
+    shown = command("show", first).output
+    for text in ("team 2", f"person {one}", "by alice", "ticket 7", "pending"):
+        assert text in shown
+
+
+def test_requests_of_every_kind_can_be_made(postgres: Postgres, tmp_path: Path) -> None:
+    assert command("request", "team", "--team", "2", "--by", "alice").exit_code == 0
+    assert command("request", "event", "--team", "2", "--by", "alice", "signed up").exit_code == 0
+    path = tmp_path / "uuids"
+    path.write_text(f"{person(1)}\n\n{person(2)}\n")
+    assert command("request", "uuid", "--team", "2", "--by", "alice", "--file", str(path)).exit_code == 0
+    assert [(one.kind, one.key) for one in requests(postgres)] == [
+        (Kind.TEAM, ""),
+        (Kind.EVENT, "signed up"),
+        (Kind.UUID, str(person(1))),
+        (Kind.UUID, str(person(2))),
+    ]
+
+
+def test_a_line_that_is_no_uuid_is_named_and_nothing_is_asked(postgres: Postgres, tmp_path: Path) -> None:
+    path = tmp_path / "uuids"
+    path.write_text(f"{person(1)}\nnonsense\n")
+    refused = command("request", "uuid", "--team", "2", "--by", "alice", "--file", str(path))
+    assert refused.exit_code != 0
+    assert "line 2" in refused.output
+    prepare(postgres)
+    assert requests(postgres) == []
+
+
+def test_a_refused_request_is_told_why_and_cannot_be_refused_or_done_again(postgres: Postgres) -> None:
+    prepare(postgres)
+    (id_,) = ask(postgres, Kind.TEAM, 1, [""], requested_by="a test")
+    assert command("refuse", str(id_), "--why", "they have changed their mind").exit_code == 0
+    (one,) = requests(postgres)
+    assert (one.state, one.note) == (State.REFUSED, "they have changed their mind")
+    assert command("refuse", str(id_), "--why", "again").exit_code != 0
+    with pytest.raises(UnknownRequestError):
+        mark_done(postgres, {id_: {}})
+    with pytest.raises(UnknownRequestError):
+        refuse(postgres, id_ + 1, "there is none")
+
+
+def test_what_is_unknown_is_said(postgres: Postgres) -> None:
+    prepare(postgres)
+    assert "There is no deletion request 12" in command("show", "12").output
+    assert "There is no request" in command("list").output
+
+
+@pytest.mark.parametrize(
+    ("kind", "key"),
+    [("person", "nobody"), ("person", ""), ("team", "x"), ("event", ""), ("uuid", "12"), ("planet", "")],
+)
+def test_postgres_refuses_a_key_that_does_not_fit_the_kind(postgres: Postgres, kind: str, key: str) -> None:
+    prepare(postgres)
+    with (
+        pytest.raises(psycopg2.errors.CheckViolation),
+        postgres.connection() as connection,
+        connection.cursor() as cursor,
+    ):
+        cursor.execute(
+            "INSERT INTO deletion_requests (kind, team_id, key, requested_by) VALUES (%s, 1, %s, 'an application')",
+            (kind, key),
+        )
+
+
+def test_the_tables_can_be_prepared_again_and_again(postgres: Postgres) -> None:
+    assert prepare(postgres) == prepare(postgres) == 1
+    (id_,) = ask(postgres, Kind.TEAM, 1, [""], requested_by="a test")
+    prepare(postgres)
+    mark_done(postgres, {id_: {"run_id": "a run"}})
+    (one,) = requests(postgres, ids=[id_])
+    assert json.dumps(one.evidence) == '{"run_id": "a run"}'
