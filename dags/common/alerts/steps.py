@@ -148,7 +148,8 @@ def _without_steps(
     records = instance.get_records_for_run(run.run_id, of_type={dg.DagsterEventType.RUN_FAILURE}, limit=1).records
     cause = None
     if records and (event := records[0].event_log_entry.dagster_event) is not None:
-        error = event.job_failure_data.error
+        # A run that was failed from outside, as run monitoring does it, has a message and no such data.
+        error = getattr(event.event_specific_data, "error", None)
         cause = cause_of(error, redact) or Cause("Run failed", shortened(redact(event.message or "")))
     unfinished = dict.fromkeys((key for key in plan if key not in finished), cause)
     mended = tuple(key for step in finished for key in _planned(plan, step).asset_keys)

@@ -11,10 +11,10 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 
 import dagster as dg
+import psutil
 import pytest
 import sqlalchemy as sa
 from dagster._core.scheduler.instigation import InstigatorTick, TickStatus
@@ -138,6 +138,10 @@ class Platform:
         """How far a run is."""
         run = self.instance.get_run_by_id(run_id)
         return None if run is None else run.status
+
+    def worker(self, run_id: str) -> psutil.Process:
+        """The process of a run, as soon as it has one."""
+        return wait_for(lambda: worker_of(self.instance, run_id), TELL_SECONDS, "the run has a process")
 
     def wait_for_end(self, run_id: str) -> dg.DagsterRunStatus:
         """How a run ended."""
@@ -311,7 +315,7 @@ def test_the_third_failure_in_a_row_is_told_while_a_fourth_run_is_in_progress(pl
     gates = [platform.home / name for name in ("third", "fourth")]
     third, fourth = (platform.launch(THRESHOLD_JOB, config=waiting_for(gate)) for gate in gates)
     for run_id in (third, fourth):
-        wait_for(partial(worker_of, platform.instance, run_id), TELL_SECONDS, "the run has a process")
+        platform.worker(run_id)
     gates[0].touch()
     post = platform.wait_for_post(THRESHOLD_JOB)
     assert platform.status(fourth) is dg.DagsterRunStatus.STARTED
@@ -327,11 +331,12 @@ def test_the_third_failure_in_a_row_is_told_while_a_fourth_run_is_in_progress(pl
 @pytest.mark.timeout(START_SECONDS + 4 * TELL_SECONDS)
 def test_a_run_worker_that_is_killed_is_one_message(platform: Platform) -> None:
     run_id = platform.launch("killed_job", config=waiting_for(platform.home / "never"))
-    wait_for(lambda: worker_of(platform.instance, run_id), TELL_SECONDS, "the run has a process").kill()
+    platform.worker(run_id).kill()
     post = platform.wait_for_post("killed_job")
     platform.wait_until_decided([run_id])
     assert post.channel == CHANNELS[JobOwners.TEAM_INGESTION.value]
     assert run_id in post.text
+    assert "marked as failed from outside" in post.text
     assert platform.posts("killed_job") == [post]
 
 
@@ -340,18 +345,19 @@ def test_a_run_worker_that_is_killed_is_one_message(platform: Platform) -> None:
 def test_a_run_that_is_lost_with_its_code_server_is_failed_by_run_monitoring_and_told_once(tmp_path: Path) -> None:
     with running(tmp_path) as platform:
         run_id = platform.launch("abandoned_job", config=waiting_for(tmp_path / "never"))
-        worker = wait_for(lambda: worker_of(platform.instance, run_id), TELL_SECONDS, "the run has a process")
+        worker = platform.worker(run_id)
         wait_for(lambda: platform.status(run_id) is dg.DagsterRunStatus.STARTED or None, TELL_SECONDS, "it has started")
         # Who launched it would see it end: as with a machine that is lost, that goes first.
-        launcher = worker.parent()
-        assert launcher is not None
-        launcher.kill()
+        code_server = worker.parent()
+        assert code_server is not None
+        code_server.kill()
         worker.kill()
         post = platform.wait_for_post("abandoned_job")
         platform.wait_until_decided([run_id])
         assert platform.posts("abandoned_job") == [post]
     assert post.channel == CHANNELS[JobOwners.TEAM_INGESTION.value]
     assert run_id in post.text
+    assert "forcibly marked as failed" in post.text
 
 
 @pytest.mark.slow
