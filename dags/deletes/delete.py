@@ -54,6 +54,7 @@ OVERRIDES_OF_PERSONS_STATEMENT = """
 SELECT team_id, person_id, min(toUnixTimestamp64Micro(_timestamp)) FROM {overrides} FINAL
 WHERE {teams}{covered} GROUP BY 1, 2
 """
+ANY_OVERRIDE_STATEMENT = "SELECT 1 FROM {overrides} WHERE {teams}is_deleted = 0 LIMIT 1"
 # Events that still say this person, and belong to another by now.
 OVERRIDES_OF_EVENTS_STATEMENT = """
 SELECT asked.team_id, asked.person_id, min(toUnixTimestamp64Micro(latest._timestamp))
@@ -64,6 +65,8 @@ INNER JOIN (
 ON latest.team_id = asked.team_id AND latest.distinct_id = asked.distinct_id
 WHERE latest.person_id != asked.person_id GROUP BY 1, 2
 """
+
+DAY_OF_EVENT = "toDate(timestamp, 'UTC')"
 
 ComputeAgain = Callable[[Sequence[dt.date]], Sequence[dt.date]]
 # Team, and what else the kind has for a key.
@@ -122,8 +125,11 @@ def delete_requested(job: Job, postgres: Postgres, compute_again: ComputeAgain, 
         return Deleted(is_dry_run=True, done=done, waiting=waiting, found=found, rows_by_request=counts)
     found, rows, mutations = {}, {}, {}
     for target, command, among in _commands(lookup, runnable):
-        narrowed = _narrowing(job, postgres, command, among) if target is EVENTS_TARGET else None
-        rewritten = rewrite(job, target.table, command, among=among, narrowed=narrowed)
+        if target is EVENTS_TARGET:
+            narrowed = _narrowing(job, postgres, command)
+            rewritten = rewrite(job, target.table, command, among=among, day=DAY_OF_EVENT, narrowed=narrowed)
+        else:
+            rewritten = rewrite(job, target.table, command, among=among)
         found[target.table.name] = rewritten.first_found
         rows[target.table.name] = rewritten.rows
         mutations[target.table.name] = rewritten.mutations
@@ -168,7 +174,12 @@ def _waiting(job: Job, asked: Sequence[DeletionRequest], lookup: Lookup) -> dict
         covered=EVENTS_TARGET.condition(Kind.PERSON),
     )
     earliest: dict[tuple[int, UUID], int] = {}
-    for statement in (of_persons, of_events):
+    any_override = ANY_OVERRIDE_STATEMENT.format(overrides=overrides, teams=teams)
+    statements = [of_persons]
+    # After a squash there is often none, and the events need not be read for it.
+    if any(ask_every_host(job, any_override, parameters).values()):
+        statements.append(of_events)
+    for statement in statements:
         for rows in ask_every_host(job, statement, parameters).values():
             for team_id, person_id, moment in rows:
                 key = team_id, person_id
@@ -258,16 +269,12 @@ def _counts_by_key(
     return {key: sum(shard.get(key, 0) for shard in by_shard.values()) for key in keys}
 
 
-def _narrowing(job: Job, postgres: Postgres, command: Command, among: str) -> Callable[[Found], Command]:
+def _narrowing(job: Job, postgres: Postgres, command: Command) -> Callable[[Found], Command]:
     """Makes the deletion of a round: of the days that have something now, which are remembered before that."""
-    statement = (
-        f"SELECT DISTINCT toDate(timestamp, 'UTC') FROM {quoted(stored_as(job.cluster, EVENTS_TARGET.table))} "  # noqa: S608 - text from code
-        f"PREWHERE {among} WHERE {command.condition}"
-    )
 
-    def narrowed(_: Found) -> Command:
-        answers = ask_every_host(job, statement, command.parameters).values()
-        ranges = day_ranges({day for rows in answers for (day,) in rows})
+    def narrowed(found: Found) -> Command:
+        touched = [one for partitions in found.values() for one in partitions.values()]
+        ranges = day_ranges({day for one in touched for day in one.days})
         deletion_requests.add_days(postgres, _days_in(ranges))
         job.report(f"Remembered {len(_days_in(ranges))} days that are about to lose events.")
         # An event that comes in now on another day is left for the next round, so that its day is remembered first.

@@ -13,6 +13,7 @@ import dagster as dg
 
 from dags.common.clickhouse.cluster import ClickhouseCluster
 from dags.common.owners import owned_by
+from dags.common.schedules import UNFINISHED
 from dags.events import manifest
 from dags.events.assets import OWNER, load_events_job
 from dags.events.batches import BatchLimits, batch_hash, batches_of
@@ -24,14 +25,6 @@ if TYPE_CHECKING:
     from types_boto3_s3 import S3Client
 
 BATCH_TAG = "events/batch"
-UNFINISHED = (
-    dg.DagsterRunStatus.QUEUED,
-    dg.DagsterRunStatus.NOT_STARTED,
-    dg.DagsterRunStatus.MANAGED,
-    dg.DagsterRunStatus.STARTING,
-    dg.DagsterRunStatus.STARTED,
-    dg.DagsterRunStatus.CANCELING,
-)
 SHOWN = 5
 
 

@@ -30,10 +30,10 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 # Dagster gives up on a tick after 60 seconds, and the tick goes on unseen: its parts together stay below that.
-INGEST_SECONDS = 12
-DECIDE_SECONDS = 12
+INGEST_SECONDS = 10
+DECIDE_SECONDS = 10
 # Calls under way at its end may take as long as a call may (8 s), and the look for what makes no run some seconds.
-DELIVER_SECONDS = 18
+DELIVER_SECONDS = 22
 ATTEMPTS_IN_A_CHUNK = 250
 JOBS_IN_A_STATEMENT = 100
 SWEEP_INTERVAL = dt.timedelta(minutes=5)

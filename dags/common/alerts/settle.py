@@ -36,8 +36,8 @@ AUTOMATED_TAGS = (
 # Dagster's name for the job of every run that was started on assets.
 ASSET_JOB = "__ASSET_JOB"
 # Logs read in a tick of the runs of one series whose owner the plan tells: a few of them show what is wrong.
-LOGS_OF_A_SERIES = 20
-LOGS_OF_A_BACKFILL = 60
+LOGS_OF_A_SERIES = 8
+LOGS_OF_A_BACKFILL = 40
 
 
 @dataclass(frozen=True)

@@ -51,6 +51,22 @@ class Column:
 
 
 @dataclass(frozen=True)
+class SkipIndex:
+    """What lets a query pass over granules in which an expression has none of the values it asks for.
+
+    `expression` and `type` are written as ClickHouse prints them. Its name does not change when they do.
+    """
+
+    name: str
+    expression: str
+    type: str
+
+    def declaration(self) -> str:
+        """The index as a CREATE or an ADD INDEX names it."""
+        return f"{quoted(self.name)} {self.expression} TYPE {self.type} GRANULARITY 1"
+
+
+@dataclass(frozen=True)
 class Table:
     """A table of the MergeTree family, named without `Replicated`: the clustered form adds that.
 
@@ -70,6 +86,7 @@ class Table:
     sharding_key: str | None = None
     settings: Mapping[str, int] = field(default_factory=dict)
     unreplicated_settings: Mapping[str, int] = field(default_factory=dict)
+    skip_indexes: tuple[SkipIndex, ...] = ()
 
     def __post_init__(self) -> None:
         if (self.placement is Placement.SHARDED) != (self.sharding_key is not None):
@@ -90,8 +107,11 @@ class Table:
 
     def create_statement(self, form: Form, name: str) -> str:
         """The CREATE TABLE of one of `names(form)`, which an existing table is safe from."""
-        columns = ",\n".join(f"    {column.declaration()}" for column in self.columns)
-        head = f"CREATE TABLE IF NOT EXISTS {form.full_name(name)}{form.on_cluster}\n(\n{columns}\n)\n"
+        declarations = [column.declaration() for column in self.columns]
+        if name == self.stored_as(form):
+            declarations += [f"INDEX {index.declaration()}" for index in self.skip_indexes]
+        body = ",\n".join(f"    {declaration}" for declaration in declarations)
+        head = f"CREATE TABLE IF NOT EXISTS {form.full_name(name)}{form.on_cluster}\n(\n{body}\n)\n"
         if name != self.stored_as(form):
             arguments = [literal(form.cluster_name or ""), literal(form.database), literal(self.stored_as(form))]
             engine = f"Distributed({', '.join([*arguments, self.sharding_key or ''])})"

@@ -20,6 +20,10 @@ from dags.common.clickhouse.retry import SERVER_ERRORS, is_transient
 # For one look at one host; the last one, at the deadline, gets the shortest.
 LOOK_SECONDS = 30.0
 SHORTEST_LOOK_SECONDS = 1.0
+# Between looks: a share of the time waited so far, so that a short mutation is not kept waiting for its end.
+PAUSE_SHARE = 0.1
+SHORTEST_PAUSE_SECONDS = 0.01
+LONGEST_PAUSE_SECONDS = 1.0
 TRANSIENT_ERRORS = {error.name: error for error in SERVER_ERRORS.values() if error.transient}
 # Two servers with tables of their own have different paths or host names; replicas share a path in Keeper.
 STORAGE_STATEMENT = """
@@ -27,17 +31,20 @@ SELECT
     if(replicas.zookeeper_path != '', replicas.zookeeper_path,
         concat(toString(serverUUID()), ' ', hostName(), ' ', arrayStringConcat(tables.data_paths, ' '))),
     replicas.zookeeper_path != ''
-FROM system.tables AS tables
-LEFT JOIN (SELECT database, table, zookeeper_path FROM system.replicas) AS replicas
-    ON replicas.database = tables.database AND replicas.table = tables.name
-WHERE tables.database = currentDatabase() AND tables.name = %(table)s
+FROM (
+    SELECT database, name, data_paths FROM system.tables WHERE database = currentDatabase() AND name = %(table)s
+) AS tables
+LEFT JOIN (
+    SELECT database, table, zookeeper_path FROM system.replicas
+    WHERE database = currentDatabase() AND table = %(table)s
+) AS replicas ON replicas.database = tables.database AND replicas.table = tables.name
 """
 KNOWN_STATEMENT = """
 SELECT
     mutation_id, formatQuerySingleLineOrNull(concat('ALTER TABLE t ', command)), toUnixTimestamp(create_time),
     is_done, is_killed, parts_to_do, latest_fail_reason, latest_fail_error_code_name
 FROM system.mutations
-WHERE database = currentDatabase() AND table = %(table)s
+WHERE database = currentDatabase() AND table = %(table)s AND (%(id)s IS NULL OR mutation_id = %(id)s)
 """
 KEPT_STATEMENT = "SELECT toUInt64(value) FROM system.merge_tree_settings WHERE name = 'finished_mutations_to_keep'"
 
@@ -169,15 +176,17 @@ def wait(
     *,
     deadline_seconds: float,
     on_progress: Callable[[Sequence[Progress]], None] | None = None,
-    poll_seconds: float = 1.0,
 ) -> Done:
     """Waits until every mutation is done on all hosts that can be reached.
 
     A host that goes away in the middle is waited for, unless another replica has done the mutation. `on_progress` gets
-    what every host said, when that has changed. Raises MutationKilledError, MutationNotFoundError,
-    MutationFailingError (a transient failure is waited out) or MutationTimeoutError, with all hosts in one message.
+    what every host said, when that has changed. Pauses between looks grow with the time waited, to a second.
+
+    Raises MutationKilledError, MutationNotFoundError, MutationFailingError (a transient failure is waited out) or
+    MutationTimeoutError, with all hosts in one message.
     """
-    deadline = time.monotonic() + deadline_seconds
+    begun = time.monotonic()
+    deadline = begun + deadline_seconds
     asked = [(mutation, present_hosts(cluster, mutation)) for mutation in enqueued.mutations]
     reported: list[Progress] = []
     while True:
@@ -195,7 +204,8 @@ def wait(
         left = deadline - time.monotonic()
         if left <= 0:
             raise MutationTimeoutError(f"Mutations were not done within {deadline_seconds:g} seconds and go on", states)
-        time.sleep(min(poll_seconds, left))
+        pause = min(max((time.monotonic() - begun) * PAUSE_SHARE, SHORTEST_PAUSE_SECONDS), LONGEST_PAUSE_SECONDS)
+        time.sleep(min(pause, left))
 
 
 def present_hosts(cluster: ClickhouseCluster, mutation: EnqueuedMutation) -> list[Host]:
@@ -224,14 +234,14 @@ class Known:
     latest_fail_error: str
 
 
-def known_mutations(client: Client, table: str) -> dict[str, Known]:
-    """The mutations of the table of the current database that this server lists, by id."""
+def known_mutations(client: Client, table: str, id_: str | None = None) -> dict[str, Known]:
+    """The mutations of the table of the current database that this server lists, by id; or the one of an id."""
     known: dict[str, Known] = {}
     # One row for each command, in the order of the commands.
-    for id_, formatted, created_at, done, killed, parts, reason, error in client.execute(
-        KNOWN_STATEMENT, {"table": table}
+    for found, formatted, created_at, done, killed, parts, reason, error in client.execute(
+        KNOWN_STATEMENT, {"table": table, "id": id_}
     ):
-        one = known.setdefault(id_, Known(id_, [], created_at, bool(done), bool(killed), parts, reason, error))
+        one = known.setdefault(found, Known(found, [], created_at, bool(done), bool(killed), parts, reason, error))
         one.commands.append(formatted)
     return known
 
@@ -276,8 +286,11 @@ class _Look:
         storages = client.execute(STORAGE_STATEMENT, {"table": mutation.table})
         if [storage for storage, _ in storages] != [mutation.storage]:
             return Answer.NOT_FOUND, 0, "the table was dropped, or is another one by now"
-        known = known_mutations(client, mutation.table)
-        one = known.get(mutation.id)
+        # Alone first: the server formats the commands of each that it lists.
+        one = known_mutations(client, mutation.table, mutation.id).get(mutation.id)
+        if one is None:
+            known = known_mutations(client, mutation.table)
+            one = known.get(mutation.id)
         if one is None:
             ((kept,),) = client.execute(KEPT_STATEMENT)
             return _gone(mutation.id, [other.id for other in known.values() if other.is_done], kept)
@@ -287,7 +300,9 @@ class _Look:
             return Answer.KILLED, one.parts_to_do, one.latest_fail_reason
         if one.is_done:
             return Answer.DONE, 0, ""
-        is_failing = bool(one.latest_fail_reason) and not _passes_by_itself(one)
+        is_failing = bool(one.latest_fail_reason) and not passes_by_itself(
+            one.latest_fail_error, one.latest_fail_reason
+        )
         return Answer.FAILING if is_failing else Answer.RUNNING, one.parts_to_do, one.latest_fail_reason
 
 
@@ -298,10 +313,10 @@ def _gone(id_: str, finished: Sequence[str], kept: int) -> tuple[Answer, int, st
     return Answer.NOT_FOUND, 0, f"the server keeps the last {kept} that are finished"
 
 
-def _passes_by_itself(one: Known) -> bool:
-    """Whether the table of retries says so of the failure."""
-    known = TRANSIENT_ERRORS.get(one.latest_fail_error)
-    return known is not None and (known.only_if is None or known.only_if in one.latest_fail_reason)
+def passes_by_itself(error_name: str, reason: str) -> bool:
+    """Whether the table of retries says so of what a mutation failed with."""
+    known = TRANSIENT_ERRORS.get(error_name)
+    return known is not None and (known.only_if is None or known.only_if in reason)
 
 
 def _is_done(states: Sequence[Progress]) -> bool:

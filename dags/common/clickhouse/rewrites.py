@@ -22,7 +22,7 @@ from clickhouse_driver import Client
 from dags.common.clickhouse import dictionaries
 from dags.common.clickhouse.cluster import ClickhouseCluster, Host
 from dags.common.clickhouse.ddl import Column, Form, Placement, Table
-from dags.common.clickhouse.mutation_progress import Enqueued, Progress, wait
+from dags.common.clickhouse.mutation_progress import Enqueued, Progress, passes_by_itself, wait
 from dags.common.clickhouse.mutations import Command, Mutation, enqueue, enqueue_on_all_hosts, floor_time
 from dags.common.clickhouse.query import Insert, Query, Rows, quoted
 from dags.common.clickhouse.tables import EVENTS
@@ -44,7 +44,7 @@ SELECT name, engine = 'Dictionary' FROM system.tables
 WHERE database = currentDatabase() AND startsWith(name, %(prefix)s) ORDER BY 2 DESC, 1
 """
 UNFINISHED_STATEMENT = """
-SELECT table, mutation_id, parts_to_do, latest_fail_reason FROM system.mutations
+SELECT table, mutation_id, latest_fail_error_code_name, latest_fail_reason FROM system.mutations
 WHERE database = currentDatabase() AND NOT is_done AND position(command, %(prefix)s) > 0
 """
 KILL_STATEMENT = """
@@ -68,6 +68,8 @@ class Touched:
 
     rows: int
     parts: int
+    # UTC; only where it was asked for them.
+    days: frozenset[dt.date] = frozenset()
 
 
 # By shard, and in it by partition (its id in system.parts); nothing else has any row.
@@ -145,7 +147,7 @@ def drop_leftovers(job: Job) -> list[str]:
     """Drop what runs that died left on any host; return the names. The lock must be held.
 
     Their mutations are waited for first, because one that has lost its dictionary fails for ever and keeps later ones
-    from the table. One that fails is killed.
+    from the table. One that fails, and not for a reason that passes, is killed.
     """
     _end_mutations(job)
     job.still_ours()
@@ -210,23 +212,27 @@ def make_dictionary(job: Job, table: str, key: Sequence[Column], values: Sequenc
     return name
 
 
-def find(job: Job, table: str, condition: str, parameters: Mapping[str, Any], among: str = "1") -> Found:
+def find(
+    job: Job, table: str, condition: str, parameters: Mapping[str, Any], among: str = "1", day: str | None = None
+) -> Found:
     """Count what the condition finds, by shard and partition, on every host: one that does not answer is an error.
 
-    `among` holds for every row that the condition finds, and is cheaper to ask.
+    `among` holds for every row that the condition finds, and is cheaper to ask. `day` is an expression for the day
+    (UTC) of a row; left out, days are not looked for.
     """
+    days = "[]" if day is None else f"groupUniqArray({day})"
     statement = (
-        f"SELECT _partition_id, count(), uniqExact(_part) FROM {quoted(table)} "  # noqa: S608 - text from code
+        f"SELECT _partition_id, count(), uniqExact(_part), {days} FROM {quoted(table)} "  # noqa: S608 - text from code
         f"PREWHERE {among} WHERE {condition} GROUP BY 1"
     )
     by_host = ask_every_host(job, statement, parameters)
     found: dict[int, dict[str, Touched]] = {}
     for host, rows in by_host.items():
-        for partition, count, parts in rows:
+        for partition, count, parts, days_here in rows:
             shard = found.setdefault(host.shard, {})
             known = shard.get(partition, Touched(0, 0))
             # Replicas of a shard have the same rows: whichever has more is right about what is left.
-            shard[partition] = max(known, Touched(count, parts), key=lambda one: one.rows)
+            shard[partition] = Touched(max(count, known.rows), max(parts, known.parts), known.days.union(days_here))
     return found
 
 
@@ -242,19 +248,21 @@ def rewrite(
     command: Command,
     *,
     among: str = "1",
+    day: str | None = None,
     narrowed: Callable[[Found], Command] | None = None,
 ) -> Rewritten:
     """Run the command on what its condition finds, in rounds, until it finds nothing on any host.
 
-    Each round touches only the partitions in which there was something. `among` is as in `find`; `narrowed` makes the
-    command of a round from what was found. Raises RowsRemainError when something is left after MOST_ROUNDS rounds.
+    Each round touches only the partitions in which there was something. `among` and `day` are as in `find`; `narrowed`
+    makes the command of a round from what was found. Raises RowsRemainError when something is left after MOST_ROUNDS
+    rounds.
     """
     name = stored_as(job.cluster, table)
     first: Found = {}
     ids: dict[str, list[str]] = {}
     rows = 0
     for done in range(MOST_ROUNDS + 1):
-        found = find(job, name, command.condition, command.parameters, among)
+        found = find(job, name, command.condition, command.parameters, among, day)
         if not found:
             job.report(f"{name}: nothing is left to rewrite after {done} rounds.")
             return Rewritten(name, first, rows, done, ids)
@@ -276,7 +284,6 @@ def rewrite(
             enqueued,
             deadline_seconds=job.seconds_left(),
             on_progress=lambda progress: logger.info(_progress_line(progress)),
-            poll_seconds=POLL_SECONDS,
         )
         job.report(f"{name}: rewritten.")
     raise RowsRemainError(
@@ -357,8 +364,8 @@ def _end_mutations(job: Job) -> None:
         if not waiting:
             return
         for host, rows in waiting.items():
-            for table, mutation_id, _, reason in rows:
-                if reason:
+            for table, mutation_id, error_name, reason in rows:
+                if reason and not passes_by_itself(error_name, reason):
                     job.report(
                         f"{host}: mutation {mutation_id} of {table}, of a run that died, fails and is killed: {reason}"
                     )

@@ -1,7 +1,7 @@
 """Applies the schema of `tables.py`: by the command here, or by the job in `dags/clickhouse_schema.py`.
 
-Applying twice changes nothing. Missing objects are made, missing columns added, comments, settings and dictionaries
-brought up to date; anything else that differs is refused, before anything is changed.
+Applying twice changes nothing. Missing objects are made, missing columns and indexes added, comments, settings and
+dictionaries brought up to date; anything else that differs is refused, before anything is changed.
 """
 
 import getpass
@@ -35,6 +35,9 @@ SELECT name, comment, partition_key, sorting_key, engine_full FROM system.tables
 COLUMNS_STATEMENT = """
 SELECT table, name, type, comment FROM system.columns WHERE database = %(database)s ORDER BY table, position
 """
+INDEXES_STATEMENT = """
+SELECT table, name, expr, type_full FROM system.data_skipping_indices WHERE database = %(database)s
+"""
 RECORDED_STATEMENT = "SELECT object, argMax(statement_hash, applied_at) FROM schema_migrations GROUP BY object"
 
 
@@ -58,6 +61,7 @@ class _ExistingTable:
     sorting_key: str
     engine_full: str
     columns: dict[str, tuple[str, str]]  # name to type and comment
+    skip_indexes: dict[str, tuple[str, str]]  # name to expression and type
 
 
 @dataclass(frozen=True)
@@ -150,9 +154,14 @@ def _existing_tables(client: Client, database: str) -> dict[str, _ExistingTable]
     columns: dict[str, dict[str, tuple[str, str]]] = {}
     for table, name, type_name, comment in client.execute(COLUMNS_STATEMENT, {"database": database}):
         columns.setdefault(table, {})[name] = (type_name, comment)
+    indexes: dict[str, dict[str, tuple[str, str]]] = {}
+    for table, name, expression, type_name in client.execute(INDEXES_STATEMENT, {"database": database}):
+        indexes.setdefault(table, {})[name] = (expression, type_name)
     rows = client.execute(TABLES_STATEMENT, {"database": database})
     return {
-        name: _ExistingTable(comment, partition_key, sorting_key, engine_full, columns.get(name, {}))
+        name: _ExistingTable(
+            comment, partition_key, sorting_key, engine_full, columns.get(name, {}), indexes.get(name, {})
+        )
         for name, comment, partition_key, sorting_key, engine_full in rows
     }
 
@@ -172,6 +181,8 @@ def _table_statements(
         if name == table.stored_as(form):
             conflicts += _key_conflicts(form, table, name, found)
             statements += _setting_statements(form, table, name, found)
+            conflicts += _index_conflicts(table, name, found)
+            statements += _index_statements(form, table, name, found)
     return statements
 
 
@@ -243,6 +254,25 @@ def _setting_statements(form: Form, table: Table, name: str, found: _ExistingTab
         f"ALTER TABLE {form.full_name(name)}{form.on_cluster} MODIFY SETTING {setting} = {value}"
         for setting, value in sorted(table.settings_in(form).items())
         if f"{setting} = {value}" not in has
+    ]
+
+
+def _index_conflicts(table: Table, name: str, found: _ExistingTable) -> list[str]:
+    return [
+        f"{name}: its index {index.name} is {' TYPE '.join(found.skip_indexes[index.name])} on the server and "
+        f"{index.expression} TYPE {index.type} in the source. Drop it (ALTER TABLE {name} DROP INDEX {index.name}) and "
+        "apply the schema again, or correct the source."
+        for index in table.skip_indexes
+        if found.skip_indexes.get(index.name, (index.expression, index.type)) != (index.expression, index.type)
+    ]
+
+
+def _index_statements(form: Form, table: Table, name: str, found: _ExistingTable) -> list[str]:
+    """Parts that are there get it when they are merged, or by MATERIALIZE INDEX, which is for people to decide."""
+    return [
+        f"ALTER TABLE {form.full_name(name)}{form.on_cluster} ADD INDEX IF NOT EXISTS {index.declaration()}"
+        for index in table.skip_indexes
+        if index.name not in found.skip_indexes
     ]
 
 

@@ -4,7 +4,7 @@ To add a column, add it here and apply the schema. A change of a type, a key or 
 schema refuses it and says so.
 """
 
-from dags.common.clickhouse.ddl import Column, Dictionary, Placement, SchemaObject, Table
+from dags.common.clickhouse.ddl import Column, Dictionary, Placement, SchemaObject, SkipIndex, Table
 
 # Inserts whose tokens a table remembers when no Keeper does it.
 DEDUPLICATION_WINDOW_INSERTS = 1000
@@ -111,6 +111,12 @@ EVENTS = Table(
     # All events of a visitor are on one shard.
     sharding_key="sipHash64(distinct_id)",
     unreplicated_settings={"non_replicated_deduplication_window": DEDUPLICATION_WINDOW_INSERTS},
+    # Squashes and deletes ask for the rows of a few visitors or persons among all. One false answer in a thousand, so
+    # that hundreds may be asked for at once.
+    skip_indexes=(
+        SkipIndex("distinct_id_index", "distinct_id", "bloom_filter(0.001)"),
+        SkipIndex("person_id_index", "person_id", "bloom_filter(0.001)"),
+    ),
 )
 
 EVENTS_REJECTED = Table(

@@ -171,6 +171,6 @@ def test_a_mutation_rewrites_what_the_dictionary_says(cluster: ClickhouseCluster
         parameters,
     )
     mutations = dict.fromkeys(cluster.shards, Mutation("events", [command]))
-    wait(cluster, enqueue(cluster, mutations, not_before=floor_time(cluster)), deadline_seconds=60, poll_seconds=0.05)
+    wait(cluster, enqueue(cluster, mutations, not_before=floor_time(cluster)), deadline_seconds=60)
     found = cluster.map_all_hosts(Query("SELECT team_id, person_id FROM events ORDER BY 1")).result()
     assert list(found.values()) == [[(1, uuid.UUID(int=77)), (2, uuid.UUID(int=2))]] * 2

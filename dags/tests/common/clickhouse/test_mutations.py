@@ -17,14 +17,13 @@ from dags.common.clickhouse.cluster import Access, ClickhouseCluster, ClusterErr
 from dags.common.clickhouse.mutation_progress import (
     Answer,
     Enqueued,
-    Known,
     MutationFailingError,
     MutationKilledError,
     MutationNotFoundError,
     MutationTimeoutError,
     Progress,
     _gone,
-    _passes_by_itself,
+    passes_by_itself,
     wait,
 )
 from dags.common.clickhouse.mutations import (
@@ -49,7 +48,6 @@ from dags.tests.local.clickhouse.nodes import running_node
 
 QUICK = RetryPolicy(attempts=3, first_wait_seconds=0.01, longest_wait_seconds=0.02)
 WAIT_SECONDS = 60.0
-POLL_SECONDS = 0.05
 LONG_AGO = dt.datetime(2026, 1, 1, tzinfo=dt.UTC)
 CREATE = """
 CREATE TABLE t (k UInt64, v String, big String, month UInt32) ENGINE = MergeTree PARTITION BY month ORDER BY k
@@ -98,7 +96,7 @@ def on_shards(mutation: Mutation) -> dict[int, Mutation]:
 
 
 def wait_for(cluster: ClickhouseCluster, enqueued: Enqueued) -> None:
-    wait(cluster, enqueued, deadline_seconds=WAIT_SECONDS, poll_seconds=POLL_SECONDS)
+    wait(cluster, enqueued, deadline_seconds=WAIT_SECONDS)
 
 
 @pytest.fixture
@@ -349,7 +347,7 @@ def test_progress_is_told_from_parts_to_do_to_done(cluster: ClickhouseCluster, s
         stopped()
 
     enqueued = enqueue(cluster, on_shards(SET_Y), not_before=LONG_AGO)
-    done = wait(cluster, enqueued, deadline_seconds=WAIT_SECONDS, on_progress=on_progress, poll_seconds=POLL_SECONDS)
+    done = wait(cluster, enqueued, deadline_seconds=WAIT_SECONDS, on_progress=on_progress)
     assert done.unreachable == ()
     assert {one.host for one in told[0]} == set(cluster.hosts)
     assert {(one.answer, one.parts_to_do) for one in told[0]} == {(Answer.RUNNING, 2)}
@@ -362,7 +360,7 @@ def test_a_mutation_that_is_not_done_in_time_goes_on_and_can_be_waited_for_again
 ) -> None:
     enqueued = enqueue(cluster, on_shards(SET_Y), not_before=LONG_AGO)
     with pytest.raises(MutationTimeoutError, match=r"within 0\.2 seconds") as caught:
-        wait(cluster, enqueued, deadline_seconds=0.2, poll_seconds=POLL_SECONDS)
+        wait(cluster, enqueued, deadline_seconds=0.2)
     for host in cluster.hosts:
         assert f"- {host}: {enqueued.ids[str(host)]} of t is not done yet, 2 parts to do" in str(caught.value)
     stopped()
@@ -389,7 +387,6 @@ def test_a_mutation_that_somebody_kills_is_an_error_at_once(cluster: ClickhouseC
             enqueued,
             deadline_seconds=WAIT_SECONDS,
             on_progress=lambda _: seen.set(),
-            poll_seconds=POLL_SECONDS,
         )
     killer.join(WAIT_SECONDS)
     assert f"- {cluster.hosts[2]}: {enqueued.ids[str(cluster.hosts[2])]} of t is killed" in str(caught.value)
@@ -433,23 +430,11 @@ def test_one_that_is_gone_was_killed_unless_the_server_may_have_forgotten_it() -
 
 
 def test_a_failure_that_passes_by_itself_is_told_by_the_table_of_retries() -> None:
-    def failed(error: str, reason: str) -> Known:
-        return Known(
-            "mutation_1.txt",
-            [],
-            0,
-            is_done=False,
-            is_killed=False,
-            parts_to_do=1,
-            latest_fail_reason=reason,
-            latest_fail_error=error,
-        )
-
-    assert _passes_by_itself(failed("NETWORK_ERROR", "lost"))
-    assert _passes_by_itself(failed("MEMORY_LIMIT_EXCEEDED", "Memory limit (total) exceeded"))
-    assert not _passes_by_itself(failed("MEMORY_LIMIT_EXCEEDED", "Memory limit (for query) exceeded"))
-    assert not _passes_by_itself(failed("UNKNOWN_TABLE", "no such table"))
-    assert not _passes_by_itself(failed("", "of an old server"))
+    assert passes_by_itself("NETWORK_ERROR", "lost")
+    assert passes_by_itself("MEMORY_LIMIT_EXCEEDED", "Memory limit (total) exceeded")
+    assert not passes_by_itself("MEMORY_LIMIT_EXCEEDED", "Memory limit (for query) exceeded")
+    assert not passes_by_itself("UNKNOWN_TABLE", "no such table")
+    assert not passes_by_itself("", "of an old server")
 
 
 # Hosts that go away
@@ -464,7 +449,7 @@ def test_a_replica_that_cannot_be_asked_is_reported_and_does_not_hold_up_the_oth
         enqueued = enqueue(replicas, {1: SET_Y}, not_before=LONG_AGO)
         assert set(enqueued.ids) == set(map(str, hosts))
         way.close()
-        done = wait(replicas, enqueued, deadline_seconds=WAIT_SECONDS, poll_seconds=POLL_SECONDS)
+        done = wait(replicas, enqueued, deadline_seconds=WAIT_SECONDS)
     assert done.unreachable == (hosts[1],)
 
 
@@ -475,7 +460,7 @@ def test_a_shard_of_which_no_host_answers_is_never_done(cluster: ClickhouseClust
         enqueued = enqueue(alone, {1: SET_Y}, not_before=LONG_AGO)
         way.close()
         with pytest.raises(MutationTimeoutError, match=f"{host}: .* the host does not answer"):
-            wait(alone, enqueued, deadline_seconds=0.5, poll_seconds=POLL_SECONDS)
+            wait(alone, enqueued, deadline_seconds=0.5)
 
 
 def test_a_cluster_without_the_hosts_of_a_mutation_is_refused(cluster: ClickhouseCluster) -> None:
@@ -503,7 +488,6 @@ def test_a_mutation_goes_on_after_its_node_was_killed_and_the_wait_finds_it_done
                         enqueued,
                         deadline_seconds=WAIT_SECONDS,
                         on_progress=lambda progress: answers.extend(one.answer for one in progress),
-                        poll_seconds=POLL_SECONDS,
                     )
                 )
 

@@ -16,6 +16,7 @@ from dags.common.clickhouse.ddl import Column, Dictionary, Form, Placement, Tabl
 from dags.common.clickhouse.query import Insert, Query
 from dags.common.clickhouse.schema import (
     COLUMNS_STATEMENT,
+    INDEXES_STATEMENT,
     TABLES_STATEMENT,
     SchemaConflictError,
     _merged,
@@ -233,6 +234,29 @@ def test_settings_and_comments_are_brought_up_to_date(cluster: ClickhouseCluster
     assert apply_schema(cluster, clustered=False, schema=[SCHEMA_MIGRATIONS, VISITS]) == []
 
 
+def test_a_missing_index_is_added_and_spares_the_reading_of_new_rows(cluster: ClickhouseCluster) -> None:
+    apply_schema(cluster, clustered=False)
+    execute(cluster, "ALTER TABLE events DROP INDEX person_id_index")
+    (change,) = apply_schema(cluster, clustered=False)
+    assert "ADD INDEX IF NOT EXISTS `person_id_index` person_id TYPE bloom_filter(0.001)" in change.statement
+    execute(cluster, "INSERT INTO events (team_id, person_id) SELECT 1, toUUID('00000000-0000-0000-0000-000000000001')")
+    asked = "SELECT count() FROM events WHERE person_id = toUUID('00000000-0000-0000-0000-000000000002')"
+    plan = [str(line).strip() for (line,) in rows(cluster, f"EXPLAIN indexes = 1 {asked}")]
+    assert "Granules: 0/1" in plan[plan.index("Name: person_id_index") :]
+    assert apply_schema(cluster, clustered=False) == []
+
+
+def test_another_index_of_the_name_is_refused_with_the_remedy(cluster: ClickhouseCluster) -> None:
+    apply_schema(cluster, clustered=False)
+    execute(
+        cluster,
+        "ALTER TABLE events DROP INDEX person_id_index",
+        "ALTER TABLE events ADD INDEX person_id_index person_id TYPE minmax",
+    )
+    with pytest.raises(ClusterError, match="ALTER TABLE events DROP INDEX person_id_index"):
+        apply_schema(cluster, clustered=False)
+
+
 def test_a_changed_dictionary_is_replaced(cluster: ClickhouseCluster) -> None:
     apply_schema(cluster, clustered=False)
     changed = dataclasses.replace(EXCHANGE_RATE_DICT, lifetime_seconds=(10, 20))
@@ -301,7 +325,7 @@ def test_the_distributed_part_is_a_table_to_the_engine(two_shards: ClickhouseClu
 
 
 class ClusteredServer:
-    """Answers the three questions of the plan as a server with Keeper would, which the embedded engine has not."""
+    """Answers the questions of the plan as a server with Keeper would, which the embedded engine has not."""
 
     def __init__(self, tables: dict[str, tuple[str, dict[str, str]]]) -> None:
         self.tables = tables
@@ -317,6 +341,8 @@ class ClusteredServer:
                 for name, (_, columns) in self.tables.items()
                 for column, type_name in columns.items()
             ]
+        if statement == INDEXES_STATEMENT:
+            return []
         assert statement.startswith("DESCRIBE TABLE null")
         assert parameters is not None
         return [("day", "Date"), ("team_id", "Int64"), ("amount", "Decimal(18, 4)")]
