@@ -3,7 +3,7 @@
 Belongs here: applying the rules of `decide.py` to what is kept. Not here: what is said of a thread (`speech.py`).
 """
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 
 import sqlalchemy as sa
@@ -55,7 +55,7 @@ def write(connection: sa.Connection, found: Sequence[Settled], policy: Policy) -
         open_thread(connection, opening)
     for key in sorted({opening.thread.key for opening in openings}):
         _recount(connection, key)
-    _keep_attempts(connection, found)
+    _keep_attempts(connection, found, failing)
     return sum(outcome.failed for outcome in new)
 
 
@@ -174,13 +174,20 @@ def _recount(connection: sa.Connection, key: str) -> None:
     )
 
 
-def _keep_attempts(connection: sa.Connection, found: Sequence[Settled]) -> None:
+def _keep_attempts(connection: sa.Connection, found: Sequence[Settled], failing: Collection[str]) -> None:
+    def state_of(one: Settled) -> str:
+        if one.held_until is not None:
+            return ingest.HELD
+        # A success that nothing waited for is looked at again when an earlier failure comes late.
+        is_awaited = all(outcome.failed or outcome.series in failing for outcome in one.outcomes)
+        return ingest.DONE if is_awaited or one.attempt.status != ingest.SUCCEEDED else ingest.SKIPPED
+
     rows = [
         {
             "the_run": one.attempt.run_id,
             "the_subject": one.attempt.subject,
             "the_status": one.attempt.status,
-            "state": ingest.DONE if one.held_until is None else ingest.HELD,
+            "state": state_of(one),
             "due_at": one.held_until or one.attempt.at,
             "series": one.series,
             "execution": one.execution,

@@ -19,7 +19,7 @@ def emptied(world: World) -> World:
     return world
 
 
-@settings(max_examples=15, deadline=None, suppress_health_check=SUPPRESSED, phases=(Phase.explicit, Phase.generate))
+@settings(max_examples=6, deadline=None, suppress_health_check=SUPPRESSED, phases=(Phase.explicit, Phase.generate))
 @given(history=histories(jobs=2, teams=6))
 def test_whatever_happened_the_tables_hold_what_the_model_says(world: World, history: History) -> None:
     play(history, emptied(world))

@@ -119,10 +119,19 @@ class Router:
 
     def __init__(self, engine: sa.Engine, instance: dg.DagsterInstance) -> None:
         self.engine, self.instance = engine, instance
+        self.successes: dict[str, End] = {}
 
     def tick(self, ends: Sequence[End], horizon: dt.datetime) -> None:
+        # As the engine does it: a late failure brings back the successes after it, which nothing waited for then.
+        self.successes |= {end.run_id: end for end in ends if not end.failed}
+        failed = [end for end in ends if end.failed]
+        again = [
+            success
+            for success in self.successes.values()
+            if success not in ends and any(one.job == success.job and one.at <= success.at for one in failed)
+        ]
         with store.transaction(self.engine) as connection:
-            verdicts.write(connection, [end.settled() for end in ends], POLICY)
+            verdicts.write(connection, [end.settled() for end in [*ends, *again]], POLICY)
         speech.tell(self.instance, self.engine, POLICY, horizon, horizon, ())
 
     def told(self) -> dict[str, tuple[int, bool]]:

@@ -71,6 +71,23 @@ def test_a_failure_and_a_success_that_one_tick_sees_are_one_message(site: Site) 
     assert site.replies("#a") == []
 
 
+def test_a_success_that_nothing_waited_for_ends_a_failure_that_comes_late(site: Site) -> None:
+    job = op_job("plain")
+    site.world.fail(job, tags={"dagster/schedule_name": "hourly"})
+    site.settle()
+    # By hand, which is a series of its own, and without a failure as yet.
+    late = site.world.start(job)
+    failed_at = site.world.now
+    site.world.forward(60)
+    site.world.succeed(job)
+    site.settle()
+    seen_at, site.world.now = site.world.now, failed_at
+    site.world.end(late, job.name, dg.DagsterEventType.RUN_FAILURE)
+    site.world.now = seen_at
+    site.settle()
+    assert ["recovered" in post.text for post in site.posts("#a")] == [False, True]
+
+
 def test_a_job_with_a_threshold_is_told_when_it_is_reached_and_not_before(site: Site) -> None:
     job = op_job("thrice")
     for _ in range(2):

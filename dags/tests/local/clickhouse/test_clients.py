@@ -17,7 +17,7 @@ from dags.tests.local.clickhouse.raw import END_OF_DATA, PING, RawClient, block,
 from dags.tests.local.clickhouse.test_session import LONG_QUERY, is_running
 
 MIB = 1 << 20
-GONE_SECONDS = 2.0
+GONE_SECONDS = 10.0
 CLIENTS = 4
 
 

@@ -126,6 +126,7 @@ def test_the_demo_shows_its_sample_and_shows_the_same_when_it_is_run_again(
     assert clickhouse_client.execute("SELECT count() FROM events FINAL") == [(copies,)]
 
 
+@pytest.mark.slow
 def test_the_demo_fails_when_clickhouse_holds_other_figures(
     environment: dict[str, str], access_log: Path, clickhouse_client: "Client"
 ) -> None:
@@ -141,6 +142,7 @@ def test_the_demo_fails_when_clickhouse_holds_other_figures(
     assert "The demo failed: conversions in ClickHouse differ from the package's own" in result.stderr
 
 
+@pytest.mark.slow
 def test_a_log_without_a_readable_line_fails_the_demo_with_the_reason(
     environment: dict[str, str], tmp_path: Path
 ) -> None:
