@@ -11,7 +11,7 @@ LOCAL := DEBUG=1 DAGSTER_HOME="$(CURDIR)/.dagster_home" PYTHONWARNINGS="ignore:P
 WORKERS := --numprocesses auto --maxprocesses 4 --dist worksteal
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo dev test test-slow test-all lint format lock clean wipe
+.PHONY: help setup demo dev test test-slow test-all snapshot lint format lock clean wipe
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -38,6 +38,10 @@ test-slow: setup ## Run the slow proofs alone: crashes, fuzzing, much data
 
 test-all: setup ## Run every test, slow proofs included
 	@exec $(BIN)/python -m pytest $(WORKERS) -m "slow or not slow" $(ARGS)
+
+snapshot: setup ## Write the files that follow from the definitions: their snapshot and CODEOWNERS; then look at the diff
+	@$(BIN)/python -m dags.tests.policy.snapshot --write
+	@$(BIN)/python -m dags.common.owners codeowners --write
 
 lint: setup ## Check style, types and the direction of imports
 	$(BIN)/ruff check .

@@ -11,6 +11,7 @@ from dags.common.clickhouse.schema import apply_schema, described, is_clustered
 from dags.common.owners import JobOwners, owned_by, tagged_as_owned_by
 from dags.common.resources import query_tags
 from dags.common.settings import get_settings
+from dags.common.tags import DESTRUCTIVE_TAG, MAX_RETRIES_TAG, MAX_RUNTIME_TAG
 
 
 class ClickhouseSchemaConfig(dg.Config):
@@ -45,7 +46,10 @@ def apply_clickhouse_schema(
     )
 
 
-@dg.job(**owned_by(JobOwners.TEAM_CLICKHOUSE))
+# It makes and adds, and refuses what would lose data.
+@dg.job(
+    **owned_by(JobOwners.TEAM_CLICKHOUSE, **{MAX_RUNTIME_TAG: "1800", MAX_RETRIES_TAG: "0", DESTRUCTIVE_TAG: "false"})
+)
 def clickhouse_schema_job() -> None:
     """Brings the ClickHouse database to the schema in the source. Safe to run again at any time."""
     apply_clickhouse_schema()

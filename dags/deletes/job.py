@@ -16,7 +16,7 @@ from dags.common.owners import JobOwners, owned_by, tagged_as_owned_by
 from dags.common.resources import Postgres, query_tags
 from dags.common.rewrite_runs import LOCK_WAIT_SECONDS, RUN_SECONDS, rewriting
 from dags.common.schedules import skip_if_already_running
-from dags.common.tags import MAX_RUNTIME_TAG
+from dags.common.tags import DESTRUCTIVE_TAG, MAX_RETRIES_TAG, MAX_RUNTIME_TAG
 from dags.deletes.delete import Deleted, delete_requested
 from dags.deletes.web_tables import compute_web_tables_again
 from dags.person_overrides.job import squash_overrides, squash_person_overrides
@@ -59,7 +59,8 @@ def delete_what_was_asked_for(
     context.add_output_metadata(metadata_of(deleted))
 
 
-@dg.job(**owned_by(OWNER, **{MAX_RUNTIME_TAG: str(RUN_SECONDS)}))
+# Not started again by itself: what its mutations have done when it died is for a person to see first.
+@dg.job(**owned_by(OWNER, **{MAX_RUNTIME_TAG: str(RUN_SECONDS), MAX_RETRIES_TAG: "0", DESTRUCTIVE_TAG: "true"}))
 def deletes_job() -> None:
     """Deletes what was asked for in deletion_requests. A dry run, unless the config says otherwise."""
     delete_what_was_asked_for()

@@ -20,7 +20,7 @@ from dags.common.locks import exclusive
 from dags.common.owners import JobOwners, asset_owned_by, check_owned_by, owned_by
 from dags.common.resources import Postgres, query_tags
 from dags.common.settings import get_settings
-from dags.common.tags import MAX_RUNTIME_TAG
+from dags.common.tags import MAX_RETRIES_TAG, MAX_RUNTIME_TAG
 from dags.events import manifest
 from dags.events.batches import BatchLimits, batches_of
 from dags.events.loading import BatchResult, Loader, Problem, load_batch, lock_name
@@ -255,5 +255,5 @@ load_events_job = dg.define_asset_job(
     selection=dg.AssetSelection.assets(events) | dg.AssetSelection.checks(few_events_are_rejected),
     description="Loads objects, or all objects under a prefix, that are not loaded yet.",
     # A run whose process died is started again: loading converges.
-    **owned_by(OWNER, **{MAX_RUNTIME_TAG: "14400", "dagster/max_retries": "3"}),
+    **owned_by(OWNER, **{MAX_RUNTIME_TAG: "14400", MAX_RETRIES_TAG: "3"}),
 )

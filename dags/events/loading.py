@@ -23,7 +23,6 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from clickhouse_driver import errors
 from pydantic import SecretStr
 
 from dags.common.clickhouse.cluster import ClickhouseCluster, one_line
@@ -256,6 +255,8 @@ class _Attempt:
 
     def _stage(self, kind: Format, versions: Sequence[ObjectVersion]) -> list[Problem]:
         """Reads objects of one format into the staging table. An object that cannot be read is found by halving."""
+        from clickhouse_driver import errors
+
         if not versions:
             return []
         self.chunks += 1

@@ -11,15 +11,16 @@ import re
 import time
 from decimal import Decimal
 from http import HTTPStatus
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import requests
 import tenacity
 from pydantic import SecretStr
-from requests.auth import AuthBase
 
 from dags.exchange_rate.providers import ExchangeRatesError, ExchangeRatesUnavailableError
 from dags.exchange_rate.rates import BASE_CURRENCY, Rates
+
+if TYPE_CHECKING:
+    import requests
 
 BASE_URL = "https://openexchangerates.org/api"
 FIRST_DATE = dt.date(1999, 1, 1)
@@ -40,13 +41,13 @@ class _TransientError(Exception):
     """An answer worth asking again for."""
 
 
-class _AppIdAuthentication(AuthBase):
+class _AppIdAuthentication:
     """Sets the header for each request. Given explicitly so that requests takes no credentials from a .netrc file."""
 
     def __init__(self, app_id: SecretStr) -> None:
         self._app_id = app_id
 
-    def __call__(self, request: requests.PreparedRequest) -> requests.PreparedRequest:
+    def __call__(self, request: "requests.PreparedRequest") -> "requests.PreparedRequest":
         request.headers["Authorization"] = f"Token {self._app_id.get_secret_value()}"
         return request
 
@@ -137,6 +138,8 @@ class OpenExchangeRates:
 
     def _ask(self, path: str) -> tuple[int, bytes]:
         """Send one request; return status and body, or raise `_TransientError`."""
+        import requests
+
         deadline = time.monotonic() + self._timeout_seconds
         try:
             with requests.get(

@@ -9,7 +9,7 @@ import datetime as dt
 import dagster as dg
 
 from dags.common.owners import owned_by
-from dags.common.tags import MAX_RUNTIME_TAG
+from dags.common.tags import MAX_RETRIES_TAG, MAX_RUNTIME_TAG
 from dags.exchange_rate.assets import (
     HOURLY_PARTITIONS,
     OWNER,
@@ -26,21 +26,23 @@ daily_exchange_rates_job = dg.define_asset_job(
     "daily_exchange_rates_job",
     selection=dg.AssetSelection.assets(daily_exchange_rates, daily_exchange_rates_in_clickhouse),
     description="Fetches a day's final rates and stores them in ClickHouse.",
-    **owned_by(OWNER, **{MAX_RUNTIME_TAG: "3600"}),
+    # Storing a day again converges.
+    **owned_by(OWNER, **{MAX_RUNTIME_TAG: "3600", MAX_RETRIES_TAG: "2"}),
 )
 
 hourly_exchange_rates_job = dg.define_asset_job(
     "hourly_exchange_rates_job",
     selection=dg.AssetSelection.assets(hourly_exchange_rates, hourly_exchange_rates_in_clickhouse),
     description="Fetches the latest rates and stores them in ClickHouse as those of the day so far.",
-    **owned_by(OWNER, **{MAX_RUNTIME_TAG: "1800"}),
+    # The next hour makes good what this one has missed.
+    **owned_by(OWNER, **{MAX_RUNTIME_TAG: "1800", MAX_RETRIES_TAG: "0"}),
 )
 
 exchange_rate_checks_job = dg.define_asset_job(
     "exchange_rate_checks_job",
     selection=dg.AssetSelection.checks(exchange_rates_are_fresh, exchange_rates_are_complete),
     description="Looks whether the stored rates are fresh and complete, also when no rates were stored.",
-    **owned_by(OWNER, **{MAX_RUNTIME_TAG: "600"}),
+    **owned_by(OWNER, **{MAX_RUNTIME_TAG: "600", MAX_RETRIES_TAG: "1"}),
 )
 
 

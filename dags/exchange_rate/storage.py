@@ -16,12 +16,14 @@ import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from decimal import Decimal
-
-from clickhouse_driver import Client
+from typing import TYPE_CHECKING
 
 from dags.common.clickhouse.cluster import ClickhouseCluster
 from dags.common.clickhouse.query import Insert, Query
 from dags.exchange_rate.rates import Rates, RatesRejectedError, shown
+
+if TYPE_CHECKING:
+    from clickhouse_driver import Client
 
 TABLE = "exchange_rate"
 DICTIONARY = "exchange_rate_dict"
@@ -241,7 +243,7 @@ class _Read:
     last: dt.date
     retryable = True
 
-    def __call__(self, client: Client) -> dict[Key, StoredRate]:
+    def __call__(self, client: "Client") -> dict[Key, StoredRate]:
         rows = Query(STORED_STATEMENT, {"first": self.first, "last": self.last})(client)
         return {(date, currency): StoredRate(rate, version) for date, currency, rate, version in rows}
 
@@ -271,7 +273,7 @@ class _ReloadAndRead:
     last: dt.date
     retryable = True
 
-    def __call__(self, client: Client) -> dict[Key, Decimal | None]:
+    def __call__(self, client: "Client") -> dict[Key, Decimal | None]:
         Query(f"SYSTEM RELOAD DICTIONARY {DICTIONARY}")(client)
         rows = Query(DICTIONARY_STATEMENT, {"first": self.first, "last": self.last})(client)
         return {(date, currency): rate for date, currency, rate in rows}

@@ -41,20 +41,20 @@ def serve(port: int) -> None:
 
     from dags.common.clickhouse.cluster import cluster_from_settings
     from dags.common.clickhouse.schema import apply_schema, create_database, is_clustered
+    from dags.common.inventory import pools_of
     from dags.common.resources import make_s3
     from dags.common.settings import get_settings
-    from dags.events.assets import POOL as EVENTS_POOL
+    from dags.definitions import defs
     from dags.local.demo.ingestion import ingest, put_sample
     from dags.local.demo.stage import DemoError, Stage
     from dags.local.pools import record_pool_limits
-    from dags.web_preaggregated.assets import POOL as WEB_POOL
 
     settings = get_settings()
     create_database(settings)
     with cluster_from_settings(settings) as cluster, dg.DagsterInstance.get() as instance:
         changes = apply_schema(cluster, is_clustered(settings))
         click.echo(f"ClickHouse has the schema ({len(changes)} statements were run).")
-        record_pool_limits(instance, [EVENTS_POOL, WEB_POOL])
+        record_pool_limits(instance, pools_of(defs))
         stage = Stage(settings, cluster, make_s3(settings), instance, click.echo)
         try:
             ingest(stage, put_sample(stage))

@@ -16,7 +16,7 @@ from dags.common.owners import JobOwners, owned_by, tagged_as_owned_by
 from dags.common.resources import Postgres
 from dags.common.rewrite_runs import LOCK_WAIT_SECONDS, RUN_SECONDS, rewriting
 from dags.common.schedules import skip_if_already_running
-from dags.common.tags import MAX_RUNTIME_TAG
+from dags.common.tags import DESTRUCTIVE_TAG, MAX_RETRIES_TAG, MAX_RUNTIME_TAG
 from dags.person_overrides.squash import Squashed, squash
 
 OWNER = JobOwners.TEAM_CLICKHOUSE
@@ -52,7 +52,8 @@ def squash_overrides(
     context.add_output_metadata(metadata_of(squashed, cutoff))
 
 
-@dg.job(**owned_by(OWNER, **{MAX_RUNTIME_TAG: str(RUN_SECONDS)}))
+# Not started again by itself: what its mutations have done when it died is for a person to see first.
+@dg.job(**owned_by(OWNER, **{MAX_RUNTIME_TAG: str(RUN_SECONDS), MAX_RETRIES_TAG: "0", DESTRUCTIVE_TAG: "true"}))
 def squash_person_overrides() -> None:
     """Writes the persons of the overrides into the events. A dry run, unless the config says otherwise."""
     squash_overrides()
@@ -71,7 +72,7 @@ def drop_orphaned_tables(
     context.add_output_metadata({"dropped": len(dropped), "names": dg.MetadataValue.md(names or "Nothing.")})
 
 
-@dg.job(**owned_by(OWNER, **{MAX_RUNTIME_TAG: str(RUN_SECONDS)}))
+@dg.job(**owned_by(OWNER, **{MAX_RUNTIME_TAG: str(RUN_SECONDS), MAX_RETRIES_TAG: "0"}))
 def cleanup_orphaned_rewrites_job() -> None:
     """Drops what squashes and deletes that died have left. The next squash or delete does the same."""
     drop_orphaned_tables()

@@ -147,11 +147,40 @@ def test_every_make_command_is_in_the_readme_and_every_one_there_exists() -> Non
     assert named == make_targets()
 
 
-def test_every_environment_variable_is_in_the_readme() -> None:
-    variables = [variable.name for variable in describe_variables()]
-    assert variables
-    missing = [name for name in variables if f"`{name}`" not in README]
-    assert not missing, f"add to the table of README.md: {', '.join(missing)}"
+def variables_of_the_table(readme: str) -> list[str]:
+    """The names in the first column of the table under the heading Environment."""
+    section = readme.split("\n## Environment\n", 1)[1].split("\n## ", 1)[0]
+    rows = [line.split("|")[1] for line in section.splitlines() if line.startswith("|")]
+    return [name for row in rows for name in re.findall(r"`([A-Z0-9_]+)`", row)]
+
+
+def differences_of_the_table(readme: str, known: list[str]) -> list[str]:
+    named = variables_of_the_table(readme)
+    return [
+        *(f"add {name} to the table of README.md" for name in known if name not in named),
+        *(
+            f"remove {name} from README.md: dags/common/settings.py has no such field"
+            for name in set(named) - set(known)
+        ),
+        *(f"{name} is twice in the table of README.md" for name in set(named) if named.count(name) > 1),
+    ]
+
+
+def test_the_environment_table_of_the_readme_is_that_of_the_settings() -> None:
+    known = [variable.name for variable in describe_variables()]
+    assert known
+    differences = differences_of_the_table(README, known)
+    assert not differences, "\n".join(differences)
+
+
+def test_a_variable_that_is_missing_strange_or_twice_in_the_table_is_named() -> None:
+    readme = (
+        "\n## Environment\n\n`D` is\n\n| variable | meaning |\n|---|---|\n| `A`, `B` | `C` |\n| `B` | |\n\n## More\n"
+    )
+    assert differences_of_the_table(readme, ["A", "B"]) == ["B is twice in the table of README.md"]
+    assert "add C to the table of README.md" in differences_of_the_table(readme, ["A", "B", "C"])
+    (strange, _) = differences_of_the_table(readme, ["B"])
+    assert strange == "remove A from README.md: dags/common/settings.py has no such field"
 
 
 @pytest.fixture
@@ -220,3 +249,27 @@ def test_an_interpreter_that_is_too_old_is_named_with_the_rule(bare_project: Pat
     result = set_up(bare_project)
     assert result.returncode != 0
     assert "this project needs 3.90 or newer, below 3.99" in result.stderr
+
+
+def lint_commands() -> list[str]:
+    """The commands of `make lint`."""
+    (recipe,) = re.findall(r"^lint:.*\n((?:\t.*\n)+)", MAKEFILE, re.MULTILINE)
+    return [line.strip().replace("$(BIN)", ".venv/bin").removesuffix(" .") for line in recipe.splitlines()]
+
+
+def test_the_hooks_of_a_commit_are_the_commands_of_make_lint() -> None:
+    (local,) = yaml.safe_load((ROOT / ".pre-commit-config.yaml").read_text())["repos"]
+    assert local["repo"] == "local", "a hook of elsewhere has versions of its own: use the tools of .venv"
+    assert [hook["entry"] for hook in local["hooks"]] == lint_commands()
+    assert {hook["language"] for hook in local["hooks"]} == {"system"}
+
+
+def test_the_hosted_ci_runs_what_anybody_runs() -> None:
+    workflow = yaml.safe_load((ROOT / ".github" / "workflows" / "ci.yml").read_text())
+    commands = [step["run"] for job in workflow["jobs"].values() for step in job["steps"] if "run" in step]
+    assert commands == [".ci/run"]
+    assert os.access(ROOT / ".ci" / "run", os.X_OK)
+    (version,) = [
+        step["with"]["python-version"] for step in workflow["jobs"]["ci"]["steps"] if "setup-python" in str(step)
+    ]
+    assert f"python{version}" in MAKEFILE

@@ -9,18 +9,15 @@ from pydantic import SecretStr
 
 from dags import slack_alerts
 from dags.common.alerts.deliver import DeliveryError
-from dags.common.owners import JobOwners
 from dags.common.settings import Settings, get_settings
 from dags.definitions import load_locations
 from dags.slack_alerts import (
-    CONSECUTIVE_FAILURE_THRESHOLDS,
     alert_policy,
     get_job_owner_for_alert,
     notification_channel_per_team,
     notify_slack_on_failure,
     run_tick,
     summary,
-    team_per_location,
 )
 from dags.tests.common.alerts.world import World, local_instance, op_job
 
@@ -100,19 +97,6 @@ def test_the_policy_is_what_stands_in_this_file_and_the_environment() -> None:
     assert policy.channel_of_owner == notification_channel_per_team
     assert policy.thresholds["web_pre_aggregate_current_day_hourly_job"] == 3
     assert (policy.default_channel, policy.domain) == ("#elsewhere", "dagster.example")
-
-
-def test_every_threshold_is_of_a_job_and_more_than_one() -> None:
-    jobs = {job.name for location in load_locations().values() for job in location.jobs or []}
-    assert CONSECUTIVE_FAILURE_THRESHOLDS
-    strangers = set(CONSECUTIVE_FAILURE_THRESHOLDS) - jobs
-    assert not strangers, f"no job has the name {strangers}: mend CONSECUTIVE_FAILURE_THRESHOLDS"
-    assert all(threshold > 1 for threshold in CONSECUTIVE_FAILURE_THRESHOLDS.values())
-
-
-def test_every_location_has_a_team() -> None:
-    assert set(team_per_location) == set(load_locations()), "mend team_per_location"
-    assert set(team_per_location.values()) <= {owner.value for owner in JobOwners}
 
 
 def test_the_owner_of_a_run_is_the_steps_else_the_runs() -> None:

@@ -16,9 +16,7 @@ import time
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
-
-from clickhouse_driver import Client
+from typing import TYPE_CHECKING, Any
 
 from dags.common.clickhouse.cluster import ClickhouseCluster
 from dags.common.clickhouse.ddl import Table
@@ -40,6 +38,9 @@ from dags.web_preaggregated.statements import (
     windows_of,
     without_session_statement,
 )
+
+if TYPE_CHECKING:
+    from clickhouse_driver import Client
 
 logger = logging.getLogger(__name__)
 
@@ -136,7 +137,7 @@ def pre_aggregate(
     if not windows:
         raise ValueError("There is no day to compute: give at least one.")
 
-    def work(client: Client) -> Outcome:
+    def work(client: "Client") -> Outcome:
         outcome = _work(client, grain, windows, run_id, cluster.database, events_of_a_pass)
         if drop_before is not None:
             _drop_days(client, grain, drop_before)
@@ -154,7 +155,7 @@ def drop_leftovers(cluster: ClickhouseCluster, is_over: Callable[[str], bool | N
     `is_over` says of a run id whether that run is over, and None when it knows no such run: then age decides.
     """
 
-    def drop(client: Client) -> list[str]:
+    def drop(client: "Client") -> list[str]:
         dropped = []
         for name, age_seconds in client.execute(STAGING_STATEMENT, {"prefix": STAGING_PREFIX}):
             match = STAGING_NAME.fullmatch(name)
@@ -181,7 +182,7 @@ def _run_id_of(part: str) -> str:
 class _Statements:
     """Runs statements on one client, and remembers their ids to tell what they cost."""
 
-    client: Client
+    client: "Client"
     ids: list[str] = field(default_factory=list)
 
     def run(
@@ -208,7 +209,7 @@ class _Statements:
 
 
 def _work(
-    client: Client, grain: Grain, windows: Sequence[Window], run_id: str, database: str, events_of_a_pass: int
+    client: "Client", grain: Grain, windows: Sequence[Window], run_id: str, database: str, events_of_a_pass: int
 ) -> Outcome:
     started = time.monotonic()
     statements = _Statements(client)
@@ -230,7 +231,7 @@ def _work(
 
 
 @contextlib.contextmanager
-def _staging(client: Client, tables: Sequence[Table], run_id: str, database: str) -> Iterator[list[str]]:
+def _staging(client: "Client", tables: Sequence[Table], run_id: str, database: str) -> Iterator[list[str]]:
     names = [staging_name(table, run_id) for table in tables]
     try:
         for table, name in zip(tables, names, strict=True):
@@ -281,7 +282,7 @@ def _days(statements: _Statements, window: Window, sessions: str, targets: Mappi
     }
 
 
-def _check(client: Client, target: str, table: Table, computed: Mapping[dt.date, Day]) -> None:
+def _check(client: "Client", target: str, table: Table, computed: Mapping[dt.date, Day]) -> None:
     """Raise StagingError when a staging table is not of the form of its table, or has not what the sessions have."""
     structures = [
         {(kind, name): value for kind, name, value in client.execute(STRUCTURE_STATEMENT, {"table": name_})}
@@ -313,7 +314,7 @@ def _swap(statements: _Statements, table: Table, target: str, day: dt.date, comp
         statements.run(f"{alter} DROP PARTITION {day:%Y%m%d}")
 
 
-def _drop_days(client: Client, grain: Grain, before: dt.date) -> None:
+def _drop_days(client: "Client", grain: Grain, before: dt.date) -> None:
     for table in grain.tables:
         parameters = {"table": table.name, "first_kept": f"{before:%Y%m%d}"}
         for (partition,) in client.execute(OLD_PARTITIONS_STATEMENT, parameters):

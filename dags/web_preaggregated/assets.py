@@ -9,7 +9,6 @@ import datetime as dt
 from collections.abc import Iterator
 
 import dagster as dg
-from clickhouse_driver import errors
 from pydantic import Field
 
 from dags.common.clickhouse.cluster import ClickhouseCluster, ClusterError
@@ -17,6 +16,7 @@ from dags.common.clickhouse.retry import is_transient
 from dags.common.owners import JobOwners, asset_owned_by, owned_by, step_owned_by
 from dags.common.resources import query_tags
 from dags.common.settings import Settings, SettingsError
+from dags.common.tags import NO_CHECK_BECAUSE
 from dags.web_preaggregated.aggregate import Day, Outcome, StagingError, drop_leftovers, pre_aggregate
 from dags.web_preaggregated.statements import DAILY, HOURLY, ONE_DAY, Grain
 from dags.web_preaggregated.teams import select_teams, selected_teams
@@ -61,9 +61,14 @@ class TeamSelectionConfig(dg.Config):
     )
 
 
-def _spec(key: dg.AssetKey, description: str) -> dg.AssetSpec:
+def _spec(key: dg.AssetKey, description: str, metadata: dict[str, str] | None = None) -> dg.AssetSpec:
     return dg.AssetSpec(
-        key, deps=[EVENTS, TEAM_SELECTION], description=description, group_name=GROUP, **owned_by(OWNER)
+        key,
+        deps=[EVENTS, TEAM_SELECTION],
+        description=description,
+        group_name=GROUP,
+        metadata=metadata,
+        **owned_by(OWNER),
     )
 
 
@@ -117,7 +122,11 @@ def daily_web_tables(partitions_per_run: int) -> dg.AssetsDefinition:
     name="web_analytics_hourly_tables",
     specs=[
         _spec(STATS_HOURLY, "Pageviews, visitors and sessions of the current day by hour and page: web_stats_hourly."),
-        _spec(BOUNCES_HOURLY, "Sessions, bounces and duration of the current day by hour: web_bounces_hourly."),
+        _spec(
+            BOUNCES_HOURLY,
+            "Sessions, bounces and duration of the current day by hour: web_bounces_hourly.",
+            {NO_CHECK_BECAUSE: "It is computed with the hourly pageviews, whose freshness is checked."},
+        ),
     ],
     **step_owned_by(OWNER),
     retry_policy=RETRY_POLICY,
@@ -137,7 +146,14 @@ def web_analytics_hourly_tables(
         yield dg.MaterializeResult(asset_key=key, metadata=_metadata(outcome, table, outcome.days[today]))
 
 
-@dg.asset(key=TEAM_SELECTION, **asset_owned_by(OWNER), group_name=GROUP, retry_policy=RETRY_POLICY, pool=POOL)
+@dg.asset(
+    key=TEAM_SELECTION,
+    **asset_owned_by(OWNER),
+    group_name=GROUP,
+    retry_policy=RETRY_POLICY,
+    pool=POOL,
+    metadata={NO_CHECK_BECAUSE: "It is what a person chose: there is nothing to compare it with."},
+)
 def web_analytics_team_selection(
     context: dg.AssetExecutionContext, config: TeamSelectionConfig, cluster: dg.ResourceParam[ClickhouseCluster]
 ) -> dg.MaterializeResult[None]:
@@ -190,6 +206,8 @@ def _failures_as_dagster_wants_them() -> Iterator[None]:
     except StagingError as error:
         raise dg.Failure(description=str(error), allow_retries=False) from error
     except ClusterError as error:
+        from clickhouse_driver import errors
+
         causes = list(error.errors.values())
         known = [cause for cause in causes if isinstance(cause, errors.ServerException | StagingError)]
         if known and not any(is_transient(cause) for cause in known):

@@ -7,7 +7,7 @@ import dagster as dg
 from dags.common.owners import owned_by
 from dags.common.schedules import skip_if_already_running
 from dags.common.settings import Settings, get_settings
-from dags.common.tags import MAX_RUNTIME_TAG
+from dags.common.tags import MAX_RETRIES_TAG, MAX_RUNTIME_TAG
 from dags.web_preaggregated.assets import (
     BOUNCES_DAILY,
     BOUNCES_HOURLY,
@@ -25,14 +25,16 @@ web_analytics_daily_job = dg.define_asset_job(
     "web_analytics_daily_job",
     selection=dg.AssetSelection.assets(STATS_DAILY, BOUNCES_DAILY, STATS_EXPORT_KEY, BOUNCES_EXPORT_KEY),
     description="Computes days of the daily web tables, and exports them.",
-    **owned_by(OWNER, **{MAX_RUNTIME_TAG: "18000"}),
+    # Computing a day again converges.
+    **owned_by(OWNER, **{MAX_RUNTIME_TAG: "18000", MAX_RETRIES_TAG: "1"}),
 )
 
 web_pre_aggregate_current_day_hourly_job = dg.define_asset_job(
     "web_pre_aggregate_current_day_hourly_job",
     selection=dg.AssetSelection.assets(STATS_HOURLY, BOUNCES_HOURLY),
     description="Computes the current day of the hourly web tables.",
-    **owned_by(OWNER, **{MAX_RUNTIME_TAG: "3000"}),
+    # The next hour computes the same day.
+    **owned_by(OWNER, **{MAX_RUNTIME_TAG: "3000", MAX_RETRIES_TAG: "0"}),
 )
 
 

@@ -6,13 +6,15 @@ With no selected team in the table, all teams are. Not here: the asset that chan
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-
-from clickhouse_driver import Client
+from typing import TYPE_CHECKING
 
 from dags.common.clickhouse.cluster import ClickhouseCluster
 from dags.common.clickhouse.query import Insert, Query, quoted
 from dags.common.clickhouse.tables import WEB_PRE_AGGREGATED_TEAMS
 from dags.web_preaggregated.statements import DAILY, HOURLY
+
+if TYPE_CHECKING:
+    from clickhouse_driver import Client
 
 REMOVAL_TIMEOUT_SECONDS = 3600.0
 SELECTION_STATEMENT = "SELECT team_id FROM web_pre_aggregated_teams FINAL WHERE is_selected = 1 ORDER BY team_id"
@@ -61,7 +63,7 @@ class _Removal:
     team_ids: tuple[int, ...]
     retryable = True
 
-    def __call__(self, client: Client) -> int:
+    def __call__(self, client: "Client") -> int:
         parameters = {"team_ids": self.team_ids}
         condition = "team_id NOT IN %(team_ids)s"
         ((count,),) = client.execute(f"SELECT count() FROM {quoted(self.table)} WHERE {condition}", parameters)  # noqa: S608 - a name of the schema

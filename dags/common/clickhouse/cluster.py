@@ -12,15 +12,12 @@ import itertools
 import logging
 import threading
 import time
-import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent import futures
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import Any, Generic, Self, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, Self, TypeVar
 
-from clickhouse_driver import Client, errors
-from clickhouse_driver.connection import Connection
 from pydantic import SecretStr
 from tenacity import RetryCallState, Retrying, retry_if_exception, stop_after_attempt, stop_when_event_set
 from tenacity.nap import sleep_using_event
@@ -29,6 +26,11 @@ from dags.common.clickhouse.query import Query
 from dags.common.clickhouse.query_tags import QueryTags
 from dags.common.clickhouse.retry import RetryPolicy, is_connection_error, is_transient
 from dags.common.settings import Settings
+
+if TYPE_CHECKING:
+    from clickhouse_driver import Client
+
+    from dags.common.clickhouse.session import Session
 
 logger = logging.getLogger(__name__)
 # The driver logs a traceback for each host that it cannot reach; here it is one line, or the error of the call.
@@ -117,67 +119,6 @@ class ClusterError(Exception):
         super().__init__(f"The call failed on {len(lines)} of {host_count} ClickHouse hosts:\n" + "\n".join(lines))
 
 
-class _Connection(Connection):  # type: ignore[misc] # clickhouse_driver has no types
-    """A connection that gives every query an id, so that another connection can kill it."""
-
-    query_id: str | None = None
-    # How long the server may be silent, once it has greeted.
-    silence_seconds = LONGEST_CALL_SECONDS
-
-    def connect(self) -> None:
-        super().connect()
-        self.socket.settimeout(self.silence_seconds)
-
-    def force_connect(self) -> None:
-        """Before every query: without the driver's ping, because each call begins with one."""
-        self.check_query_execution()
-        if not self.connected:
-            self.connect()
-
-    def send_query(self, query: str, query_id: str | None = None, params: Mapping[str, Any] | None = None) -> None:
-        self.query_id = query_id or str(uuid.uuid4())
-        super().send_query(query, query_id=self.query_id, params=params)
-
-
-class _Session(Client):  # type: ignore[misc] # clickhouse_driver has no types
-    """A client that adds a call's settings to every query, and that ends for good when the call's time is up."""
-
-    call_settings: Mapping[str, Any]
-    ended: bool = False
-
-    def __init__(self, **options: Any) -> None:
-        super().__init__(**options)
-        # In place of the one that the client has just made, which is not connected yet.
-        self.connection = _Connection(**options)
-
-    def establish_connection(self, settings: Mapping[str, Any] | None) -> None:
-        if self.ended:
-            raise CallTimeoutError("The deadline of this call has passed: its client takes no more queries.")
-        super().establish_connection({**self.call_settings, **(settings or {})})
-
-    def connect(self) -> None:
-        """Connects, unless it is connected and the server answers."""
-        if self.connection.connected:
-            with contextlib.suppress(errors.Error, OSError):
-                if self.connection.ping():
-                    return
-            self.disconnect()
-        self.connection.connect()
-        if self.ended:
-            raise CallTimeoutError("The deadline of this call has passed.")
-
-    def end(self) -> str | None:
-        """Wakes the thread that waits for the server. Returns the id of the query that the server still runs."""
-        self.ended = True
-        running = self.connection.query_id if self.connection.is_query_executing else None
-        socket = self.connection.socket
-        if socket is not None:
-            # It may be closed already: then there is nobody to wake.
-            with contextlib.suppress(OSError):
-                socket.shutdown(2)
-        return running
-
-
 class _Pool:
     """The connections to one host: at most `size` in use, idle ones kept, doubtful ones closed."""
 
@@ -185,12 +126,12 @@ class _Pool:
         self.host = host
         self._access = access
         self._slots = threading.BoundedSemaphore(size)
-        self._idle: list[_Session] = []
+        self._idle: list[Session] = []
         self._closed = False
         self._lock = threading.Lock()
 
     @contextlib.contextmanager
-    def session(self, settings: Mapping[str, Any], wait_seconds: float) -> Iterator[_Session]:
+    def session(self, settings: Mapping[str, Any], wait_seconds: float) -> Iterator["Session"]:
         """A session, which may not be connected; it goes back to the pool only when it was left as it was found."""
         if not self._slots.acquire(timeout=max(wait_seconds, 0)):
             raise CallTimeoutError(f"No connection to {self.host} came free.")
@@ -208,6 +149,8 @@ class _Pool:
 
     def kill(self, query_id: str, settings: Mapping[str, Any]) -> None:
         """Tells the server to stop the query, on a connection of its own: the pool's may all be stuck."""
+        from clickhouse_driver import errors
+
         try:
             session = self._new_session()
             try:
@@ -226,12 +169,15 @@ class _Pool:
         for session in idle:
             session.disconnect()
 
-    def _idle_session(self) -> _Session | None:
+    def _idle_session(self) -> "Session | None":
         with self._lock:
             return self._idle.pop() if self._idle else None
 
-    def _new_session(self) -> _Session:
-        return _Session(
+    def _new_session(self) -> "Session":
+        # The driver takes long to import, and most who import this module never connect.
+        from dags.common.clickhouse.session import Session
+
+        return Session(
             host=self.host.address,
             port=self.host.port,
             user=self._access.user,
@@ -247,7 +193,7 @@ class _Pool:
             disable_reconnect=True,
         )
 
-    def _give_back(self, session: _Session) -> None:
+    def _give_back(self, session: "Session") -> None:
         connection = session.connection
         as_found = (
             connection.connected
@@ -266,7 +212,7 @@ class _Pool:
 class _Call(Generic[T]):
     """One function on its way: its future, its deadline, and the session that it uses now."""
 
-    def __init__(self, fn: Callable[[Client], T], hosts: Sequence[Host], timeout_seconds: float) -> None:
+    def __init__(self, fn: Callable[["Client"], T], hosts: Sequence[Host], timeout_seconds: float) -> None:
         self.fn = fn
         self.hosts = hosts
         self.timeout_seconds = timeout_seconds
@@ -277,7 +223,7 @@ class _Call(Generic[T]):
         self.failures: list[tuple[Host, BaseException]] = []
         # The host of the attempt under way, or of the last one.
         self.host = hosts[0]
-        self._session: _Session | None = None
+        self._session: Session | None = None
         self._kill: Callable[[str], None] | None = None
         # Reentrant: callbacks of the future run while it is held, and may end this call.
         self._lock = threading.RLock()
@@ -323,7 +269,7 @@ class _Call(Generic[T]):
             self._settle(lambda: self.future.set_result(result))
 
     @contextlib.contextmanager
-    def using(self, session: _Session, kill: Callable[[str], None]) -> Iterator[None]:
+    def using(self, session: "Session", kill: Callable[[str], None]) -> Iterator[None]:
         """While the session is in use here, the end of the call ends it, and kills its query."""
         with self._lock:
             if self.over.is_set():
@@ -505,7 +451,7 @@ class ClickhouseCluster:
 
     def any_host(
         self,
-        fn: Callable[[Client], T],
+        fn: Callable[["Client"], T],
         *,
         retryable: bool | None = None,
         timeout_seconds: float | None = None,
@@ -521,7 +467,7 @@ class ClickhouseCluster:
 
     def map_all_hosts(
         self,
-        fn: Callable[[Client], T],
+        fn: Callable[["Client"], T],
         *,
         retryable: bool | None = None,
         timeout_seconds: float | None = None,
@@ -536,7 +482,7 @@ class ClickhouseCluster:
 
     def map_hosts_by_role(
         self,
-        fn: Callable[[Client], T],
+        fn: Callable[["Client"], T],
         role: str,
         *,
         retryable: bool | None = None,
@@ -564,7 +510,7 @@ class ClickhouseCluster:
 
     def map_one_host_per_shard(
         self,
-        fn: Callable[[Client], T],
+        fn: Callable[["Client"], T],
         *,
         retryable: bool | None = None,
         timeout_seconds: float | None = None,
@@ -575,7 +521,7 @@ class ClickhouseCluster:
 
     def map_any_host_in_shards(
         self,
-        fn_by_shard: Mapping[int, Callable[[Client], T]],
+        fn_by_shard: Mapping[int, Callable[["Client"], T]],
         *,
         retryable: bool | None = None,
         timeout_seconds: float | None = None,
@@ -639,7 +585,12 @@ class ClickhouseCluster:
         self.close()
 
     def _submit(
-        self, fn: Callable[[Client], T], hosts: Sequence[Host], *, retryable: bool | None, timeout_seconds: float | None
+        self,
+        fn: Callable[["Client"], T],
+        hosts: Sequence[Host],
+        *,
+        retryable: bool | None,
+        timeout_seconds: float | None,
     ) -> _Call[T]:
         seconds = self._call_timeout_seconds if timeout_seconds is None else timeout_seconds
         if not 0 < seconds <= LONGEST_CALL_SECONDS:

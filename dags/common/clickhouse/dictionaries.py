@@ -10,12 +10,14 @@ when a server starts, so the table stays as it is for as long as the dictionary 
 from collections.abc import Mapping, Sequence
 from concurrent import futures
 from dataclasses import dataclass
-
-from clickhouse_driver import Client
+from typing import TYPE_CHECKING
 
 from dags.common.clickhouse.cluster import ClickhouseCluster, Host, one_line
 from dags.common.clickhouse.ddl import Column, Dictionary, Form
 from dags.common.clickhouse.query import Query, quoted
+
+if TYPE_CHECKING:
+    from clickhouse_driver import Client
 
 STATUS_STATEMENT = """
 SELECT status, last_exception FROM system.dictionaries WHERE database = currentDatabase() AND name = %(name)s
@@ -75,7 +77,7 @@ def load(cluster: ClickhouseCluster, name: str, *, deadline_seconds: float) -> N
     """
     identifier = quoted(name)
 
-    def load_here(client: Client) -> tuple[str, str]:
+    def load_here(client: "Client") -> tuple[str, str]:
         client.execute(f"SYSTEM RELOAD DICTIONARY {identifier}")
         ((status, exception),) = client.execute(STATUS_STATEMENT, {"name": name})
         return status, exception
@@ -103,7 +105,7 @@ def checksum(cluster: ClickhouseCluster, name: str, *, deadline_seconds: float =
     Raises ClusterError when a host does not answer or has no such dictionary.
     """
 
-    def sum_here(client: Client) -> Checksum:
+    def sum_here(client: "Client") -> Checksum:
         columns = [column for (column,) in client.execute(COLUMNS_STATEMENT, {"name": name})]
         if not columns:
             raise LookupError(f"There is no dictionary {name} in the database {cluster.database}.")
@@ -144,11 +146,11 @@ class _TableChecksum:
     columns: tuple[str, ...]
     retryable: bool = True
 
-    def __call__(self, client: Client) -> Checksum:
+    def __call__(self, client: "Client") -> Checksum:
         return _checksum(client, self.source, self.columns)
 
 
-def _checksum(client: Client, source: str, columns: Sequence[str]) -> Checksum:
+def _checksum(client: "Client", source: str, columns: Sequence[str]) -> Checksum:
     # Inside a tuple a NULL has a hash of its own. A sum, because an XOR would not see a row that is there three times.
     values = ", ".join(quoted(column) for column in columns)
     ((rows, hash_sum),) = client.execute(f"SELECT count(), sum(sipHash64(tuple({values}))) FROM {source}")  # noqa: S608 - identifiers, quoted

@@ -10,12 +10,13 @@ import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
-from typing import Any, Self
-
-from clickhouse_driver import Client
+from typing import TYPE_CHECKING, Any, Self
 
 from dags.common.clickhouse.cluster import CallTimeoutError, ClickhouseCluster, ClusterError, Host, one_line
 from dags.common.clickhouse.retry import SERVER_ERRORS, is_transient
+
+if TYPE_CHECKING:
+    from clickhouse_driver import Client
 
 # For one look at one host; the last one, at the deadline, gets the shortest.
 LOOK_SECONDS = 30.0
@@ -234,7 +235,7 @@ class Known:
     latest_fail_error: str
 
 
-def known_mutations(client: Client, table: str, id_: str | None = None) -> dict[str, Known]:
+def known_mutations(client: "Client", table: str, id_: str | None = None) -> dict[str, Known]:
     """The mutations of the table of the current database that this server lists, by id; or the one of an id."""
     known: dict[str, Known] = {}
     # One row for each command, in the order of the commands.
@@ -281,7 +282,7 @@ class _Look:
     mutation: EnqueuedMutation
     retryable: bool = True
 
-    def __call__(self, client: Client) -> tuple[Answer, int, str]:
+    def __call__(self, client: "Client") -> tuple[Answer, int, str]:
         mutation = self.mutation
         storages = client.execute(STORAGE_STATEMENT, {"table": mutation.table})
         if [storage for storage, _ in storages] != [mutation.storage]:

@@ -15,9 +15,7 @@ import re
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
-
-from clickhouse_driver import Client
+from typing import TYPE_CHECKING, Any
 
 from dags.common.clickhouse.cluster import ClickhouseCluster, ClusterError, Host
 from dags.common.clickhouse.ddl import literal
@@ -32,6 +30,9 @@ from dags.common.clickhouse.mutation_progress import (
     present_hosts,
 )
 from dags.common.clickhouse.query import Query, quoted
+
+if TYPE_CHECKING:
+    from clickhouse_driver import Client
 
 logger = logging.getLogger(__name__)
 PARTITION_ID = re.compile(r"[A-Za-z0-9_-]+")
@@ -136,7 +137,7 @@ class Mutation:
             if not PARTITION_ID.fullmatch(partition):
                 raise ValueError(f"'{partition}' is not a partition_id as in system.parts.")
 
-    def texts(self, client: Client) -> list[str]:
+    def texts(self, client: "Client") -> list[str]:
         """Each command with its partition and its parameters filled in, in the order of doing."""
         texts = []
         for partition in self.partitions or (None,):
@@ -163,7 +164,7 @@ class LightweightUpdate:
     # Setting the same again changes nothing.
     retryable: bool = True
 
-    def __call__(self, client: Client) -> None:
+    def __call__(self, client: "Client") -> None:
         """Runs it on the client."""
         if self.partition is not None and not PARTITION_ID.fullmatch(self.partition):
             raise ValueError(f"'{self.partition}' is not a partition_id as in system.parts.")
@@ -267,7 +268,7 @@ def _enqueue(
         return Enqueued(())
     groups = _groups(cluster, mutation_by_host, timeout_seconds)
 
-    def on_each(fn_of: Callable[[_Group], Callable[[Client], Any]]) -> list[Any]:
+    def on_each(fn_of: Callable[[_Group], Callable[["Client"], Any]]) -> list[Any]:
         futures = [
             cluster.among(group.answering).any_host(fn_of(group), retryable=True, timeout_seconds=timeout_seconds)
             for group in groups
@@ -334,7 +335,7 @@ def _groups(
     return groups
 
 
-def _lacking(client: Client, group: _Group, not_before: dt.datetime, capacity: Capacity) -> str | None:
+def _lacking(client: "Client", group: _Group, not_before: dt.datetime, capacity: Capacity) -> str | None:
     """Why the mutation has no room on this host; None where it has, or is there already."""
     mutation = group.mutation
     known = known_mutations(client, mutation.table)
@@ -365,7 +366,7 @@ def _lacking(client: Client, group: _Group, not_before: dt.datetime, capacity: C
     )
 
 
-def _enqueue_missing(client: Client, group: _Group, not_before: dt.datetime) -> EnqueuedMutation:
+def _enqueue_missing(client: "Client", group: _Group, not_before: dt.datetime) -> EnqueuedMutation:
     mutation = group.mutation
     texts = mutation.texts(client)
     commands = _formatted(client, texts)
@@ -399,7 +400,7 @@ def _matching(known: Mapping[str, Known], commands: tuple[str, ...], not_before:
     return max(same, key=lambda one: number_of(one.id), default=None)
 
 
-def _filled(client: Client, text: str, command: Command) -> str:
+def _filled(client: "Client", text: str, command: Command) -> str:
     """The text with the values in it, as the driver writes them."""
     if not command.parameters:
         return text
@@ -407,7 +408,7 @@ def _filled(client: Client, text: str, command: Command) -> str:
     return filled
 
 
-def _formatted(client: Client, texts: Sequence[str]) -> tuple[str, ...]:
+def _formatted(client: "Client", texts: Sequence[str]) -> tuple[str, ...]:
     ((formatted,),) = client.execute(FORMATTED_STATEMENT, {"commands": list(texts)})
     return tuple(formatted)
 

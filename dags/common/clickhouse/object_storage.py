@@ -7,14 +7,16 @@ hidden in every other error, so that none of them carries it into Dagster's even
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from clickhouse_driver import Client, errors
 from pydantic import SecretStr
 
 from dags.common.clickhouse.ddl import literal
 from dags.common.clickhouse.query import Query, Rows
 from dags.common.settings import Settings
+
+if TYPE_CHECKING:
+    from clickhouse_driver import Client
 
 HIDDEN = "[HIDDEN]"
 # The first arguments of the table function `s3` in the statement of an ObjectQuery.
@@ -74,8 +76,10 @@ class ObjectQuery:
     retryable: bool | None = None
     external_tables: Sequence[Mapping[str, Any]] = field(default=(), repr=False)
 
-    def __call__(self, client: Client) -> Rows:
+    def __call__(self, client: "Client") -> Rows:
         """Runs the statement on the client."""
+        from clickhouse_driver import errors
+
         parameters = {**self.parameters, **self.storage.parameters(self.key)}
         try:
             query = Query(self.statement, parameters, self.settings, external_tables=self.external_tables)

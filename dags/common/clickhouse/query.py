@@ -6,9 +6,11 @@ A function of a client that needs more than one statement is written where it is
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from clickhouse_driver import Client
+if TYPE_CHECKING:
+    from clickhouse_driver import Client
+
 
 READING_STATEMENT = re.compile(r"\s*(SELECT|SHOW|DESCRIBE|DESC|EXISTS|EXPLAIN)\b", re.IGNORECASE)
 IDENTIFIER = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
@@ -49,7 +51,7 @@ class Query:
         if self.retryable is None:
             object.__setattr__(self, "retryable", READING_STATEMENT.match(self.statement) is not None)
 
-    def __call__(self, client: Client) -> Rows:
+    def __call__(self, client: "Client") -> Rows:
         """Runs the statement on the client."""
         parameters = None if self.parameters is None else dict(self.parameters)
         tables = [dict(table) for table in self.external_tables] or None
@@ -76,7 +78,7 @@ class Insert:
         """Whether the rows may be sent twice."""
         return self.deduplication_token is not None
 
-    def __call__(self, client: Client) -> int:
+    def __call__(self, client: "Client") -> int:
         """Inserts the rows with the client."""
         settings = dict(self.settings)
         if self.deduplication_token is not None:

@@ -6,7 +6,6 @@ Whether a call may be made twice is the caller's knowledge: see `retryable` in `
 import errno
 from dataclasses import dataclass
 
-from clickhouse_driver import errors
 from tenacity import wait_exponential, wait_random
 from tenacity.wait import wait_base
 
@@ -76,6 +75,8 @@ SERVER_ERRORS: dict[int, ServerError] = {
 
 def is_connection_error(error: BaseException) -> bool:
     """Whether the connection failed, on our side of it: the same call may succeed on another host."""
+    from clickhouse_driver import errors
+
     if isinstance(error, errors.NetworkError | errors.SocketTimeoutError | EOFError | ConnectionError | TimeoutError):
         return True
     return isinstance(error, OSError) and error.errno in NETWORK_ERRNOS
@@ -83,6 +84,8 @@ def is_connection_error(error: BaseException) -> bool:
 
 def is_transient(error: BaseException) -> bool:
     """Whether the same call may succeed a little later: a failed connection, or a transient code of the table."""
+    from clickhouse_driver import errors
+
     if isinstance(error, errors.ServerException):
         known = SERVER_ERRORS.get(error.code)
         return known is not None and known.transient and (known.only_if is None or known.only_if in error.message)

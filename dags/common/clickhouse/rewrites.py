@@ -15,9 +15,7 @@ import time
 import uuid
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
-
-from clickhouse_driver import Client
+from typing import TYPE_CHECKING, Any
 
 from dags.common.clickhouse import dictionaries
 from dags.common.clickhouse.cluster import ClickhouseCluster, Host
@@ -26,6 +24,9 @@ from dags.common.clickhouse.mutation_progress import Enqueued, Progress, passes_
 from dags.common.clickhouse.mutations import Command, Mutation, enqueue, enqueue_on_all_hosts, floor_time
 from dags.common.clickhouse.query import Insert, Query, Rows, quoted
 from dags.common.clickhouse.tables import EVENTS
+
+if TYPE_CHECKING:
+    from clickhouse_driver import Client
 
 logger = logging.getLogger(__name__)
 
@@ -375,7 +376,7 @@ def _end_mutations(job: Job) -> None:
 
 
 def _drop_all(cluster: ClickhouseCluster, suffix: str = "") -> list[str]:
-    def drop(client: Client) -> list[str]:
+    def drop(client: "Client") -> list[str]:
         dropped = []
         for name, is_dictionary in client.execute(LEFTOVERS_STATEMENT, {"prefix": PREFIX}):
             if suffix in name:

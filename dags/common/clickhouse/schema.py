@@ -9,9 +9,9 @@ import platform
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import click
-from clickhouse_driver import Client, errors
 
 from dags.common.clickhouse.cluster import (
     Access,
@@ -27,6 +27,9 @@ from dags.common.clickhouse.query import Insert, Query, quoted
 from dags.common.clickhouse.retry import is_connection_error
 from dags.common.clickhouse.tables import SCHEMA, SCHEMA_MIGRATIONS
 from dags.common.settings import Settings, SettingsError, get_settings
+
+if TYPE_CHECKING:
+    from clickhouse_driver import Client
 
 EVERY_HOST = "every host, by ON CLUSTER"
 TABLES_STATEMENT = """
@@ -97,7 +100,7 @@ def apply_schema(
     form = Form(cluster.database, cluster.name if clustered else None)
     author = applied_by or f"{getpass.getuser()}@{platform.node()}"
 
-    def plan(client: Client) -> list[_Step]:
+    def plan(client: "Client") -> list[_Step]:
         return _plan(client, form, schema)
 
     plans = cluster.map_all_hosts(plan, retryable=True).result()
@@ -131,7 +134,7 @@ def create_database(settings: Settings) -> None:
         cluster.map_all_hosts(Query(statement, retryable=True)).result()
 
 
-def _plan(client: Client, form: Form, schema: Sequence[SchemaObject]) -> list[_Step]:
+def _plan(client: "Client", form: Form, schema: Sequence[SchemaObject]) -> list[_Step]:
     existing = _existing_tables(client, form.database)
     recorded = dict(client.execute(RECORDED_STATEMENT)) if SCHEMA_MIGRATIONS.name in existing else {}
     conflicts: list[str] = []
@@ -150,7 +153,7 @@ def _plan(client: Client, form: Form, schema: Sequence[SchemaObject]) -> list[_S
     return steps
 
 
-def _existing_tables(client: Client, database: str) -> dict[str, _ExistingTable]:
+def _existing_tables(client: "Client", database: str) -> dict[str, _ExistingTable]:
     columns: dict[str, dict[str, tuple[str, str]]] = {}
     for table, name, type_name, comment in client.execute(COLUMNS_STATEMENT, {"database": database}):
         columns.setdefault(table, {})[name] = (type_name, comment)
@@ -167,7 +170,7 @@ def _existing_tables(client: Client, database: str) -> dict[str, _ExistingTable]
 
 
 def _table_statements(
-    client: Client, form: Form, table: Table, existing: dict[str, _ExistingTable], conflicts: list[str]
+    client: "Client", form: Form, table: Table, existing: dict[str, _ExistingTable], conflicts: list[str]
 ) -> list[str]:
     types = _canonical_types(client, table)
     statements = []
@@ -186,7 +189,7 @@ def _table_statements(
     return statements
 
 
-def _canonical_types(client: Client, table: Table) -> dict[str, str]:
+def _canonical_types(client: "Client", table: Table) -> dict[str, str]:
     """The types of the source as the server writes them: `Decimal64(10)` is `Decimal(18, 10)` to it."""
     structure = ", ".join(f"{quoted(column.name)} {column.type}" for column in table.columns)
     rows = client.execute("DESCRIBE TABLE null(%(structure)s)", {"structure": structure})
@@ -288,7 +291,7 @@ def _merged(plans: list[list[_Step]]) -> list[_Step]:
     ]
 
 
-def _run(client: Client, form: Form, steps: list[_Step], author: str) -> None:
+def _run(client: "Client", form: Form, steps: list[_Step], author: str) -> None:
     for step in steps:
         for statement in step.statements:
             client.execute(statement)
@@ -325,6 +328,8 @@ def apply(dry_run: bool) -> None:  # noqa: FBT001 - click calls it
     DEBUG=1 python -m dags.common.clickhouse.schema apply --dry-run   # what would be run on the local stack
     DEBUG=1 python -m dags.common.clickhouse.schema apply             # run it
     """  # noqa: D301 - click keeps the lines after this character as they are
+    from clickhouse_driver import errors
+
     try:
         settings = get_settings()
         clustered = is_clustered(settings)

@@ -1,0 +1,10 @@
+"""The real locations, loaded once for all tests of the policies."""
+
+import pytest
+
+from dags.definitions import load_locations
+
+LOCATIONS = load_locations()
+
+# The location's name is in the name of the test, so that `-k growth` selects what is about one team.
+of_each_location = pytest.mark.parametrize("location", list(LOCATIONS))
