@@ -11,7 +11,7 @@ LOCAL := DEBUG=1 DAGSTER_HOME="$(CURDIR)/.dagster_home" PYTHONWARNINGS="ignore:P
 WORKERS := --numprocesses auto --maxprocesses 4 --dist worksteal
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo dev test test-slow test-all snapshot lint format lock clean wipe
+.PHONY: help setup demo dev test test-slow test-all snapshot lint format new-team new-dag check-team lock clean wipe
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -52,6 +52,16 @@ lint: setup ## Check style, types and the direction of imports
 format: setup ## Write the source in the project's format
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+# What is given on the command line is in the environment, where no quote in it can end the command.
+new-team: setup ## Add a team with all that it needs and an example: TEAM=growth CHANNEL=#alerts-growth
+	@exec $(BIN)/python -m dags.scaffold new-team "$$TEAM" "$$CHANNEL"
+
+new-dag: setup ## Add an example dag to a team: TEAM=growth NAME=signups
+	@exec $(BIN)/python -m dags.scaffold new-dag "$$TEAM" "$$NAME"
+
+check-team: setup ## Run the policies that speak of a team, and the tests of its dags: TEAM=growth
+	@exec $(BIN)/python -m dags.scaffold check-team "$$TEAM"
 
 lock: setup ## Write requirements.lock from pyproject.toml; ARGS=--upgrade takes the newest versions
 	$(BIN)/uv pip compile pyproject.toml --all-extras --universal --python-version 3.11 --generate-hashes \

@@ -37,6 +37,7 @@ CONSECUTIVE_FAILURE_THRESHOLDS: Mapping[str, int] = {
 
 # Who hears of a failure that names no owner, by the code location it came from.
 team_per_location: Mapping[str, str] = {
+    "analytics_platform": JobOwners.TEAM_ANALYTICS_PLATFORM.value,
     "clickhouse": JobOwners.TEAM_CLICKHOUSE.value,
     "ingestion": JobOwners.TEAM_INGESTION.value,
     "revenue_analytics": JobOwners.TEAM_REVENUE_ANALYTICS.value,

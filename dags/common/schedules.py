@@ -1,4 +1,4 @@
-"""What schedules of several dags share: whether the same work is still under way. When what runs is in each dag."""
+"""Whether work is still under way, for schedules and for what cleans up after runs. When what runs is in each dag."""
 
 from collections.abc import Sequence
 
@@ -38,3 +38,9 @@ def unfinished_run(instance: dg.DagsterInstance, job_name: str, asset_keys: Sequ
         if run.job_name == job_name or wanted & set(run.asset_selection or ()):
             return run.run_id
     return None
+
+
+def run_is_over(instance: dg.DagsterInstance, run_id: str) -> bool | None:
+    """Return whether a run has ended, however it did; None when the instance knows no such run."""
+    run = instance.get_run_by_id(run_id)
+    return None if run is None else run.is_finished

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from dags.common.clickhouse.ddl import Column, Table
 from dags.common.clickhouse.query import quoted
 from dags.common.clickhouse.tables import (
+    ANALYTICS_DIGEST_DAILY,
     EVENTS,
     EVENTS_REJECTED,
     EXCHANGE_RATE,
@@ -73,9 +74,11 @@ OVERRIDES_TARGET = Target(
     PERSON_DISTINCT_ID_OVERRIDES, "_timestamp", {Kind.PERSON: ("team_id", "person_id"), Kind.TEAM: ("team_id",)}
 )
 REJECTED_TARGET = Target(EVENTS_REJECTED, "rejected_at", {Kind.TEAM: ("team_id",)})
+# Counts of a team's days: nothing in it is of one person.
+DIGEST_TARGET = Target(ANALYTICS_DIGEST_DAILY, "toDateTime64(day, 6, 'UTC')", {Kind.TEAM: ("team_id",)})
 
 # In the order of the work: events last, so that a request whose other rows failed finds its events again.
-TARGETS = (REJECTED_TARGET, OVERRIDES_TARGET, EVENTS_TARGET)
+TARGETS = (REJECTED_TARGET, DIGEST_TARGET, OVERRIDES_TARGET, EVENTS_TARGET)
 
 # Computed from events: their days are computed again.
 DERIVED = (WEB_STATS_DAILY, WEB_STATS_HOURLY, WEB_BOUNCES_DAILY, WEB_BOUNCES_HOURLY)

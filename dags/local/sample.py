@@ -7,9 +7,9 @@ What belongs here: what the sample holds, and putting it into object storage. Wh
 
 Three teams send JSON lines, one sends access logs. In them: visits of several pages, of which one each day runs over
 midnight; campaigns and referrers; browsers, systems and devices; visitors who come back, some of them under a second
-id that is known to be theirs (`person_overrides`); names of visitors that several teams use; visits that arrive a day
-late; events sent twice; lines that cannot be read. A day's objects depend on the day alone, so that a sample that ends
-a day later has the same objects and one day more.
+id that is known to be theirs (`person_overrides`); names of visitors that several teams use; orders in several
+currencies, one of them unknown; visits that arrive a day late; events sent twice; lines that cannot be read. A day's
+objects depend on the day alone, so that a sample that ends a day later has the same objects and one day more.
 """
 
 import datetime as dt
@@ -149,6 +149,11 @@ ENTRANCES = (
 )
 
 
+ORDER = "order_placed"
+# What orders are paid in, what a lamp costs in it, and the weight. XTS is the code for tests, which has no rate.
+PAYMENTS = (("USD", 49, 57), ("EUR", 45, 22), ("GBP", 39, 11), ("JPY", 7500, 5), ("XTS", 49, 5))
+
+
 @dataclass(frozen=True)
 class Site:
     """A team's web site: how many visits a day, how many visitors there are, and its pages with their weights."""
@@ -168,7 +173,7 @@ SHOP = Site(
         *(("/", 22), ("/products", 18), ("/products/desk-lamp", 12), ("/products/oak-chair", 10)),
         *(("/products/wall-clock", 7), ("/cart", 9), ("/checkout", 5), ("/about", 3), ("/help/returns", 3)),
     ),
-    goal="order_placed",
+    goal=ORDER,
     suffix=".jsonl",
 )
 DOCS = Site(
@@ -414,9 +419,20 @@ def _events(site: Site, visit: Visit, chance: random.Random) -> Iterator[tuple[d
         yield moment, "$pageview", on(path)
     last_moment, last_path = visit.views[-1]
     if chance.random() < GOAL_SHARE:
-        yield last_moment + dt.timedelta(seconds=4), site.goal, on(last_path)
+        yield last_moment + dt.timedelta(seconds=4), site.goal, {**on(last_path), **_payment(site, visit)}
     if len(visit.views) > 1:
         yield last_moment + dt.timedelta(seconds=9), "$pageleave", on(last_path)
+
+
+def _payment(site: Site, visit: Visit) -> dict[str, str]:
+    """What was paid for an order: nothing for any other goal."""
+    if site.goal != ORDER:
+        return {}
+    # Chance of its own, so that whatever else happens in the visit stays as it is without it.
+    chance = _random("payment", site.team_id, visit.visit_id)
+    currency, price, _ = chance.choices(PAYMENTS, [weight for *_, weight in PAYMENTS])[0]
+    digits = 0 if currency == "JPY" else 2
+    return {"revenue": f"{price * chance.uniform(0.4, 8.0):.{digits}f}", "currency": currency}
 
 
 @functools.lru_cache(maxsize=2)

@@ -129,15 +129,20 @@ class Webserver:
 
 
 @contextlib.contextmanager
-def serving(home: Path, command: Sequence[str], environment: Mapping[str, str]) -> Iterator[Webserver]:
-    """Run `WEBSERVER` or `DEVELOPMENT` with the instance and the workspace of `home` until the end of the block."""
+def serving(
+    home: Path, command: Sequence[str], environment: Mapping[str, str], *, root: Path = ROOT
+) -> Iterator[Webserver]:
+    """Run `WEBSERVER` or `DEVELOPMENT` with the instance and the workspace of `home` until the end of the block.
+
+    The code is that of the project at `root`.
+    """
     port = ports.free_port()
     arguments = [sys.executable, "-m", *command, "-w", str(home / "workspace.yaml"), "-p", str(port)]
     log = home / "server.log"
     with log.open("w") as output:
         process = subprocess.Popen(
             [*arguments, "-h", ports.LOOPBACK],
-            cwd=ROOT,
+            cwd=root,
             env={**os.environ, "DEBUG": "1", "DAGSTER_HOME": str(home), **environment},
             stdout=output,
             stderr=subprocess.STDOUT,

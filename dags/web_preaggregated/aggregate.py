@@ -7,20 +7,19 @@ Whatever happens in the middle, the tables have each day as it was before or as 
 what one run would have given. Tables of a run that died are dropped by a later one.
 """
 
-import contextlib
 import dataclasses
 import datetime as dt
 import logging
-import re
 import time
 import uuid
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from dags.common.clickhouse.cluster import ClickhouseCluster
 from dags.common.clickhouse.ddl import Table
 from dags.common.clickhouse.query import Rows, quoted
+from dags.common.clickhouse.staging import StagingError, check_form, staging, swap_statement
 from dags.web_preaggregated.statements import (
     EVENTS_OF_A_PASS,
     SESSION_SETTINGS,
@@ -29,7 +28,6 @@ from dags.web_preaggregated.statements import (
     Grain,
     Window,
     counted_days_statement,
-    create_statement,
     events_by_team_statement,
     over_long_statement,
     sessions_statement,
@@ -47,23 +45,6 @@ logger = logging.getLogger(__name__)
 # As long as the run itself may take.
 TIMEOUT_SECONDS = 4 * 3600.0
 TOP_PAGES = 10
-# Older than any run can be: a staging table of a run that this Dagster does not know, such as another laptop's.
-UNKNOWN_RUN_AGE = dt.timedelta(days=2)
-
-STAGING_PREFIX = "staging_web_"
-STAGING_NAME = re.compile(rf"{STAGING_PREFIX}\w+__(?P<run>\w+)__[0-9a-f]{{8}}")
-
-STAGING_STATEMENT = """
-SELECT name, dateDiff('second', metadata_modification_time, now()) FROM system.tables
-WHERE database = currentDatabase() AND startsWith(name, %(prefix)s)
-"""
-STRUCTURE_STATEMENT = """
-SELECT 'column', name, type FROM system.columns WHERE database = currentDatabase() AND table = %(table)s
-UNION ALL SELECT 'key', 'partition key', partition_key FROM system.tables
-WHERE database = currentDatabase() AND name = %(table)s
-UNION ALL SELECT 'key', 'sorting key', sorting_key FROM system.tables
-WHERE database = currentDatabase() AND name = %(table)s
-"""
 COST_STATEMENT = """
 SELECT sum(read_rows), sum(read_bytes), max(memory_usage) FROM system.query_log
 WHERE event_date >= today() - 1 AND type = 'QueryFinish' AND query_id IN %(ids)s
@@ -72,10 +53,6 @@ OLD_PARTITIONS_STATEMENT = """
 SELECT DISTINCT partition FROM system.parts
 WHERE database = currentDatabase() AND table = %(table)s AND active AND partition < %(first_kept)s
 """
-
-
-class StagingError(Exception):
-    """What was computed is not what the tables can take. Nothing was swapped in. The message says what differs."""
 
 
 @dataclass(frozen=True)
@@ -149,35 +126,6 @@ def pre_aggregate(
     return _merged(list(outcomes.values()))
 
 
-def drop_leftovers(cluster: ClickhouseCluster, is_over: Callable[[str], bool | None]) -> list[str]:
-    """Drop the staging tables of runs that are over, on every host; return their names.
-
-    `is_over` says of a run id whether that run is over, and None when it knows no such run: then age decides.
-    """
-
-    def drop(client: "Client") -> list[str]:
-        dropped = []
-        for name, age_seconds in client.execute(STAGING_STATEMENT, {"prefix": STAGING_PREFIX}):
-            match = STAGING_NAME.fullmatch(name)
-            over = is_over(_run_id_of(match["run"])) if match else None
-            if over or (over is None and age_seconds > UNKNOWN_RUN_AGE.total_seconds()):
-                client.execute(f"DROP TABLE IF EXISTS {quoted(name)} SYNC")
-                dropped.append(name)
-        return dropped
-
-    found = cluster.map_all_hosts(drop, retryable=True).result()
-    return sorted({name for names in found.values() for name in names})
-
-
-def staging_name(table: Table, run_id: str) -> str:
-    """A name for one attempt of a run: an earlier attempt may still be writing to its own tables."""
-    return f"{STAGING_PREFIX}{table.name}__{re.sub(r'[^A-Za-z0-9]', '_', run_id)}__{uuid.uuid4().hex[:8]}"
-
-
-def _run_id_of(part: str) -> str:
-    return part.replace("_", "-")
-
-
 @dataclass
 class _Statements:
     """Runs statements on one client, and remembers their ids to tell what they cost."""
@@ -215,7 +163,7 @@ def _work(
     statements = _Statements(client)
     days: dict[dt.date, Day] = {}
     for window in windows:
-        with _staging(client, (SESSIONS, *grain.tables), run_id, database) as (sessions, *targets):
+        with staging(client, (SESSIONS, *grain.tables), run_id, database) as (sessions, *targets):
             _sessionise(statements, window, sessions, events_of_a_pass)
             for target, table in zip(targets, grain.tables, strict=True):
                 statements.run(table_statement(grain, table, target, sessions), None, TABLE_SETTINGS)
@@ -224,24 +172,10 @@ def _work(
                 _check(client, target, table, computed)
             for day in window.days:
                 for target, table in zip(targets, grain.tables, strict=True):
-                    _swap(statements, table, target, day, computed[day])
+                    statements.run(swap_statement(table, target, day, computed[day].rows[table.name]))
         days |= computed
     rows_read, bytes_read, memory = statements.cost()
     return Outcome(days, time.monotonic() - started, rows_read, bytes_read, memory)
-
-
-@contextlib.contextmanager
-def _staging(client: "Client", tables: Sequence[Table], run_id: str, database: str) -> Iterator[list[str]]:
-    names = [staging_name(table, run_id) for table in tables]
-    try:
-        for table, name in zip(tables, names, strict=True):
-            client.execute(create_statement(table, name, database))
-        yield names
-    finally:
-        # A client that is gone cannot drop anything: then a later run does.
-        if client.connection.connected:
-            for name in names:
-                client.execute(f"DROP TABLE IF EXISTS {quoted(name)} SYNC")
 
 
 def _sessionise(statements: _Statements, window: Window, sessions: str, events_of_a_pass: int) -> None:
@@ -284,34 +218,12 @@ def _days(statements: _Statements, window: Window, sessions: str, targets: Mappi
 
 def _check(client: "Client", target: str, table: Table, computed: Mapping[dt.date, Day]) -> None:
     """Raise StagingError when a staging table is not of the form of its table, or has not what the sessions have."""
-    structures = [
-        {(kind, name): value for kind, name, value in client.execute(STRUCTURE_STATEMENT, {"table": name_})}
-        for name_ in (target, table.name)
-    ]
-    staged, wanted = structures
-    different = [
-        f"{name}: {wanted.get((kind, name), 'none')} in the table, {staged.get((kind, name), 'none')} in the source"
-        for kind, name in sorted({*staged, *wanted})
-        if staged.get((kind, name)) != wanted.get((kind, name))
-    ]
-    if different:
-        raise StagingError(
-            f"{table.name} has not the form that the schema says:\n- " + "\n- ".join(different) + "\nApply the schema: "
-            "clickhouse_schema_job, or python -m dags.common.clickhouse.schema apply."
-        )
+    check_form(client, target, table)
     statement = f"SELECT toDate(period_bucket), sumMerge(pageviews_count_state) FROM {quoted(target)} GROUP BY 1"  # noqa: S608 - a name made here
     found = dict(client.execute(statement))
     expected = {day: one.pageviews for day, one in computed.items() if one.pageviews}
     if found != expected:
         raise StagingError(f"{target} has the pageviews {found}, and the sessions have {expected}.")
-
-
-def _swap(statements: _Statements, table: Table, target: str, day: dt.date, computed: Day) -> None:
-    alter = f"ALTER TABLE {quoted(table.name)}"
-    if computed.rows[table.name]:
-        statements.run(f"{alter} REPLACE PARTITION {day:%Y%m%d} FROM {quoted(target)}")
-    else:
-        statements.run(f"{alter} DROP PARTITION {day:%Y%m%d}")
 
 
 def _drop_days(client: "Client", grain: Grain, before: dt.date) -> None:

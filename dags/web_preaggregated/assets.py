@@ -4,20 +4,22 @@ Belongs here: partitions, run config, metadata, and how errors end a step. Not h
 (`aggregate.py`), and how many partitions a run takes, which the location says.
 """
 
-import contextlib
 import datetime as dt
 from collections.abc import Iterator
 
 import dagster as dg
 from pydantic import Field
 
-from dags.common.clickhouse.cluster import ClickhouseCluster, ClusterError
-from dags.common.clickhouse.retry import is_transient
+from dags.common.clickhouse.cluster import ClickhouseCluster
+from dags.common.clickhouse.staging import drop_leftovers
+from dags.common.failures import permanent_errors_end_the_step
+from dags.common.markdown import code, markdown_table
 from dags.common.owners import JobOwners, asset_owned_by, owned_by, step_owned_by
 from dags.common.resources import query_tags
+from dags.common.schedules import run_is_over
 from dags.common.settings import Settings, SettingsError
 from dags.common.tags import NO_CHECK_BECAUSE
-from dags.web_preaggregated.aggregate import Day, Outcome, StagingError, drop_leftovers, pre_aggregate
+from dags.web_preaggregated.aggregate import Day, Outcome, pre_aggregate
 from dags.web_preaggregated.statements import DAILY, HOURLY, ONE_DAY, Grain
 from dags.web_preaggregated.teams import select_teams, selected_teams
 
@@ -179,11 +181,11 @@ def _computed(
     drop_before: dt.date | None = None,
 ) -> Outcome:
     tagged = cluster.tagged(query_tags(context))
-    dropped = drop_leftovers(tagged, lambda run_id: _is_over(context.instance, run_id))
+    dropped = drop_leftovers(tagged, lambda run_id: run_is_over(context.instance, run_id))
     if dropped:
         context.log.info(f"Dropped what runs that are over had left: {', '.join(dropped)}")
     teams = selected_teams(tagged)
-    with _failures_as_dagster_wants_them():
+    with permanent_errors_end_the_step():
         outcome = pre_aggregate(tagged, grain, days, run_id=context.run.run_id, team_ids=teams, drop_before=drop_before)
     context.log.info(
         f"{len(days)} days, {'all teams' if teams is None else f'{len(teams)} teams'}: "
@@ -191,28 +193,6 @@ def _computed(
         f"{outcome.rows_read} rows read, {outcome.peak_memory_bytes / 2**20:.0f} MiB at the most"
     )
     return outcome
-
-
-def _is_over(instance: dg.DagsterInstance, run_id: str) -> bool | None:
-    run = instance.get_run_by_id(run_id)
-    return None if run is None else run.is_finished
-
-
-@contextlib.contextmanager
-def _failures_as_dagster_wants_them() -> Iterator[None]:
-    """End the step without retries where trying again cannot help."""
-    try:
-        yield
-    except StagingError as error:
-        raise dg.Failure(description=str(error), allow_retries=False) from error
-    except ClusterError as error:
-        from clickhouse_driver import errors
-
-        causes = list(error.errors.values())
-        known = [cause for cause in causes if isinstance(cause, errors.ServerException | StagingError)]
-        if known and not any(is_transient(cause) for cause in known):
-            raise dg.Failure(description=str(error), allow_retries=False) from error
-        raise
 
 
 def _metadata(outcome: Outcome, table: str, day: Day) -> dict[str, dg.MetadataValue]:
@@ -245,16 +225,7 @@ def _metadata(outcome: Outcome, table: str, day: Day) -> dict[str, dg.MetadataVa
 
 
 def _top_pages_table(day: Day) -> str:
-    lines = ["| team | host | path | pageviews | visitors |", "|---:|---|---|---:|---:|"]
-    lines += [
-        f"| {page.team_id} | {_cell(page.host)} | {_cell(page.pathname)} | {page.pageviews} | {page.visitors} |"
-        for page in day.top_pages
+    rows = [
+        [page.team_id, code(page.host), code(page.pathname), page.pageviews, page.visitors] for page in day.top_pages
     ]
-    return "\n".join(lines) if day.top_pages else "No pageviews."
-
-
-def _cell(text: str) -> str:
-    # A path is written by whoever asks for it: as code, and without what would end the cell or the line.
-    printable = "".join(character if character.isprintable() else "\N{REPLACEMENT CHARACTER}" for character in text)
-    shown = printable.replace("|", "\\|").replace("`", "'")
-    return f"`{shown}`" if shown else ""
+    return markdown_table(["team", "host", "path", "pageviews", "visitors"], "rllrr", rows) or "No pageviews."

@@ -24,7 +24,7 @@ import datetime as dt
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
-from dags.common.clickhouse.ddl import Column, Form, Placement, Table
+from dags.common.clickhouse.ddl import Column, Placement, Table
 from dags.common.clickhouse.query import quoted
 from dags.common.clickhouse.tables import (
     WEB_BOUNCES_DAILY,
@@ -357,12 +357,6 @@ def table_statement(grain: Grain, table: Table, target: str, sessions: str) -> s
         f"INSERT INTO {quoted(target)} ({columns})\n"
         f"SELECT\n    {selected}\nFROM {quoted(sessions)}{pages}\nWHERE NOT is_over_long"
     )
-
-
-def create_statement(table: Table, name: str, database: str) -> str:
-    """A table of another name with the same columns, keys and engine, on one node: what a run computes into."""
-    staging = replace(table, name=name, unreplicated_settings={}, comment=f"Staging of {table.name}.")
-    return staging.create_statement(Form(database), name)
 
 
 def counted_days_statement(sessions: str) -> str:

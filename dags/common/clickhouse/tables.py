@@ -270,6 +270,37 @@ WEB_BOUNCES_HOURLY = _web_table(
     "web_bounces_hourly", "Sessions, bounces and duration by hour.", _web_keys("hour"), (*_COUNTED, *_BOUNCES_COUNTED)
 )
 
+ANALYTICS_DIGEST_DAILY = Table(
+    name="analytics_digest_daily",
+    comment="One row for each team and day: visitors, sessions, pageviews, top pages, revenue in US dollars.",
+    columns=(
+        Column("team_id", "Int64", "Team."),
+        Column("day", "Date", "Day, UTC."),
+        Column("visitors", "Nullable(UInt64)", "Visitors, exact; NULL when the web tables have no row of the team."),
+        Column("sessions", "Nullable(UInt64)", "Sessions, exact; NULL as visitors."),
+        Column("pageviews", "Nullable(UInt64)", "Pageviews; NULL as visitors."),
+        Column(
+            "top_pages",
+            "Array(Tuple(String, String, UInt64))",
+            "Host, path and pageviews of the pages with most pageviews, the most first.",
+        ),
+        Column("revenue_events", "UInt64", "All revenue events."),
+        Column("revenue_events_converted", "UInt64", "Those that revenue_usd is the sum of."),
+        Column("revenue_events_without_amount", "UInt64", "Those whose amount is missing or no number."),
+        Column("revenue_events_without_rate", "UInt64", "Those in an unknown currency, or without a rate of the day."),
+        Column("currencies_without_rate", "Array(String)", "Their currencies; an empty text when they name none."),
+        Column(
+            "revenue_usd",
+            "Nullable(Decimal(38, 2))",
+            "US dollars of the converted events; NULL when there are revenue events and none could be converted.",
+        ),
+    ),
+    engine="MergeTree",
+    partition_by="toYYYYMMDD(day)",
+    order_by=("team_id", "day"),
+    placement=Placement.EVERY_NODE,
+)
+
 # In the order of creation: a dictionary comes after its tables.
 SCHEMA: tuple[SchemaObject, ...] = (
     SCHEMA_MIGRATIONS,
@@ -284,4 +315,5 @@ SCHEMA: tuple[SchemaObject, ...] = (
     WEB_STATS_HOURLY,
     WEB_BOUNCES_DAILY,
     WEB_BOUNCES_HOURLY,
+    ANALYTICS_DIGEST_DAILY,
 )

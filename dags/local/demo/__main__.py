@@ -13,7 +13,7 @@ from dags.common.clickhouse.cluster import cluster_from_settings
 from dags.common.clickhouse.schema import apply_schema, create_database, is_clustered
 from dags.common.resources import make_s3
 from dags.common.settings import get_settings
-from dags.local.demo import exchange_rates, web_analytics
+from dags.local.demo import daily_digest, exchange_rates, web_analytics
 from dags.local.demo.stage import DemoError, Stage
 
 file_type = click.Path(exists=True, dir_okay=False, path_type=Path)
@@ -55,7 +55,8 @@ def show(say: Callable[[str], None], access_log: Path | None, events: Path | Non
         stage = Stage(settings, cluster, make_s3(settings), instance, say)
         try:
             exchange_rates.show(stage)
-            web_analytics.show(stage, access_log, events)
+            last_day = web_analytics.show(stage, access_log, events)
+            daily_digest.show(stage, last_day)
         finally:
             stage.show_runs_and_checks()
 

@@ -28,8 +28,8 @@ WHERE toDate(timestamp) NOT IN (SELECT toDate(period_bucket) FROM web_stats_dail
 """
 
 
-def show(stage: Stage, access_log: Path | None, events: Path | None) -> None:
-    """Runs everything and prints what it left. Raises DemoError, and what the parts raise."""
+def show(stage: Stage, access_log: Path | None, events: Path | None) -> dt.date:
+    """Runs everything, prints what it left, and returns its last day. Raises DemoError, and what the parts raise."""
     given = [path for path in (access_log, events) if path is not None]
     source = put_files(stage, access_log, events) if given else put_sample(stage)
     loaded = ingest(stage, source)
@@ -51,6 +51,7 @@ def show(stage: Stage, access_log: Path | None, events: Path | None) -> None:
     report.show(read)
     path = report.draw(read, Path(stage.instance.root_directory) / "demo" / PLOT)
     print(f"\nPlot: {path}")
+    return days[-1]
 
 
 def closed_days(stage: Stage, query: Query) -> list[dt.date]:

@@ -136,6 +136,15 @@ def test_visitors_come_back_have_one_device_and_share_names_between_teams() -> N
     assert {event["properties"].get("utm_source") for event in events} == {None, "google", "facebook", "newsletter"}
 
 
+def test_orders_alone_are_paid_in_several_currencies_of_which_one_has_no_rate() -> None:
+    paid = {event["uuid"]: event["properties"] for event in all_events() if "revenue" in event["properties"]}
+    orders = {event["uuid"] for event in all_events() if event["event"] == "order_placed"}
+    assert set(paid) == orders
+    assert {properties["currency"] for properties in paid.values()} >= {"USD", "EUR", "GBP", "XTS"}
+    for properties in paid.values():
+        assert re.fullmatch(r"\d+" if properties["currency"] == "JPY" else r"\d+\.\d\d", properties["revenue"])
+
+
 def test_an_override_gives_a_second_id_the_person_of_the_first() -> None:
     persons = {(event["team"], event["distinct_id"]): event["person_id"] for event in all_events()}
     used = 0

@@ -5,6 +5,7 @@ import pytest
 
 from dags.common.clickhouse.cluster import ClickhouseCluster
 from dags.common.clickhouse.query import Query
+from dags.common.clickhouse.staging import STAGING_PREFIX, drop_leftovers, staging_name
 from dags.tests.web_preaggregated.events import (
     DAY,
     Event,
@@ -17,7 +18,7 @@ from dags.tests.web_preaggregated.events import (
     person,
     sessions_of,
 )
-from dags.web_preaggregated.aggregate import STAGING_PREFIX, drop_leftovers, pre_aggregate, staging_name
+from dags.web_preaggregated.aggregate import pre_aggregate
 from dags.web_preaggregated.raw import compare_with_raw
 from dags.web_preaggregated.statements import DAILY, HOURLY
 

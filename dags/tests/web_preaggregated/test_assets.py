@@ -8,9 +8,9 @@ import pytest
 
 from dags.common.clickhouse.cluster import ClickhouseCluster
 from dags.common.clickhouse.query import Query
+from dags.common.clickhouse.staging import staging_name
 from dags.locations import web_analytics
 from dags.tests.web_preaggregated.events import DAY, Event, Numbers, Web, at, modelled_entries, sessions_of
-from dags.web_preaggregated.aggregate import staging_name
 from dags.web_preaggregated.assets import POOL, daily_web_tables, web_analytics_hourly_tables
 from dags.web_preaggregated.assets import web_analytics_team_selection as team_selection
 from dags.web_preaggregated.statements import DAILY, HOURLY

@@ -13,10 +13,11 @@ import pytest
 from dags.common.clickhouse.cluster import ClickhouseCluster
 from dags.common.clickhouse.query import Query
 from dags.common.clickhouse.schema import apply_schema
+from dags.common.clickhouse.staging import STAGING_PREFIX, drop_leftovers
 from dags.local.services import Lifeline
 from dags.tests.web_preaggregated.events import DAY
 from dags.tests.web_preaggregated.node import Node
-from dags.web_preaggregated.aggregate import STAGING_PREFIX, drop_leftovers, pre_aggregate
+from dags.web_preaggregated.aggregate import pre_aggregate
 from dags.web_preaggregated.raw import compare_with_raw
 from dags.web_preaggregated.statements import DAILY
 

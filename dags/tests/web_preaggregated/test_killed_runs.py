@@ -20,6 +20,7 @@ from pydantic import SecretStr
 
 from dags.common.clickhouse.object_storage import ObjectStorage
 from dags.common.clickhouse.schema import apply_schema
+from dags.common.clickhouse.staging import STAGING_PREFIX
 from dags.common.resources import Postgres
 from dags.local.services import Lifeline
 from dags.tests import webserver
@@ -28,7 +29,6 @@ from dags.tests.events.world import World, event, lines, log_line
 from dags.tests.web_preaggregated.events import DAY
 from dags.tests.web_preaggregated.node import Node
 from dags.tests.webserver import Webserver, wait_for, wait_for_run, worker_of
-from dags.web_preaggregated.aggregate import STAGING_PREFIX
 from dags.web_preaggregated.raw import compare_with_raw
 
 if TYPE_CHECKING:

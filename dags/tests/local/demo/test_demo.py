@@ -101,7 +101,15 @@ def test_an_access_log_becomes_a_report_by_day_with_the_runs_of_every_team(
     runs = instance.get_runs()
     assert {run.status for run in runs} == {dg.DagsterRunStatus.SUCCESS}
     assert all(run.run_id in result.stdout for run in runs)
-    assert {"daily_exchange_rates_job", "load_events_job", "web_analytics_daily_job"} <= {run.job_name for run in runs}
+    jobs = {run.job_name for run in runs}
+    assert {
+        "daily_exchange_rates_job",
+        "load_events_job",
+        "web_analytics_daily_job",
+        "analytics_digest_daily_job",
+    } == jobs
+    digest = result.stdout.split("Digest of Mon 2015-05-18")[1].splitlines()
+    assert ["100", "1", "1", "1", "/about", "0", "0.00"] in [line.split() for line in digest]
 
 
 @pytest.mark.slow

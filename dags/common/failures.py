@@ -1,0 +1,27 @@
+"""How errors of ClickHouse end a step: without retries where trying again cannot help."""
+
+import contextlib
+from collections.abc import Iterator
+
+import dagster as dg
+
+from dags.common.clickhouse.cluster import ClusterError
+from dags.common.clickhouse.retry import is_transient
+from dags.common.clickhouse.staging import StagingError
+
+
+@contextlib.contextmanager
+def permanent_errors_end_the_step() -> Iterator[None]:
+    """Raise dagster.Failure, which no retry policy follows, for what will not go away; let all else through."""
+    try:
+        yield
+    except StagingError as error:
+        raise dg.Failure(description=str(error), allow_retries=False) from error
+    except ClusterError as error:
+        from clickhouse_driver import errors
+
+        causes = list(error.errors.values())
+        known = [cause for cause in causes if isinstance(cause, errors.ServerException | StagingError)]
+        if known and not any(is_transient(cause) for cause in known):
+            raise dg.Failure(description=str(error), allow_retries=False) from error
+        raise

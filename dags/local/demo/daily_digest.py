@@ -1,0 +1,38 @@
+"""The third part of the demo: the digest of the last day, as the job left it in ClickHouse.
+
+What does not belong here: the job (`dags/daily_digest/`).
+"""
+
+import datetime as dt
+from decimal import Decimal
+from typing import Any
+
+from dags.common.clickhouse.query import Query
+from dags.daily_digest.assets import analytics_digest_daily_job
+from dags.local.__main__ import table
+from dags.local.demo.stage import RANGE_END_TAG, RANGE_START_TAG, DemoError, Stage
+from dags.locations import analytics_platform
+
+DIGEST_STATEMENT = """
+SELECT
+    team_id, visitors, sessions, pageviews, top_pages[1].2, revenue_events, revenue_usd,
+    arrayStringConcat(currencies_without_rate, ', ')
+FROM analytics_digest_daily WHERE day = %(day)s ORDER BY team_id
+"""
+
+
+def show(stage: Stage, day: dt.date) -> None:
+    """Runs the job for a day and prints its digest. Raises DemoError, and what the parts raise."""
+    stage.say(f"Dagster: running {analytics_digest_daily_job.name} for {day}")
+    tags = {RANGE_START_TAG: str(day), RANGE_END_TAG: str(day)}
+    stage.run(analytics_platform.defs, analytics_digest_daily_job.name, tags=tags)
+    rows = stage.cluster.any_host(Query(DIGEST_STATEMENT, {"day": day})).result()
+    if not rows:
+        raise DemoError(f"the digest of {day} is empty")
+    print(f"\nDigest of {day:%a %Y-%m-%d}")
+    head = ["team", "visitors", "sessions", "pageviews", "top page", "orders", "US dollars", "without a rate"]
+    print(table(head, [[_shown(value) for value in row] for row in rows]))
+
+
+def _shown(value: Any) -> str:
+    return "unknown" if value is None else f"{value:,.2f}" if isinstance(value, Decimal) else str(value)

@@ -1,0 +1,16 @@
+"""The daily digest of every team's visits and revenue, and an example to copy from. team-analytics-platform."""
+
+from dags.daily_digest.assets import (
+    analytics_digest_daily,
+    analytics_digest_daily_equals_web_tables,
+    analytics_digest_daily_job,
+    analytics_digest_daily_schedule,
+)
+from dags.locations import build_definitions
+
+defs = build_definitions(
+    assets=[analytics_digest_daily],
+    asset_checks=[analytics_digest_daily_equals_web_tables],
+    jobs=[analytics_digest_daily_job],
+    schedules=[analytics_digest_daily_schedule],
+)
