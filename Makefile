@@ -43,11 +43,12 @@ snapshot: setup ## Write the files that follow from the definitions: their snaps
 	@$(BIN)/python -m dags.tests.policy.snapshot --write
 	@$(BIN)/python -m dags.common.owners codeowners --write
 
-lint: setup ## Check style, types and the direction of imports
+lint: setup ## Check style, types, the direction of imports and the Dockerfile
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+	$(BIN)/hadolint deploy/Dockerfile
 
 format: setup ## Write the source in the project's format
 	$(BIN)/ruff check --fix .
@@ -63,9 +64,12 @@ new-dag: setup ## Add an example dag to a team: TEAM=growth NAME=signups
 check-team: setup ## Run the policies that speak of a team, and the tests of its dags: TEAM=growth
 	@exec $(BIN)/python -m dags.scaffold check-team "$$TEAM"
 
-lock: setup ## Write requirements.lock from pyproject.toml; ARGS=--upgrade takes the newest versions
-	$(BIN)/uv pip compile pyproject.toml --all-extras --universal --python-version 3.11 --generate-hashes \
-		--no-strip-extras --no-emit-index-url --no-header --no-annotate --quiet --output-file requirements.lock $(ARGS)
+LOCK := $(BIN)/uv pip compile pyproject.toml --universal --python-version 3.11 --generate-hashes --no-strip-extras \
+	--no-emit-index-url --no-header --no-annotate --quiet
+
+lock: setup ## Write both locks from pyproject.toml; ARGS=--upgrade takes the newest versions
+	$(LOCK) --all-extras --output-file requirements.lock $(ARGS)
+	$(LOCK) --constraint requirements.lock --output-file requirements.production.lock --upgrade
 
 clean: ## Remove .venv and the caches; data stay
 	rm -rf .venv .venv.lock .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache

@@ -1,4 +1,4 @@
-"""One entry put into the values of Dagster's Helm chart: a location's own process in the cluster.
+"""What a location needs in the values of Dagster's Helm chart: a process of its own, and that the web server knows it.
 
 Text in, text out, so that comments and quotes stay as they are.
 """
@@ -12,7 +12,9 @@ import yaml
 
 from dags.scaffold.edits import EditError, Span, place, with_line
 
-WHERE = "dagster-user-deployments.deployments"
+# Lists of the values that have an entry for each location, and the key of an entry that is a service's name.
+DEPLOYMENTS = ("dagster-user-deployments.deployments", "name")
+SERVERS = ("dagsterWebserver.workspace.servers", "host")
 ANCHOR = re.compile(r"(?:^|\s)&\w")
 
 
@@ -24,31 +26,36 @@ class _Entry:
     lines: Sequence[str]
 
 
-def add_deployment(text: str, location: str) -> str:
-    """Add a location to `dagster-user-deployments.deployments`, in its place by name and behind anchors.
+def add_location(text: str, location: str) -> str:
+    """Add a location to the deployments, and to the servers of the web server's workspace where these are listed.
 
-    The entry is a copy of a neighbour's, without comments, in which whatever is just that location's name, module or
-    team becomes the new one's. The name of an entry has dashes, as a Kubernetes service must.
-    Raises EditError.
+    Each entry is put in its place by name and behind anchors. It is a copy of a neighbour's, without comments, in which
+    whatever is just that location's name, module or team becomes the new one's. Raises EditError.
     """
+    text = _added(text, location, *DEPLOYMENTS)
+    return _added(text, location, *SERVERS) if _entries(text, *SERVERS) else text
+
+
+def _added(text: str, location: str, where: str, service_key: str) -> str:
+    # As a Kubernetes service must be named.
     name = location.replace("_", "-")
-    entries = _entries(text)
+    entries = _entries(text, where, service_key)
     if name in [entry.name for entry in entries]:
         return text
-    lines_before = place([(entry.span, entry.name) for entry in entries], name, f"list {WHERE}")
+    lines_before = place([(entry.span, entry.name) for entry in entries], name, f"list {where}")
     # An anchor that is defined twice would change what refers to it.
     models = [entry for entry in entries if not any(ANCHOR.search(line) for line in entry.lines)]
     if not models:
-        raise EditError(f"every entry of {WHERE} defines an anchor: copy one by hand, without it")
+        raise EditError(f"every entry of {where} defines an anchor: copy one by hand, without it")
     model = next((entry for entry in reversed(models) if entry.name < name), models[0])
     # Nor may what refers to an anchor come before it.
     defined_until = max((entry.span.last for entry in entries if entry not in models), default=0)
-    return with_line(text, max(lines_before, defined_until), "\n".join(_copy(model, name)))
+    return with_line(text, max(lines_before, defined_until), "\n".join(_copy(model, name, service_key)))
 
 
-def _entries(text: str) -> list[_Entry]:
+def _entries(text: str, where: str, service_key: str) -> list[_Entry]:
     node: Any = yaml.compose(text)
-    for key in WHERE.split("."):
+    for key in where.split("."):
         node = _value_of(node, key)
     if not isinstance(node, yaml.SequenceNode) or node.flow_style:
         return []
@@ -57,26 +64,31 @@ def _entries(text: str) -> list[_Entry]:
     for item in node.value:
         span = _span(lines, item)
         own_lines = lines[span.first - 1 : span.last]
-        entries.append(_Entry(str(getattr(_value_of(item, "name"), "value", "")), item, span, own_lines))
+        entries.append(_Entry(str(getattr(_value_of(item, service_key), "value", "")), item, span, own_lines))
     return entries
 
 
-def _copy(model: _Entry, name: str) -> list[str]:
+def _copy(model: _Entry, name: str, service_key: str) -> list[str]:
     """The lines of the entry with the names of another location."""
     old, new = model.name.replace("-", "_"), name.replace("-", "_")
     renamed = {
         model.name: name,
+        # Of one word, the service's name and the location's are the same, and the new ones may not be.
         old: new,
         f"dags.locations.{old}": f"dags.locations.{new}",
         f"team-{model.name}": f"team-{name}",
     }
+    service = _value_of(model.node, service_key)
     lines = list(model.lines)
     # From the end, so that what comes before stays where it was parsed.
     for scalar in sorted(_scalars(model.node), key=lambda one: one.start_mark.index, reverse=True):
-        if scalar.value in renamed:
+        # What an alias stands for is elsewhere.
+        is_here = model.span.first <= scalar.start_mark.line + 1 <= model.span.last
+        if is_here and scalar.value in renamed:
             number = scalar.start_mark.line - model.span.first + 1
             start, end = scalar.start_mark.column, scalar.end_mark.column
-            shown = lines[number][start:end].replace(scalar.value, renamed[scalar.value])
+            wanted = name if scalar is service else renamed[scalar.value]
+            shown = lines[number][start:end].replace(scalar.value, wanted)
             lines[number] = lines[number][:start] + shown + lines[number][end:]
     return [line for line in lines if not line.lstrip().startswith("#")]
 

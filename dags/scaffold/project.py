@@ -97,7 +97,7 @@ def plan_new_team(root: Path, team: Team, channel: str) -> Plan:
     plan.edit(POLICY, lambda text: edits.add_dict_entry(text, TEAMS, f'"{team.location}"', owner))
     plan.edit(WORKSPACE, lambda text: edits.add_workspace_entry(text, team.location))
     if plan.exists(DEPLOYMENT):
-        plan.edit(DEPLOYMENT, lambda text: deployment.add_deployment(text, team.location))
+        plan.edit(DEPLOYMENT, lambda text: deployment.add_location(text, team.location))
     # A location that is there is the team's own work by now, and the example in it may be long gone.
     if not plan.exists(_location_path(team.location)):
         _refuse_module_of_another(plan, "Team", team.location)

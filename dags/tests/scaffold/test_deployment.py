@@ -1,7 +1,7 @@
 import pytest
 import yaml
 
-from dags.scaffold.deployment import add_deployment
+from dags.scaffold.deployment import add_location
 from dags.scaffold.edits import EditError
 
 VALUES = """# Values of the chart.
@@ -38,7 +38,7 @@ def deployments(values: str) -> list[dict[str, object]]:
 
 @pytest.mark.parametrize(("location", "place"), [("new_growth", 1), ("user_growth", 2)])
 def test_a_location_gets_an_entry_like_its_neighbours_in_its_place(location: str, place: int) -> None:
-    added = add_deployment(VALUES, location)
+    added = add_location(VALUES, location)
     name = location.replace("_", "-")
     before, after = deployments(VALUES), deployments(added)
     assert after[place] == {
@@ -49,11 +49,11 @@ def test_a_location_gets_an_entry_like_its_neighbours_in_its_place(location: str
     }
     del after[place]
     assert after == before
-    assert add_deployment(added, location) == added
+    assert add_location(added, location) == added
 
 
 def test_what_refers_to_an_anchor_comes_behind_it() -> None:
-    assert [one["name"] for one in deployments(add_deployment(VALUES, "ads"))] == [
+    assert [one["name"] for one in deployments(add_location(VALUES, "ads"))] == [
         "analytics-platform",
         "ads",
         "revenue-analytics",
@@ -61,7 +61,7 @@ def test_what_refers_to_an_anchor_comes_behind_it() -> None:
 
 
 def test_comments_and_quotes_stay_and_none_is_copied() -> None:
-    added = add_deployment(VALUES, "new_growth")
+    added = add_location(VALUES, "new_growth")
     lines = added.splitlines()
     assert [line for line in VALUES.splitlines() if line not in lines] == []
     assert added.count("#") == VALUES.count("#")
@@ -79,4 +79,29 @@ def test_comments_and_quotes_stay_and_none_is_copied() -> None:
 )
 def test_values_without_the_place_are_refused(values: str, problem: str) -> None:
     with pytest.raises(EditError, match=problem):
-        add_deployment(values, "growth")
+        add_location(values, "growth")
+
+
+WITH_SERVERS = """
+base: &base { port: 3030, labels: { location: shared } }
+dagster-user-deployments:
+  deployments:
+    - <<: *base
+      name: shared
+      dagsterApiGrpcArgs: [-m, dags.locations.shared]
+dagsterWebserver:
+  workspace:
+    servers:
+      - { host: shared, port: 3030, name: shared }
+      - { host: web-analytics, port: 3030, name: web_analytics }
+"""
+
+
+def test_the_web_server_gets_the_location_under_its_own_name() -> None:
+    added = add_location(WITH_SERVERS, "user_growth")
+    assert deployments(added)[1]["name"] == "user-growth"
+    assert deployments(added)[1]["dagsterApiGrpcArgs"] == ["-m", "dags.locations.user_growth"]
+    assert "      - { host: user-growth, port: 3030, name: user_growth }\n      - { host: web-analytics" in added
+    # What the alias stands for stays as it is.
+    assert added.startswith(WITH_SERVERS.split("dagsterWebserver", maxsplit=1)[0].rstrip())
+    assert add_location(added, "user_growth") == added

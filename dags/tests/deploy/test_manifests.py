@@ -1,0 +1,134 @@
+"""The objects written by hand: valid, bounded, and with no more rights than they use."""
+
+from typing import Any
+
+import kubernetes_validate
+import pytest
+
+from dags.common.settings import describe_variables
+from dags.definitions import load_locations
+from dags.tests.deploy import chart
+from dags.tests.deploy.safety import containers, safety_problems
+
+OBJECTS = list(chart.manifests())
+VALUES = chart.values_of("us")
+RENDERED = [
+    *(chart.code_server(VALUES, server) for server in chart.code_servers(VALUES)),
+    *(chart.platform_server(VALUES, key) for key in ("dagsterWebserver", "dagsterDaemon")),
+]
+PODS = [*chart.pod_specs(), *((one["metadata"]["name"], one["spec"]["template"]["spec"]) for one in RENDERED)]
+
+
+NAMES = [f"{file}-{one['kind']}-{one['metadata'].get('name', '')}" for file, one in OBJECTS]
+
+
+@pytest.mark.parametrize(("file", "document"), OBJECTS, ids=NAMES)
+def test_every_object_is_valid_by_the_schemas_of_kubernetes(file: str, document: dict[str, Any]) -> None:
+    kubernetes_validate.validate(document, chart.KUBERNETES_VERSION, strict=True)
+    if document["kind"] != "Namespace":
+        assert document["metadata"]["namespace"] == chart.NAMESPACE, file
+
+
+def test_a_field_that_kubernetes_does_not_know_is_seen() -> None:
+    wrong = {"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "x"}, "date": {}}
+    with pytest.raises(kubernetes_validate.ValidationError):
+        kubernetes_validate.validate(wrong, chart.KUBERNETES_VERSION, strict=True)
+
+
+@pytest.mark.parametrize(("name", "spec"), PODS, ids=[name for name, _ in PODS])
+def test_every_pod_is_without_privileges_and_bounded(name: str, spec: dict[str, Any]) -> None:
+    problems = safety_problems(spec)
+    assert not problems, f"{name}: " + "; ".join(problems)
+
+
+def test_a_pod_that_is_not_safe_is_seen() -> None:
+    assert len(safety_problems({"containers": [{"name": "x", "image": "x"}]})) == 8
+
+
+def test_every_server_has_its_probes() -> None:
+    for deployment in RENDERED:
+        (container,) = deployment["spec"]["template"]["spec"]["containers"]
+        missing = {"readinessProbe", "livenessProbe"} - set(container)
+        assert not missing, f"{deployment['metadata']['name']} has no {missing}"
+
+
+def test_every_job_ends_by_itself() -> None:
+    jobs = [one for _, one in OBJECTS if one["kind"] in ("Job", "CronJob")]
+    assert jobs
+    for job in jobs:
+        spec = job["spec"].get("jobTemplate", job)["spec"]
+        assert spec["activeDeadlineSeconds"] > 0
+        assert spec["template"]["spec"]["automountServiceAccountToken"] is False
+
+
+def test_secrets_come_by_reference_alone() -> None:
+    for name, spec in PODS:
+        for container in containers(spec):
+            for variable in container.get("env", []):
+                secret = any(word in variable["name"] for word in ("PASSWORD", "TOKEN", "SECRET", "KEY"))
+                assert not (secret and "value" in variable), f"{name}: {variable['name']} belongs in a Secret"
+    assert all(document["kind"] != "Secret" for _, document in OBJECTS)
+
+
+def test_a_pod_sees_no_variable_of_a_service_where_it_reads_the_environment() -> None:
+    for name, spec in chart.pod_specs():
+        assert spec["enableServiceLinks"] is False, (
+            f"{name}: Kubernetes would set CLICKHOUSE_PORT for a location's service"
+        )
+
+
+def test_roles_name_what_they_may_and_nothing_may_read_secrets() -> None:
+    roles = [one for _, one in OBJECTS if one["kind"] == "Role"]
+    assert roles
+    for role in roles:
+        for rule in role["rules"]:
+            assert "*" not in [*rule["verbs"], *rule["resources"], *rule["apiGroups"]]
+            assert not {"secrets", "configmaps", "pods/exec", "serviceaccounts"} & set(rule["resources"])
+
+
+def test_every_account_that_is_used_is_made() -> None:
+    made = {one["metadata"]["name"] for _, one in OBJECTS if one["kind"] == "ServiceAccount"}
+    launcher = VALUES["runLauncher"]["config"]["k8sRunLauncher"]["runK8sConfig"]["podSpecConfig"]
+    used = {spec["serviceAccountName"] for _, spec in PODS} | {launcher["serviceAccountName"]}
+    assert used == made
+
+
+def test_policies_and_budgets_select_what_the_chart_labels() -> None:
+    labels = {one["spec"]["template"]["metadata"]["labels"]["component"] for one in RENDERED}
+    labels.add("dagster-webserver-read-only")
+    for _, document in OBJECTS:
+        if document["kind"] == "PodDisruptionBudget":
+            assert document["spec"]["selector"]["matchLabels"]["component"] in labels
+
+
+def test_the_limit_of_every_pool_is_recorded_before_the_first_run() -> None:
+    (job,) = [document for file, document in OBJECTS if file == "prepare-instance.yaml"]
+    (container,) = job["spec"]["template"]["spec"]["containers"]
+    recorded = {
+        tuple(line.split()[-2:])
+        for line in container["args"][0].splitlines()
+        if line.startswith("dagster instance concurrency set ")
+    }
+    limit = str(VALUES["concurrency"]["pools"]["defaultLimit"])
+    assert recorded == {(pool, limit) for pool in pools_of_the_code()}, (
+        "deploy/manifests/prepare-instance.yaml: one line for each pool"
+    )
+
+
+def pools_of_the_code() -> set[str]:
+    """Every pool that a step of any location takes a place in."""
+    found: set[str] = set()
+    for definitions in load_locations().values():
+        repository = definitions.get_repository_def()
+        for job in repository.get_all_jobs():
+            found |= {pool for op in job.graph.iterate_op_defs() for pool in op.pools}
+    assert found
+    return found
+
+
+def test_the_manifests_set_only_variables_that_somebody_reads() -> None:
+    known = {variable.name for variable in describe_variables()} | {"DAGSTER_HOME", "DAGSTER_PG_PASSWORD"}
+    for name, spec in chart.pod_specs():
+        for container in containers(spec):
+            if "analytics-platform" in container["image"]:
+                assert {one["name"] for one in container.get("env", [])} <= known, name

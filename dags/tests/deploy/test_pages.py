@@ -1,0 +1,114 @@
+"""The pages for those who operate: each runbook is whole, and what a page names is there."""
+
+import contextlib
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import psycopg2
+import pytest
+
+from dags.definitions import load_locations
+from dags.tests.common.alerts.world import local_instance
+from dags.tests.deploy import chart
+
+DOCS = chart.ROOT / "docs"
+RUNBOOKS = sorted((DOCS / "runbooks").glob("*.md"))
+PAGES = [DOCS / "deploy.md", DOCS / "start-a-run.md", *RUNBOOKS]
+PARTS = ["Symptom", "Where to look", "Mend", "Prevent"]
+TROUBLES = {
+    "scheduler-stuck",
+    "executor-out-of-memory",
+    "credential-failure",
+    "silent-success",
+    "backfill-collision",
+    "high-latency",
+    "postgres-full",
+    "clickhouse-down",
+    "slack-down",
+    "daemon-down",
+}
+
+
+def by_name(pages: list[Path]) -> pytest.MarkDecorator:
+    return pytest.mark.parametrize("page", pages, ids=lambda page: page.stem)
+
+
+def commands_of_ours() -> set[tuple[str, ...]]:
+    """Every command of the project that a page names: module, and subcommand if there is one."""
+    pattern = r"python -m (dags(?:\.\w+)+)(?: ([a-z][a-z-]*))?"
+    return {tuple(filter(None, found)) for page in PAGES for found in re.findall(pattern, page.read_text())}
+
+
+def test_there_is_a_runbook_for_each_trouble_and_the_page_on_deploying_names_it() -> None:
+    assert {page.stem for page in RUNBOOKS} == TROUBLES
+    page = (DOCS / "deploy.md").read_text()
+    assert all(f"(runbooks/{name}.md)" in page for name in TROUBLES)
+
+
+@by_name(RUNBOOKS)
+def test_a_runbook_has_its_four_parts_and_a_command_to_look_with(page: Path) -> None:
+    text = page.read_text()
+    assert re.findall(r"^## (.+)$", text, re.MULTILINE) == PARTS
+    looking = text[text.index("## Where to look") : text.index("## Mend")]
+    assert "```" in looking, "say the command"
+
+
+@by_name(PAGES)
+def test_every_file_that_a_page_names_is_there(page: Path) -> None:
+    text = page.read_text()
+    for path in re.findall(r"\b((?:deploy|docs|dags)/[\w./-]*\w\.(?:yaml|py|md))\b", text):
+        assert (chart.ROOT / path).exists(), path
+    for link in re.findall(r"\]\(([^)#]+\.md)(?:#[\w-]+)?\)", text):
+        assert (page.parent / link).exists(), link
+
+
+@by_name(PAGES)
+def test_every_job_and_schedule_that_a_page_names_is_defined(page: Path) -> None:
+    defined = {
+        one.name
+        for location in load_locations().values()
+        for one in [*(location.jobs or []), *(location.schedules or []), *(location.sensors or [])]
+    }
+    named = set(re.findall(r"\b[a-z_]+_(?:job|schedule)\b", page.read_text()))
+    assert named <= defined
+
+
+def test_every_object_of_the_cluster_that_a_page_names_is_made() -> None:
+    servers = {server["name"] for server in chart.code_servers(chart.values_of())}
+    deployments = {"dagster-daemon", "dagster-webserver"}
+    for page in PAGES:
+        text = page.read_text()
+        assert set(re.findall(r"deploy(?:ment)?/(dagster-[\w-]+)", text)) <= deployments
+        assert set(re.findall(r"-l deployment=([\w-]+)", text)) <= servers
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+def test_every_command_of_the_project_that_a_page_names_exists() -> None:
+    commands = commands_of_ours()
+    assert ("dags.common.alerts", "status") in commands
+    for module, *subcommand in sorted(commands):
+        command = [sys.executable, "-m", module, *subcommand, "--help"]
+        result = subprocess.run(command, cwd=chart.ROOT, capture_output=True, text=True, check=False, timeout=60)
+        assert result.returncode == 0, f"{' '.join(command)}: {result.stderr}"
+
+
+def test_every_question_to_dagsters_database_can_be_asked(tmp_path: Path, postgres_dsn: str) -> None:
+    questions = [
+        line
+        for page in RUNBOOKS
+        for line in page.read_text().splitlines()
+        if line.startswith("SELECT") and "pg_" in line
+    ]
+    assert len(questions) >= 5
+    with (
+        local_instance(tmp_path / "home", postgres_dsn),
+        contextlib.closing(psycopg2.connect(postgres_dsn)) as connection,
+    ):
+        for question in questions:
+            with connection.cursor() as cursor:
+                # Dagster's database has another name here.
+                cursor.execute(question.replace("'dagster'", "current_database()"))
+                cursor.fetchall()
