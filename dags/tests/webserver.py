@@ -154,6 +154,24 @@ def serving(
             process.wait(STOP_SECONDS)
 
 
+@contextlib.contextmanager
+def daemon(home: Path, environment: Mapping[str, str]) -> Iterator[None]:
+    """Runs a daemon with the instance and the workspace of `home` until the end of the block."""
+    with (home / "daemon.log").open("w") as output:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "dagster._daemon", "run", "-w", str(home / "workspace.yaml")],
+            cwd=ROOT,
+            env={**os.environ, "DEBUG": "1", "DAGSTER_HOME": str(home), **environment},
+            stdout=output,
+            stderr=subprocess.STDOUT,
+        )
+        try:
+            yield
+        finally:
+            process.terminate()
+            process.wait(STOP_SECONDS)
+
+
 def _loaded(webserver: Webserver, process: "subprocess.Popen[bytes]", log: Path) -> Webserver:
     deadline = time.monotonic() + START_SECONDS
     while time.monotonic() < deadline:

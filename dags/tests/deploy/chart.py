@@ -16,7 +16,7 @@ import yaml
 ROOT = Path(__file__).parents[3]
 DEPLOY = ROOT / "deploy"
 REGIONS = ("us", "eu", "dev")
-RELEASE = NAMESPACE = "dagster"
+NAMESPACE = "dagster"
 # The schemas of Kubernetes that objects are held against: a version that is supported, and in the package.
 KUBERNETES_VERSION = "1.34"
 CHART_VARIABLE = "DAGSTER_HELM_CHART"
@@ -95,7 +95,7 @@ def image_name(image: Mapping[str, Any]) -> str:
 
 def instance_config(values: Values) -> Values:
     """The dagster.yaml that the chart renders."""
-    daemon, launcher = values["dagsterDaemon"], values["runLauncher"]["config"]["k8sRunLauncher"]
+    daemon = values["dagsterDaemon"]
     database = values["postgresql"]
     logs = values["computeLogManager"]["config"]["s3ComputeLogManager"]
     storage = {
@@ -113,7 +113,8 @@ def instance_config(values: Values) -> Values:
         "run_storage": _class("dagster_postgres.run_storage", "PostgresRunStorage", storage),
         "event_log_storage": _class("dagster_postgres.event_log", "PostgresEventLogStorage", storage),
         "schedule_storage": _class("dagster_postgres.schedule_storage", "PostgresScheduleStorage", storage),
-        "run_launcher": _class("dagster_k8s", "K8sRunLauncher", _launcher(values, launcher)),
+        # Of a custom launcher the chart takes over what the values say, word for word.
+        "run_launcher": values["runLauncher"]["config"]["customRunLauncher"],
         "run_coordinator": _class(
             "dagster.core.run_coordinator",
             daemon["runCoordinator"]["type"],
@@ -201,29 +202,6 @@ def _deployment(name: str, labels: Values, account: str, server: Values, contain
             **more,
         },
     }
-
-
-def _launcher(values: Values, launcher: Values) -> Values:
-    own = {key: value for key, value in launcher.items() if value not in (None, "") and key != "failPodOnRunFailure"}
-    config = {**_snake({key: value for key, value in own.items() if key in _PLAIN}), "job_namespace": NAMESPACE}
-    config |= {
-        "service_account_name": values["serviceAccount"]["name"],
-        "dagster_home": values["global"]["dagsterHome"],
-        "instance_config_map": f"{RELEASE}-instance",
-        "postgres_password_secret": values["global"]["postgresqlSecretName"],
-        "env_config_maps": [one["name"] for one in launcher["envConfigMaps"]],
-        "env_secrets": [one["name"] for one in launcher["envSecrets"]],
-        "volumes": launcher["volumes"],
-        "volume_mounts": launcher["volumeMounts"],
-        "resources": launcher["resources"],
-        "security_context": launcher["securityContext"],
-        # Only its own keys change: those below are Kubernetes' words.
-        "run_k8s_config": {_snake_word(key): value for key, value in launcher["runK8sConfig"].items()},
-    }
-    return config
-
-
-_PLAIN = ("loadInclusterConfig", "kubeconfigFile", "imagePullPolicy")
 
 
 def _class(module: str, name: str, config: Values) -> Values:

@@ -88,7 +88,7 @@ def test_roles_name_what_they_may_and_nothing_may_read_secrets() -> None:
 
 def test_every_account_that_is_used_is_made() -> None:
     made = {one["metadata"]["name"] for _, one in OBJECTS if one["kind"] == "ServiceAccount"}
-    launcher = VALUES["runLauncher"]["config"]["k8sRunLauncher"]["runK8sConfig"]["podSpecConfig"]
+    launcher = VALUES["runLauncher"]["config"]["customRunLauncher"]["config"]["run_k8s_config"]["pod_spec_config"]
     used = {spec["serviceAccountName"] for _, spec in PODS} | {launcher["serviceAccountName"]}
     assert used == made
 

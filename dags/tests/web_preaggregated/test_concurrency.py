@@ -2,11 +2,8 @@
 
 import contextlib
 import datetime as dt
-import itertools
 import shutil
-import time
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator
 from pathlib import Path
 
 import dagster as dg
@@ -14,14 +11,13 @@ import pytest
 
 from dags.local.pools import record_pool_limits
 from dags.tests import webserver
+from dags.tests.run_watch import Watched, watch
 from dags.tests.web_preaggregated.events import DAY, Event, Numbers, Web, at
-from dags.tests.webserver import LOOK_SECONDS, ROOT, START_SECONDS, Webserver, wait_for
+from dags.tests.webserver import ROOT, START_SECONDS, Webserver, wait_for
 from dags.web_preaggregated.assets import POOL
 
 BACKFILL_SECONDS = 600
 TEST_SECONDS = START_SECONDS + BACKFILL_SECONDS + 60
-IN_PROGRESS = [dg.DagsterRunStatus.STARTING, dg.DagsterRunStatus.STARTED, dg.DagsterRunStatus.CANCELING]
-OVER = {dg.DagsterRunStatus.SUCCESS, dg.DagsterRunStatus.FAILURE, dg.DagsterRunStatus.CANCELED}
 DAILY_KEYS = ["web_analytics_stats_table_daily", "web_analytics_bounces_daily"]
 
 
@@ -49,40 +45,9 @@ def serving(home: Path, web: Web) -> Iterator[Webserver]:
         yield server
 
 
-@dataclass(frozen=True)
-class Watched:
-    """What was seen of runs from the first to the end of the last: how they ended, and how many went on at once."""
-
-    statuses: Mapping[str, dg.DagsterRunStatus]
-    jobs: Sequence[str]
-    most_at_once: int
-    waited: bool
-    spans: Sequence[tuple[float, float]]
-
-    @property
-    def overlap(self) -> bool:
-        """Whether two runs went on at once, by their events: what a look sees may be too late."""
-        return any(earlier[1] > later[0] for earlier, later in itertools.pairwise(self.spans))
-
-
-def watch(home: Path, count: int) -> Watched:
-    """Look at the runs until so many are over."""
-    most_at_once, waited = 0, False
-    statuses: dict[str, dg.DagsterRunStatus] = {}
-    deadline = time.monotonic() + BACKFILL_SECONDS
+def watched(home: Path, count: int) -> Watched:
     with dg.DagsterInstance.from_config(str(home)) as instance:
-        while not (len(statuses) == count and set(statuses.values()) <= OVER):
-            assert time.monotonic() < deadline, statuses
-            time.sleep(LOOK_SECONDS)
-            statuses = {run.run_id: run.status for run in instance.get_runs()}
-            most_at_once = max(most_at_once, sum(status in IN_PROGRESS for status in statuses.values()))
-            waited = waited or dg.DagsterRunStatus.QUEUED in statuses.values()
-        spans = sorted(
-            (stats.start_time, stats.end_time)
-            for stats in map(instance.get_run_stats, statuses)
-            if stats.start_time is not None and stats.end_time is not None
-        )
-        return Watched(statuses, sorted(run.job_name for run in instance.get_runs()), most_at_once, waited, spans)
+        return watch(instance, count, BACKFILL_SECONDS)
 
 
 def days(count: int) -> list[dt.date]:
@@ -98,7 +63,7 @@ def test_a_backfill_of_five_days_and_a_job_beside_it_run_one_at_a_time(home: Pat
         with dg.DagsterInstance.from_config(str(home)) as instance:
             wait_for(lambda: instance.get_runs() or None, BACKFILL_SECONDS, "the backfill has runs")
         server.launch("web_analytics", "web_pre_aggregate_current_day_hourly_job")
-        seen = watch(home, 6)
+        seen = watched(home, 6)
     assert set(seen.statuses.values()) == {dg.DagsterRunStatus.SUCCESS}, seen.statuses
     assert seen.jobs == ["__ASSET_JOB"] * 5 + ["web_pre_aggregate_current_day_hourly_job"]
     assert seen.waited, "no run was ever queued: the test proves nothing"
@@ -116,6 +81,6 @@ def test_without_the_limit_of_the_pool_runs_go_on_at_once_and_the_watch_sees_it(
     assert configuration.read_text() != limited
     with serving(home, web) as server:
         server.backfill(DAILY_KEYS, list(map(str, days(3))))
-        seen = watch(home, 3)
+        seen = watched(home, 3)
     assert seen.most_at_once > 1
     assert seen.overlap

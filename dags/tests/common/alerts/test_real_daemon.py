@@ -6,9 +6,6 @@ What the fake Slack has stored is the truth here. What is told of which failure 
 import contextlib
 import datetime as dt
 import json
-import os
-import subprocess
-import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,7 +23,7 @@ from dags.common.owners import JobOwners
 from dags.tests import webserver
 from dags.tests.common.alerts.failing_location import PARTITIONS, THRESHOLD_JOB
 from dags.tests.common.alerts.fake_slack import FakeSlack, Stored, serving
-from dags.tests.webserver import ROOT, START_SECONDS, STOP_SECONDS, Webserver, wait_for, worker_of
+from dags.tests.webserver import ROOT, START_SECONDS, Webserver, daemon, wait_for, worker_of
 
 LOCATION = "failing"
 ASSET_JOB = "__ASSET_JOB"
@@ -91,24 +88,6 @@ def control(home: Path, **controls: object) -> None:
 def router_of(home: Path, slack: FakeSlack, name: str = "router") -> str:
     """What makes the definitions of a location with the alert engine."""
     return f"failing_location.{name}({slack.base_url!r}, Path({str(home / 'controls.json')!r}))"
-
-
-@contextlib.contextmanager
-def daemon(home: Path) -> Iterator[None]:
-    """Runs a daemon with the instance and the workspace of `home` until the end of the block."""
-    with (home / "daemon.log").open("w") as output:
-        process = subprocess.Popen(
-            [sys.executable, "-m", "dagster._daemon", "run", "-w", str(home / "workspace.yaml")],
-            cwd=ROOT,
-            env={**os.environ, "DEBUG": "1", "DAGSTER_HOME": str(home)},
-            stdout=output,
-            stderr=subprocess.STDOUT,
-        )
-        try:
-            yield
-        finally:
-            process.terminate()
-            process.wait(STOP_SECONDS)
 
 
 @dataclass(frozen=True)
@@ -223,7 +202,7 @@ def test_a_failing_op_is_told_once_by_a_real_daemon(tmp_path: Path) -> None:
         # The clock is ahead by the time in which a failure settles: nobody waits for it here.
         locations = {LOCATION: router_of(tmp_path, slack, "router_and_failing")}
         write_home(tmp_path, locations, clock_ahead_seconds=SETTLE.total_seconds())
-        with daemon(tmp_path), dg.DagsterInstance.from_config(str(tmp_path)) as instance:
+        with daemon(tmp_path, {}), dg.DagsterInstance.from_config(str(tmp_path)) as instance:
             wait_for(lambda: slack.messages or None, TELL_SECONDS, "Slack has a message")
             (run,) = instance.get_runs()
             ended = len(ended_ticks(instance))
@@ -247,7 +226,7 @@ def test_the_sensor_of_the_shared_location_ticks_by_default_and_outside_producti
             "  - python_module:\n      module_name: dags.locations.shared\n      location_name: shared\n"
             f"      working_directory: {ROOT}\n"
         )
-    with daemon(tmp_path), dg.DagsterInstance.from_config(str(tmp_path)) as instance:
+    with daemon(tmp_path, {}), dg.DagsterInstance.from_config(str(tmp_path)) as instance:
 
         def telling() -> str | None:
             reasons = [tick.skip_reason or "" for tick in ended_ticks(instance)]

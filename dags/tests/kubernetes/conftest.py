@@ -1,0 +1,54 @@
+"""A cluster of the tests with its API server, and a client of it."""
+
+import os
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+from dags.local import services
+from dags.tests.kubernetes.cluster import Cluster, Image
+from dags.tests.kubernetes.server import KubernetesServer, serving
+from dags.tests.web_preaggregated.conftest import cluster, web
+from dags.tests.webserver import ROOT
+
+if TYPE_CHECKING:
+    from kubernetes.client import ApiClient
+
+# Fixtures of another package that are needed here too.
+__all__ = ["cluster", "web"]
+
+IMAGE = "analytics-platform:tests"
+
+
+@pytest.fixture
+def image() -> Image:
+    """What this environment would be as an image: its programs, and the project's directory."""
+    programs = Path(sys.executable).parent
+    return Image({"PATH": f"{programs}{os.pathsep}{os.defpath}", "PYTHONUNBUFFERED": "1"}, ROOT)
+
+
+@pytest.fixture
+def kubernetes(lifeline: services.Lifeline, tmp_path: Path, image: Image) -> Iterator[KubernetesServer]:
+    """A cluster that has the image."""
+    logs = tmp_path / "pods"
+    logs.mkdir()
+    with serving(Cluster(lifeline, logs, {IMAGE: image})) as server:
+        yield server
+
+
+@pytest.fixture
+def kubeconfig(kubernetes: KubernetesServer, tmp_path: Path) -> Path:
+    """How to reach it."""
+    return kubernetes.write_kubeconfig(tmp_path / "kubeconfig.yaml")
+
+
+@pytest.fixture
+def api_client(kubeconfig: Path) -> "Iterator[ApiClient]":
+    """The real client, of it."""
+    from kubernetes import config
+
+    with config.new_client_from_config(str(kubeconfig)) as client:
+        yield client

@@ -1,0 +1,174 @@
+"""The Kubernetes API of a cluster of the tests, over HTTP on loopback: as much of it as dagster-k8s asks for.
+
+Belongs here: addresses, answers, who may ask, being away. What the requests do is in `cluster`.
+"""
+
+import contextlib
+import json
+import re
+import threading
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any, ClassVar
+from urllib.parse import parse_qs, urlsplit
+
+import yaml
+
+from dags.local import ports
+from dags.tests.kubernetes.cluster import API_VERSIONS, KINDS, VERSION, ApiError, Cluster
+
+TOKEN = "token-of-a-service-account"  # noqa: S105 - of the loopback server
+ADDRESS = re.compile(
+    r"/(?:api/(?P<core>v1)|apis/(?P<group>batch/v1))/namespaces/(?P<namespace>[^/]+)/(?P<plural>[a-z]+)"
+    r"(?:/(?P<name>[^/]+)(?:/(?P<part>status|log))?)?"
+)
+VERBS = {"GET": "get", "POST": "create", "DELETE": "delete"}
+
+
+@dataclass
+class KubernetesServer:
+    """A server that answers until it is sent away."""
+
+    cluster: Cluster
+    port: int
+    # Verb and resource of what was asked for, as a Role names them.
+    asked: set[tuple[str, str]] = field(default_factory=set)
+    _http: ThreadingHTTPServer | None = None
+
+    def come(self) -> None:
+        """Listens on its port."""
+        handler = type("Handler", (_Handler,), {"server_state": self})
+        self._http = _Listener((ports.LOOPBACK, self.port), handler)
+        threading.Thread(target=self._http.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True).start()
+
+    def go_away(self) -> None:
+        """Refuses connections. Pods go on, as they do on a cluster."""
+        if self._http is not None:
+            self._http.shutdown()
+            self._http.server_close()
+            self._http = None
+
+    def write_kubeconfig(self, path: Path) -> Path:
+        """Writes what a client needs to ask this server."""
+        address = f"http://{ports.LOOPBACK}:{self.port}"
+        configuration = {
+            "apiVersion": "v1",
+            "kind": "Config",
+            "current-context": "tests",
+            "clusters": [{"name": "tests", "cluster": {"server": address}}],
+            "users": [{"name": "tests", "user": {"token": TOKEN}}],
+            "contexts": [
+                {
+                    "name": "tests",
+                    "context": {"cluster": "tests", "user": "tests", "namespace": self.cluster.namespace},
+                }
+            ],
+        }
+        path.write_text(yaml.safe_dump(configuration))
+        return path
+
+
+class _Listener(ThreadingHTTPServer):
+    daemon_threads = True
+    request_queue_size = 128
+
+
+class _Handler(BaseHTTPRequestHandler):
+    """Answers a request and closes the connection, so that nobody holds one while the server is away."""
+
+    server_state: ClassVar[KubernetesServer]
+
+    def do_GET(self) -> None:
+        self._answer()
+
+    def do_POST(self) -> None:
+        self._answer()
+
+    def do_DELETE(self) -> None:
+        self._answer()
+
+    def log_message(self, format: str, *arguments: Any) -> None:  # noqa: A002 - the name in the standard library
+        """Says nothing."""
+
+    def _answer(self) -> None:
+        body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
+        try:
+            code, answer = 200, self._do(json.loads(body) if body else {})
+        except ApiError as error:
+            status = {"apiVersion": "v1", "kind": "Status", "status": "Failure", "message": str(error)}
+            code, answer = error.code, status | {"reason": error.reason, "code": error.code}
+        is_text = isinstance(answer, str)
+        sent = (answer if is_text else json.dumps(answer)).encode()
+        # Whoever asked may be gone.
+        with contextlib.suppress(OSError):
+            self.send_response(code)
+            self.send_header("Content-Type", "text/plain" if is_text else "application/json")
+            self.send_header("Content-Length", str(len(sent)))
+            self.end_headers()
+            self.wfile.write(sent)
+
+    def _do(self, body: dict[str, Any]) -> Any:
+        address = urlsplit(self.path)
+        query = {name: values[-1] for name, values in parse_qs(address.query).items()}
+        if self.headers.get("Authorization") != f"Bearer {TOKEN}":
+            raise ApiError(401, "Unauthorized", "Unauthorized")
+        if address.path == "/version":
+            major, minor = VERSION.split(".")
+            return {"major": major, "minor": minor, "gitVersion": f"v{VERSION}.0"}
+        found = ADDRESS.fullmatch(address.path)
+        if found is None or API_VERSIONS.get(found["plural"]) != (found["core"] or found["group"]):
+            raise ApiError(404, "NotFound", "the server could not find the requested resource")
+        plural, name, part = found["plural"], found["name"], found["part"]
+        verb = VERBS[self.command] if name or self.command != "GET" else "list"
+        self.server_state.asked.add((verb, f"{plural}/{part}" if part else plural))
+        if found["namespace"] != self.server_state.cluster.namespace:
+            raise ApiError(403, "Forbidden", f"nothing is allowed in the namespace {found['namespace']}")
+        return self._on(verb, plural, name, part, query, body)
+
+    def _on(
+        self, verb: str, plural: str, name: str, part: str | None, query: dict[str, str], body: dict[str, Any]
+    ) -> Any:
+        cluster = self.server_state.cluster
+        match verb, part:
+            case "create", None if not name:
+                return cluster.create(plural, body)
+            case "list", None if "watch" not in query:
+                items = cluster.find(
+                    plural, _selector(query.get("fieldSelector")), _selector(query.get("labelSelector"))
+                )
+                return {
+                    "apiVersion": API_VERSIONS[plural],
+                    "kind": f"{KINDS[plural]}List",
+                    "metadata": {},
+                    "items": items,
+                }
+            case "get", "log" if plural == "pods":
+                lines = query.get("tailLines")
+                return cluster.log(name, None if lines is None else int(lines))
+            case "get", None | "status":
+                return cluster.read(plural, name)
+            case "delete", None if name:
+                return cluster.delete(plural, name, query.get("propagationPolicy") or body.get("propagationPolicy"))
+        raise ApiError(405, "MethodNotAllowed", f"this server does not {verb} {plural} that way: {self.path}")
+
+
+def _selector(text: str | None) -> dict[str, str]:
+    """The pairs of a selector such as `job-name=a,part=b`. Raises ApiError for any other operator."""
+    pairs = [one.partition("=") for one in text.split(",")] if text else []
+    if any(not equals or name.endswith("!") or value.startswith("=") for name, equals, value in pairs):
+        raise ApiError(400, "BadRequest", f"this server knows name=value only, not the selector {text}")
+    return {name: value for name, _, value in pairs}
+
+
+@contextlib.contextmanager
+def serving(cluster: Cluster) -> Iterator[KubernetesServer]:
+    """A server for a cluster until the end of the block, where all of its processes end too."""
+    server = KubernetesServer(cluster, ports.free_port())
+    server.come()
+    try:
+        yield server
+    finally:
+        server.go_away()
+        cluster.close()

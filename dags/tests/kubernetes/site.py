@@ -1,0 +1,206 @@
+"""Dagster as a cluster runs it, in processes of this machine: web server, daemon, a code server, and pods for runs.
+
+What belongs here: starting all of it, with the project's own limits, on Postgres and on the loopback Kubernetes API.
+What does not: which runs, and what must come of them.
+"""
+
+import base64
+import contextlib
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import dagster as dg
+import sqlalchemy as sa
+import yaml
+
+from dags.local import ports
+from dags.tests import webserver
+from dags.tests.common.alerts.world import local_instance
+from dags.tests.kubernetes.conftest import IMAGE
+from dags.tests.kubernetes.server import KubernetesServer
+from dags.tests.webserver import LOOK_SECONDS, ROOT, START_SECONDS, STOP_SECONDS, Webserver, wait_for
+
+# As the Dagster chart names them.
+PASSWORD_SECRET, PASSWORD_KEY, PASSWORD_VARIABLE = (
+    "dagster-postgresql-secret",
+    "postgresql-password",
+    "DAGSTER_PG_PASSWORD",
+)
+PASSWORD = "password-of-dagster"  # noqa: S105 - the local Postgres asks nobody for it
+ENVIRONMENT_SECRET, ENVIRONMENT_MAP = "analytics-platform-secrets", "analytics-platform-settings"
+SECRET_NAMES = ("OBJECT_STORAGE_SECRET_ACCESS_KEY", "CLICKHOUSE_PASSWORD", "POSTGRES_PASSWORD")
+LAUNCHER = {"module": "dags.common.patient_kubernetes", "class": "PatientK8sRunLauncher"}
+
+
+@dataclass(frozen=True)
+class Site:
+    """What a test of runs on Kubernetes needs."""
+
+    home: Path
+    location: str
+    server: Webserver
+    instance: dg.DagsterInstance
+    kubernetes: KubernetesServer
+    environment: Mapping[str, str]
+
+    def daemon(self) -> contextlib.AbstractContextManager[None]:
+        """Runs the daemon until the end of the block."""
+        return webserver.daemon(self.home, self.environment)
+
+    def launch(self, job: str, **how: Any) -> str:
+        """Launches a run of a job of the location; its id."""
+        return self.server.launch(self.location, job, **how)
+
+    def pod_of(self, run_id: str, component: str = "run_worker") -> str | None:
+        """The name of the pod of a run, or of its one step that has one now; None before there is one that runs."""
+        labels = {"dagster/run-id": run_id, "app.kubernetes.io/component": component}
+        pods = self.kubernetes.cluster.find("pods", {"status.phase": "Running"}, labels)
+        return pods[0]["metadata"]["name"] if pods else None
+
+    def wait_for_pod(self, run_id: str, seconds: float, component: str = "run_worker") -> str:
+        """The name of that pod as soon as its process runs."""
+        return wait_for(lambda: self.pod_of(run_id, component), seconds, f"run {run_id} has a {component} that runs")
+
+    def wait_for_status(self, run_id: str, status: dg.DagsterRunStatus, seconds: float) -> None:
+        """Returns as soon as a run has this status."""
+
+        def reached() -> bool | None:
+            run = self.instance.get_run_by_id(run_id)
+            return (run is not None and run.status is status) or None
+
+        wait_for(reached, seconds, f"run {run_id} is {status.value}; {self.kubernetes.cluster.refusals}")
+
+    def events(self, run_id: str) -> str:
+        """What the events of a run say."""
+        return "\n".join(entry.message for entry in self.instance.all_logs(run_id))
+
+
+def configuration(dsn: str, kubeconfig: Path, home: Path, monitoring: Mapping[str, Any]) -> dict[str, Any]:
+    """The project's own instance, its limits with it, on Postgres and Kubernetes; what waits, waits for less."""
+    project = yaml.safe_load((ROOT / ".dagster_home" / "dagster.yaml").read_text())
+    address = sa.make_url(dsn)
+    database = {
+        "username": address.username,
+        "password": {"env": PASSWORD_VARIABLE},
+        "hostname": address.host,
+        "port": address.port,
+        "db_name": address.database,
+    }
+    launching = {
+        "load_incluster_config": False,
+        "kubeconfig_file": str(kubeconfig),
+        "job_namespace": "dagster",
+        "service_account_name": "dagster-run",
+        "instance_config_map": "dagster-instance",
+        "dagster_home": str(home),
+        "postgres_password_secret": PASSWORD_SECRET,
+        "image_pull_policy": "IfNotPresent",
+        "env_config_maps": [ENVIRONMENT_MAP],
+        "env_secrets": [ENVIRONMENT_SECRET],
+        "resources": {
+            "requests": {"cpu": "250m", "memory": "512Mi"},
+            "limits": {"memory": "1Gi"},
+        },
+        "security_context": {
+            "runAsNonRoot": True,
+            "readOnlyRootFilesystem": True,
+            "allowPrivilegeEscalation": False,
+            "capabilities": {"drop": ["ALL"]},
+        },
+    }
+    project["run_coordinator"]["config"] = {"dequeue_interval_seconds": 1}
+    project["run_monitoring"] |= {"poll_interval_seconds": 2, **monitoring}
+    return {
+        **project,
+        "storage": {"postgres": {"postgres_db": database}},
+        "run_launcher": {**LAUNCHER, "config": launching},
+    }
+
+
+def plant(kubernetes: KubernetesServer, environment: Mapping[str, str]) -> None:
+    """Makes the Secrets and the ConfigMap that pods take their environment from."""
+    secrets = {name: value for name, value in environment.items() if name in SECRET_NAMES}
+    settings = {name: value for name, value in environment.items() if name not in SECRET_NAMES}
+    _add(kubernetes, "Secret", PASSWORD_SECRET, _encoded({PASSWORD_KEY: PASSWORD}))
+    _add(kubernetes, "Secret", ENVIRONMENT_SECRET, _encoded(secrets))
+    _add(kubernetes, "ConfigMap", ENVIRONMENT_MAP, settings)
+
+
+def _add(kubernetes: KubernetesServer, kind: str, name: str, data: Mapping[str, str]) -> None:
+    manifest = {"apiVersion": "v1", "kind": kind, "metadata": {"name": name}, "data": dict(data)}
+    kubernetes.cluster.create(f"{kind.lower()}s", manifest)
+
+
+def _encoded(data: Mapping[str, str]) -> dict[str, str]:
+    return {name: base64.b64encode(value.encode()).decode() for name, value in data.items()}
+
+
+@contextlib.contextmanager
+def code_server(home: Path, location: str, target: Sequence[str], environment: Mapping[str, str]) -> Iterator[int]:
+    """Port of a code server, as the Dagster chart starts one of a team, until the end of the block."""
+    port = ports.free_port()
+    command = ["api", "grpc", "-h", ports.LOOPBACK, "-p", str(port), *target, "-d", str(ROOT)]
+    log = home / "code_server.log"
+    with log.open("w") as output:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "dagster", *command, "--location-name", location, "--container-image", IMAGE],
+            cwd=ROOT,
+            env={**os.environ, "DEBUG": "1", "DAGSTER_HOME": str(home), **environment},
+            stdout=output,
+            stderr=subprocess.STDOUT,
+        )
+        try:
+            deadline = time.monotonic() + START_SECONDS
+            while ports.is_free(port):
+                assert process.poll() is None, log.read_text()
+                assert time.monotonic() < deadline, log.read_text()
+                time.sleep(LOOK_SECONDS)
+            yield port
+        finally:
+            process.terminate()
+            process.wait(STOP_SECONDS)
+
+
+@contextlib.contextmanager
+def prepared(
+    tmp_path: Path,
+    dsn: str,
+    kubernetes: KubernetesServer,
+    location: str,
+    target: Sequence[str],
+    *,
+    environment: Mapping[str, str] | None = None,
+    **monitoring: Any,
+) -> Iterator[Site]:
+    """Runs all of it but the daemon until the end of the block: runs are queued, and stay so.
+
+    `target` says where the location's code is: `-m module` or `-f file`. `monitoring` changes `run_monitoring`.
+    """
+    home = tmp_path / "home"
+    home.mkdir(exist_ok=True)
+    kubeconfig = kubernetes.write_kubeconfig(tmp_path / "kubeconfig.yaml")
+    (home / "dagster.yaml").write_text(yaml.safe_dump(configuration(dsn, kubeconfig, home, monitoring)))
+    shared = {"DEBUG": "1", **(environment or {})}
+    plant(kubernetes, shared)
+    own = {**shared, PASSWORD_VARIABLE: PASSWORD}
+    with code_server(home, location, target, own) as port:
+        server_entry = {"host": ports.LOOPBACK, "port": port, "location_name": location}
+        (home / "workspace.yaml").write_text(yaml.safe_dump({"load_from": [{"grpc_server": server_entry}]}))
+        with (
+            webserver.serving(home, webserver.WEBSERVER, own) as server,
+            local_instance(tmp_path / "looking", dsn) as instance,
+        ):
+            yield Site(home, location, server, instance, kubernetes, own)
+
+
+@contextlib.contextmanager
+def running(*arguments: Any, **named: Any) -> Iterator[Site]:
+    """Runs all of it until the end of the block; the arguments are those of `prepared`."""
+    with prepared(*arguments, **named) as made, made.daemon():
+        yield made

@@ -1,0 +1,15 @@
+"""A code location for tests: the project's web analytics, with a pod for each step."""
+
+import dagster as dg
+
+from dags.common.patient_kubernetes import patient_k8s_job_executor
+from dags.locations import web_analytics
+
+# Dagster refuses a module with two Definitions, so that of the project is not bound to a name here.
+defs = dg.Definitions(
+    assets=web_analytics.defs.assets,
+    asset_checks=web_analytics.defs.asset_checks,
+    jobs=web_analytics.defs.jobs,
+    resources=web_analytics.defs.resources,
+    executor=patient_k8s_job_executor,
+)
