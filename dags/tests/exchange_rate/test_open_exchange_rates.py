@@ -198,7 +198,12 @@ def test_the_app_id_is_in_no_log_record_no_error_and_no_traceback(
     source: Source, answer: Answer, caplog: pytest.LogCaptureFixture
 ) -> None:
     source.answers = [answer]
-    with caplog.at_level(logging.DEBUG), pytest.raises(ExchangeRatesError) as caught:
+    # By name too: a client of Kubernetes in this process would have made it silent.
+    with (
+        caplog.at_level(logging.DEBUG),
+        caplog.at_level(logging.DEBUG, logger="urllib3"),
+        pytest.raises(ExchangeRatesError) as caught,
+    ):
         provider_of(source, timeout_seconds=0.3, attempts=2).daily_rates(DAY)
     assert source.authorizations[0] == f"Token {APP_ID}"
     said = everything_said(caught.value, caplog)
