@@ -7,6 +7,7 @@ it ends. Ports are per session; databases and buckets are made anew for each tes
 """
 
 import contextlib
+import signal
 import tempfile
 import uuid
 from collections.abc import Callable, Iterator
@@ -20,6 +21,11 @@ from dags.local import ports, services
 if TYPE_CHECKING:
     from clickhouse_driver import Client
     from types_boto3_s3 import S3Client
+
+# A shell that is not interactive lets what it starts in the background ignore it, and that is inherited: `dagster dev`
+# would wait for ever for its children, which it ends with this signal.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 CREDENTIALS = services.Credentials()
 # Another process may take a free port before our service does.
