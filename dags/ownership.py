@@ -4,7 +4,6 @@ Belongs here: what is derived from the definitions and the alert policy. Not her
 (`common/inventory.py`), and whether everything has an owner (`dags/tests/policy`).
 """
 
-import ast
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
@@ -12,6 +11,7 @@ import click
 import dagster as dg
 
 from dags.common.inventory import everything_of, name_of, owner_of
+from dags.common.location_files import dags_of
 from dags.common.owners import JobOwners
 from dags.definitions import load_locations
 from dags.slack_alerts import notification_channel_per_team, team_per_location
@@ -73,20 +73,9 @@ def codeowners(root: Path, team_of_location: Mapping[str, str]) -> str:
 
 def _paths_of_dags(root: Path, location: Path) -> Iterator[str]:
     """The dags that a location's file imports, and their tests, as paths of CODEOWNERS."""
-    for dag in sorted(_imported_dags(location)):
+    for dag in dags_of(location):
         candidates = (f"dags/{dag}/", f"dags/{dag}.py", f"dags/tests/{dag}/", f"dags/tests/test_{dag}.py")
         yield from (f"/{path}" for path in candidates if (root / path).exists())
-
-
-def _imported_dags(location: Path) -> set[str]:
-    modules: list[str] = []
-    for node in ast.walk(ast.parse(location.read_text())):
-        if isinstance(node, ast.ImportFrom) and node.module is not None:
-            modules += [f"{node.module}.{alias.name}" for alias in node.names]
-        elif isinstance(node, ast.Import):
-            modules += [alias.name for alias in node.names]
-    packages = {parts[1] for parts in (module.split(".") for module in modules) if parts[0] == "dags"}
-    return packages - {"common", "locations"}
 
 
 @click.group(invoke_without_command=True)

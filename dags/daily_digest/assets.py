@@ -15,6 +15,7 @@ from dags.common.clickhouse.staging import drop_leftovers
 from dags.common.failures import permanent_errors_end_the_step
 from dags.common.markdown import code, markdown_table
 from dags.common.owners import JobOwners, asset_owned_by, check_owned_by, owned_by
+from dags.common.partitions import days_of_run, range_tags
 from dags.common.resources import query_tags
 from dags.common.schedules import run_is_over, skip_if_already_running
 from dags.common.tags import MAX_RETRIES_TAG, MAX_RUNTIME_TAG
@@ -31,8 +32,6 @@ WEB_TABLES = (dg.AssetKey("web_analytics_stats_table_daily"), dg.AssetKey("web_a
 
 # As the web tables' own.
 DAILY_PARTITIONS = dg.DailyPartitionsDefinition(start_date="2015-01-01", timezone="UTC")
-RANGE_START_TAG = "dagster/asset_partition_range_start"
-RANGE_END_TAG = "dagster/asset_partition_range_end"
 
 # What a person reads at a glance; the table has all of them.
 SHOWN_TEAMS = 20
@@ -99,10 +98,8 @@ def analytics_digest_daily_equals_web_tables(
 ) -> dg.AssetCheckResult:
     """Compare the days of the run, or the newest ones stored, with the web tables."""
     tagged = cluster.tagged(query_tags(context.op_execution_context))
-    run = context.op_execution_context
-    if run.has_partition_key or run.has_partition_key_range:
-        days = [dt.date.fromisoformat(key) for key in run.partition_keys]
-    else:
+    days = days_of_run(context.op_execution_context)
+    if days is None:
         days = [day for (day,) in tagged.any_host(Query(STORED_DAYS_STATEMENT, {"days": CHECKED_DAYS})).result()]
     if not days:
         return dg.AssetCheckResult(passed=False, description="The table is empty: run analytics_digest_daily_job.")
@@ -149,9 +146,8 @@ def analytics_digest_daily_schedule(context: dg.ScheduleEvaluationContext) -> dg
             "this day too."
         )
     first = yesterday - ONE_DAY if yesterday - ONE_DAY in computed else yesterday
-    tags = {RANGE_START_TAG: first.isoformat(), RANGE_END_TAG: yesterday.isoformat()}
     already_running = skip_if_already_running(context, analytics_digest_daily_job.name, [analytics_digest_daily.key])
-    return already_running or dg.RunRequest(tags=tags)
+    return already_running or dg.RunRequest(tags=range_tags(first, yesterday))
 
 
 def digest_metadata(digests: Sequence[Digest]) -> dict[str, dg.MetadataValue]:

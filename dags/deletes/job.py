@@ -12,6 +12,7 @@ from pydantic import Field
 from dags.common import deletion_requests
 from dags.common.clickhouse.cluster import ClickhouseCluster
 from dags.common.clickhouse.rewrites import as_markdown, partitions_of, total
+from dags.common.markdown import markdown_table
 from dags.common.owners import JobOwners, owned_by, tagged_as_owned_by
 from dags.common.resources import Postgres, query_tags
 from dags.common.rewrite_runs import LOCK_WAIT_SECONDS, RUN_SECONDS, rewriting
@@ -91,12 +92,12 @@ def metadata_of(deleted: Deleted) -> dict[str, dg.MetadataValue]:
 
 
 def _requests_table(deleted: Deleted) -> str:
-    lines = ["| request | rows | note |", "|---:|---|---|"]
+    rows: list[tuple[int, str, str]] = []
     for request_id in deleted.done[:MOST_SHOWN]:
-        counts = ", ".join(f"{table} {rows}" for table, rows in deleted.rows_by_request[request_id].items())
-        lines.append(f"| {request_id} | {counts} | |")
-    lines += [f"| {request_id} | | {why} |" for request_id, why in list(deleted.waiting.items())[:MOST_SHOWN]]
-    return "\n".join(lines) if deleted.done or deleted.waiting else "No request is due."
+        counts = ", ".join(f"{table} {count}" for table, count in deleted.rows_by_request[request_id].items())
+        rows.append((request_id, counts, ""))
+    rows += [(request_id, "", why) for request_id, why in list(deleted.waiting.items())[:MOST_SHOWN]]
+    return markdown_table(["request", "rows", "note"], "rll", rows) or "No request is due."
 
 
 def _request(run_key: str | None = None) -> dg.RunRequest:

@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from decimal import ROUND_HALF_EVEN, Decimal, localcontext
 from typing import Any
 
+from dags.common.markdown import markdown_table
+
 BASE_CURRENCY = "USD"
 
 # Quoted by the European Central Bank on every publication day since 1999, so a day without one of them is a hole.
@@ -144,8 +146,8 @@ def rates_from_json(value: Mapping[str, Any]) -> Rates:
 def main_currencies_table(rates: Rates) -> str:
     """Return a Markdown table of the main currencies, for the asset's page."""
     rows = [
-        f"| {currency} | {round_rate(rates.figures[currency]):f} |"
+        [currency, f"{round_rate(rates.figures[currency]):f}"]
         for currency in MAIN_CURRENCIES
         if currency in rates.figures
     ]
-    return "\n".join(["| currency | units for 1 USD |", "|---|---:|", *rows])
+    return markdown_table(["currency", "units for 1 USD"], "lr", rows)

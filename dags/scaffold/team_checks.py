@@ -5,18 +5,16 @@ alone; those that walk everything run too, since a team can break them. The dags
 location imports from.
 """
 
-import ast
 import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from dags.common.location_files import dags_of
 from dags.scaffold import edits, project
 from dags.scaffold.names import Team
 
 POLICIES = ("dags/tests/policy", "dags/tests/locations")
-# Of nobody's dags.
-NOT_DAGS = ("common", "locations")
 
 
 def locations_of(root: Path, text: str) -> list[str]:
@@ -48,14 +46,9 @@ def selection(own: Sequence[str], every: Sequence[str]) -> str:
 
 def tests_of(root: Path, location: str) -> list[str]:
     """The tests of the dags that a location imports from."""
-    source = (root / "dags" / "locations" / f"{location}.py").read_text()
-    modules = {
-        node.module.split(".")[1]
-        for node in ast.walk(ast.parse(source))
-        if isinstance(node, ast.ImportFrom) and node.module and node.module.startswith("dags.")
-    }
-    paths = [(f"dags/tests/{module}", f"dags/tests/test_{module}.py") for module in sorted(modules - set(NOT_DAGS))]
-    return [path for pair in paths for path in pair if (root / path).exists()]
+    dags = dags_of(root / "dags" / "locations" / f"{location}.py")
+    paths = [path for dag in dags for path in (f"dags/tests/{dag}", f"dags/tests/test_{dag}.py")]
+    return [path for path in paths if (root / path).exists()]
 
 
 def run_all(calls: Sequence[Sequence[str]], root: Path) -> int:

@@ -11,6 +11,7 @@ import dagster as dg
 from dags.common.clickhouse.cluster import ClickhouseCluster
 from dags.common.clickhouse.query import Query
 from dags.common.owners import check_owned_by
+from dags.common.partitions import days_of_run
 from dags.common.resources import query_tags
 from dags.web_preaggregated.assets import (
     BOUNCES_DAILY,
@@ -61,9 +62,9 @@ def closed_days(days: Sequence[dt.date], now: dt.datetime) -> list[dt.date]:
 
 def _asked_days(context: dg.AssetCheckExecutionContext, cluster: ClickhouseCluster, subject: Subject) -> list[dt.date]:
     """The days of the run; in a run without partitions, every day from the first one stored to the last."""
-    run = context.op_execution_context
-    if run.has_partition_key or run.has_partition_key_range:
-        return [dt.date.fromisoformat(key) for key in run.partition_keys]
+    days = days_of_run(context.op_execution_context)
+    if days is not None:
+        return days
     statement = STORED_RANGE_STATEMENT.format(table=TABLES[subject])
     rows = cluster.any_host(Query(statement)).result()
     return [day for first, last in rows for window in windows_of(_days(first, last)) for day in window.days]

@@ -5,6 +5,7 @@ import datetime as dt
 import dagster as dg
 
 from dags.common.owners import owned_by
+from dags.common.partitions import range_tags
 from dags.common.schedules import skip_if_already_running
 from dags.common.settings import Settings, get_settings
 from dags.common.tags import MAX_RETRIES_TAG, MAX_RUNTIME_TAG
@@ -17,9 +18,6 @@ from dags.web_preaggregated.assets import (
 )
 from dags.web_preaggregated.exports import BOUNCES_EXPORT_KEY, STATS_EXPORT_KEY
 from dags.web_preaggregated.statements import ONE_DAY
-
-RANGE_START_TAG = "dagster/asset_partition_range_start"
-RANGE_END_TAG = "dagster/asset_partition_range_end"
 
 web_analytics_daily_job = dg.define_asset_job(
     "web_analytics_daily_job",
@@ -63,9 +61,7 @@ def web_analytics_daily_schedule(context: dg.ScheduleEvaluationContext) -> dg.Ru
         return dg.SkipReason(reason)
     yesterday = context.scheduled_execution_time.astimezone(dt.UTC).date() - ONE_DAY
     already_running = skip_if_already_running(context, web_analytics_daily_job.name, (STATS_DAILY, BOUNCES_DAILY))
-    return already_running or dg.RunRequest(
-        tags={RANGE_START_TAG: (yesterday - ONE_DAY).isoformat(), RANGE_END_TAG: yesterday.isoformat()}
-    )
+    return already_running or dg.RunRequest(tags=range_tags(yesterday - ONE_DAY, yesterday))
 
 
 @dg.schedule(

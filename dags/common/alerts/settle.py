@@ -19,13 +19,13 @@ from dags.common.alerts import ingest, route
 from dags.common.alerts.decide import RETRY_PROMISE, Outcome
 from dags.common.alerts.records import Cause, Failure, Policy
 from dags.common.alerts.steps import FailedPart, Plans, RunResult, only_owner, read_run
+from dags.common.tags import BACKFILL_TAG
 
 logger = logging.getLogger(__name__)
 
 RETRY_NUMBER_TAG = "dagster/retry_number"
 WILL_RETRY_TAG = "dagster/will_retry"
 RETRY_RUN_TAG = "dagster/auto_retry_run_id"
-BACKFILL_TAG = "dagster/backfill"
 PARTITION_TAG = "dagster/partition"
 AUTOMATED_TAGS = (
     "dagster/schedule_name",

@@ -24,6 +24,7 @@ from dags.common.clickhouse.mutation_progress import Enqueued, Progress, passes_
 from dags.common.clickhouse.mutations import Command, Mutation, enqueue, enqueue_on_all_hosts, floor_time
 from dags.common.clickhouse.query import Insert, Query, Rows, quoted
 from dags.common.clickhouse.tables import EVENTS
+from dags.common.markdown import markdown_table
 
 if TYPE_CHECKING:
     from clickhouse_driver import Client
@@ -312,13 +313,12 @@ def described(found: Found) -> str:
 
 def as_markdown(found: Found) -> str:
     """The shards and partitions as a table."""
-    lines = ["| shard | partition | rows | parts |", "|---:|---|---:|---:|"]
-    lines += [
-        f"| {shard} | {partition} | {touched.rows} | {touched.parts} |"
+    rows = [
+        [shard, partition, touched.rows, touched.parts]
         for shard, partitions in sorted(found.items())
         for partition, touched in sorted(partitions.items())
     ]
-    return "\n".join(lines) if found else "Nothing."
+    return markdown_table(["shard", "partition", "rows", "parts"], "rlrr", rows) or "Nothing."
 
 
 def among_teams(team_ids: Sequence[int]) -> tuple[str, dict[str, Any]]:

@@ -8,9 +8,10 @@ from decimal import Decimal
 from typing import Any
 
 from dags.common.clickhouse.query import Query
+from dags.common.partitions import range_tags
 from dags.daily_digest.assets import analytics_digest_daily_job
 from dags.local.__main__ import table
-from dags.local.demo.stage import RANGE_END_TAG, RANGE_START_TAG, DemoError, Stage
+from dags.local.demo.stage import DemoError, Stage
 from dags.locations import analytics_platform
 
 DIGEST_STATEMENT = """
@@ -24,7 +25,7 @@ FROM analytics_digest_daily WHERE day = %(day)s ORDER BY team_id
 def show(stage: Stage, day: dt.date) -> None:
     """Runs the job for a day and prints its digest. Raises DemoError, and what the parts raise."""
     stage.say(f"Dagster: running {analytics_digest_daily_job.name} for {day}")
-    tags = {RANGE_START_TAG: str(day), RANGE_END_TAG: str(day)}
+    tags = range_tags(day, day)
     stage.run(analytics_platform.defs, analytics_digest_daily_job.name, tags=tags)
     rows = stage.cluster.any_host(Query(DIGEST_STATEMENT, {"day": day})).result()
     if not rows:

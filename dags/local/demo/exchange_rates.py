@@ -12,6 +12,7 @@ import dagster as dg
 
 from dags.common.clickhouse.cluster import ClickhouseCluster
 from dags.common.clickhouse.query import Query
+from dags.common.partitions import range_tags
 from dags.exchange_rate.providers import ExchangeRatesProvider
 from dags.exchange_rate.resource import exchange_rates_provider
 from dags.exchange_rate.schedules import (
@@ -20,7 +21,7 @@ from dags.exchange_rate.schedules import (
     hourly_exchange_rates_schedule,
 )
 from dags.local.__main__ import table
-from dags.local.demo.stage import RANGE_END_TAG, RANGE_START_TAG, DemoError, Stage
+from dags.local.demo.stage import DemoError, Stage
 from dags.locations import revenue_analytics
 
 if TYPE_CHECKING:
@@ -103,7 +104,7 @@ def show(stage: Stage) -> None:
 
     stage.say(f"Dagster: running {daily_exchange_rates_job.name} for {first} to {last}, source: {provider.name}")
     # The tags of a backfill's run: the assets' backfill policy takes the whole range at once.
-    tags = {RANGE_START_TAG: str(first), RANGE_END_TAG: str(last)}
+    tags = range_tags(first, last)
     stage.run(revenue_analytics.defs, daily_exchange_rates_job.name, tags=tags)
     stage.say("ClickHouse: reading the rates back")
     query = Query(ROWS_STATEMENT, {"first": first, "last": last})

@@ -14,9 +14,6 @@ from dags.local.__main__ import table
 if TYPE_CHECKING:
     from types_boto3_s3 import S3Client
 
-RANGE_START_TAG = "dagster/asset_partition_range_start"
-RANGE_END_TAG = "dagster/asset_partition_range_end"
-
 
 class DemoError(Exception):
     """The demo did not show what it should. The message is the reason."""

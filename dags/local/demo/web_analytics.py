@@ -10,9 +10,10 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from dags.common.clickhouse.query import Query
+from dags.common.partitions import range_tags
 from dags.local.demo import report
 from dags.local.demo.ingestion import ingest, put_files, put_sample
-from dags.local.demo.stage import RANGE_END_TAG, RANGE_START_TAG, DemoError, Stage
+from dags.local.demo.stage import DemoError, Stage
 from dags.locations import web_analytics
 from dags.web_preaggregated.assets import DAILY_PARTITIONS
 from dags.web_preaggregated.schedules import web_analytics_daily_job
@@ -67,7 +68,7 @@ def compute(stage: Stage, days: Iterable[dt.date]) -> None:
     """
     for first, last in reversed(list(ranges(days, stage.settings.dagster_web_preaggregated_max_partitions_per_run))):
         stage.say(f"Dagster: running {web_analytics_daily_job.name} for {first} to {last}")
-        tags = {RANGE_START_TAG: str(first), RANGE_END_TAG: str(last)}
+        tags = range_tags(first, last)
         stage.run(web_analytics.defs, web_analytics_daily_job.name, tags=tags)
 
 

@@ -15,7 +15,7 @@ import dagster as dg
 
 from dags.common.clickhouse.cluster import ClickhouseCluster
 from dags.common.clickhouse.query import Insert, Query, Rows
-from dags.daily_digest.assets import RANGE_END_TAG, RANGE_START_TAG
+from dags.common.partitions import range_tags
 from dags.daily_digest.digest import Digest, Page
 from dags.locations.analytics_platform import defs
 from dags.tests.web_preaggregated.events import DAY, Session, Web, at
@@ -95,7 +95,7 @@ class Platform:
         return own.resolve_job_def(job_name).execute_in_process(
             instance=self.instance,
             partition_key=str(days[0]) if len(days) == 1 else None,
-            tags={RANGE_START_TAG: str(days[0]), RANGE_END_TAG: str(days[1])} if len(days) == 2 else None,
+            tags=range_tags(days[0], days[1]) if len(days) == 2 else None,
             raise_on_error=False,
         )
 

@@ -12,7 +12,7 @@ from zoneinfo import ZoneInfo
 import dagster as dg
 
 from dags.common.inventory import assets_of, jobs_of, pools_of, schedules_of
-from dags.common.tags import MAX_RUNTIME_TAG
+from dags.common.tags import BACKFILL_TAG, MAX_RUNTIME_TAG
 
 Locations = Mapping[str, dg.Definitions]
 
@@ -23,8 +23,6 @@ HEAVY_SECONDS = 3600
 # Long enough for every weekday, every end of a month, a leap day, and four changes of the clocks.
 FIRST_TICK, LAST_TICK = dt.datetime(2027, 1, 1), dt.datetime(2029, 1, 1)  # noqa: DTZ001 - what a clock on the wall shows
 ONE_DAY = dt.timedelta(days=1)
-# Dagster gives it to each run of a backfill.
-BACKFILL_TAG = "dagster/backfill"
 
 
 def every_owner_has_a_channel(owners: Sequence[str], channels: Mapping[str, str]) -> list[str]:

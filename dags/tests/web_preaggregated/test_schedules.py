@@ -4,13 +4,12 @@ from collections.abc import Iterator
 import dagster as dg
 import pytest
 
+from dags.common.partitions import RANGE_END_TAG, RANGE_START_TAG
 from dags.common.schedules import UNFINISHED
 from dags.common.settings import Settings, get_settings
 from dags.locations.web_analytics import defs
 from dags.web_preaggregated.assets import BOUNCES_DAILY, STATS_HOURLY, max_partitions_per_run
 from dags.web_preaggregated.schedules import (
-    RANGE_END_TAG,
-    RANGE_START_TAG,
     web_analytics_daily_schedule,
     web_pre_aggregate_current_day_hourly_schedule,
 )
