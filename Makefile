@@ -56,13 +56,13 @@ format: setup ## Write the source in the project's format
 
 # What is given on the command line is in the environment, where no quote in it can end the command.
 new-team: setup ## Add a team with all that it needs and an example: TEAM=growth CHANNEL=#alerts-growth
-	@exec $(BIN)/python -m dags.scaffold new-team "$$TEAM" "$$CHANNEL"
+	@exec $(BIN)/python -m tools.scaffold new-team "$$TEAM" "$$CHANNEL"
 
 new-dag: setup ## Add an example dag to a team: TEAM=growth NAME=signups
-	@exec $(BIN)/python -m dags.scaffold new-dag "$$TEAM" "$$NAME"
+	@exec $(BIN)/python -m tools.scaffold new-dag "$$TEAM" "$$NAME"
 
 check-team: setup ## Run the policies that speak of a team, and the tests of its dags: TEAM=growth
-	@exec $(BIN)/python -m dags.scaffold check-team "$$TEAM"
+	@exec $(BIN)/python -m tools.scaffold check-team "$$TEAM"
 
 LOCK := $(BIN)/uv pip compile pyproject.toml --universal --python-version 3.11 --generate-hashes --no-strip-extras \
 	--no-emit-index-url --no-header --no-annotate --quiet

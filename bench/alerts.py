@@ -48,13 +48,13 @@ from measuring import Figures
 from slack_sdk import WebClient
 
 from dags import slack_alerts
-from dags.common.alerts import engine, ingest, store, watch
-from dags.common.alerts.records import Policy
-from dags.common.alerts.redact import redact
-from dags.common.alerts.slack import make_client
+from dags.alerts import engine, ingest, store, watch
+from dags.alerts.records import Policy
+from dags.alerts.redact import redact
+from dags.alerts.slack import make_client
 from dags.local import ports, services
-from dags.tests.common.alerts.fake_slack import TOKEN, FakeSlack, serving
-from dags.tests.common.alerts.world import World, local_instance, op_job
+from dags.tests.alerts.fake_slack import TOKEN, FakeSlack, serving
+from dags.tests.alerts.world import World, local_instance, op_job
 
 OWNER, CHANNEL, DEFAULT_CHANNEL = "team-a", "#alerts-a", "#default"
 POLICY = Policy(channel_of_owner={OWNER: CHANNEL}, default_channel=DEFAULT_CHANNEL, domain="dagster.example.com")

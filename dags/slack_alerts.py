@@ -1,6 +1,6 @@
 """Alert policy: which Slack channel hears of which team's failures, from how many on; and the sensor that tells them.
 
-Belongs here: what people edit. Not here: how failures are read, judged and delivered (`dags/common/alerts`).
+Belongs here: what people edit. Not here: how failures are read, judged and delivered (`dags/alerts`).
 """
 
 import datetime as dt
@@ -10,14 +10,14 @@ from typing import TYPE_CHECKING
 
 import dagster as dg
 
-from dags.common.alerts import route
-from dags.common.alerts.records import Policy
+from dags.alerts import route
+from dags.alerts.records import Policy
 from dags.common.owners import JobOwners, tagged_as_owned_by
 
 if TYPE_CHECKING:
     from slack_sdk import WebClient
 
-    from dags.common.alerts.engine import TickReport
+    from dags.alerts.engine import TickReport
     from dags.common.settings import Settings
 
 notification_channel_per_team: Mapping[str, str] = {
@@ -88,7 +88,7 @@ def notify_slack_on_failure(context: dg.SensorEvaluationContext) -> dg.SensorRes
 
 def client_for(settings: "Settings") -> "WebClient":
     """Slack in production; anywhere else a client that only logs."""
-    from dags.common.alerts.slack import make_client
+    from dags.alerts.slack import make_client
     from dags.common.resources import make_slack
 
     if settings.cloud_deployment is None or settings.slack_token is None:
@@ -99,7 +99,7 @@ def client_for(settings: "Settings") -> "WebClient":
 
 def run_tick(instance: dg.DagsterInstance, settings: "Settings", client: "WebClient") -> "TickReport":
     """One tick on the instance's own store."""
-    from dags.common.alerts import engine, redact, store, watch
+    from dags.alerts import engine, redact, store, watch
 
     policy = alert_policy(settings)
     clock = partial(dt.datetime.now, dt.UTC)

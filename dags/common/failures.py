@@ -11,7 +11,7 @@ from dags.common.clickhouse.staging import StagingError
 
 
 @contextlib.contextmanager
-def permanent_errors_end_the_step() -> Iterator[None]:
+def fail_without_retry() -> Iterator[None]:
     """Raise dagster.Failure, which no retry policy follows, for what will not go away; let all else through."""
     try:
         yield

@@ -109,4 +109,4 @@ if __name__ == "__main__":
     # The command shows what all layers above define: the process becomes theirs, and nothing here imports them.
     import runpy
 
-    runpy.run_module("dags.ownership", run_name="__main__")
+    runpy.run_module("tools.ownership", run_name="__main__")

@@ -12,7 +12,7 @@ import dagster as dg
 from dags.common.clickhouse.cluster import ClickhouseCluster
 from dags.common.clickhouse.query import Query
 from dags.common.clickhouse.staging import drop_leftovers
-from dags.common.failures import permanent_errors_end_the_step
+from dags.common.failures import fail_without_retry
 from dags.common.markdown import code, markdown_table
 from dags.common.owners import JobOwners, asset_owned_by, check_owned_by, owned_by
 from dags.common.partitions import days_of_run, range_tags
@@ -82,7 +82,7 @@ def analytics_digest_daily(context: dg.AssetExecutionContext, cluster: dg.Resour
             allow_retries=False,
         )
     drop_leftovers(tagged, lambda run_id: run_is_over(context.instance, run_id))
-    with permanent_errors_end_the_step():
+    with fail_without_retry():
         digests = write_digests(tagged, days, context.run.run_id)
     for day in days:
         context.add_asset_metadata(digest_metadata(digests[day]), partition_key=day.isoformat())

@@ -1,9 +1,9 @@
 """The care of ClickHouse itself, and of the data in it: schema, squashes, deletes. team-clickhouse."""
 
-from dags.clickhouse_schema import clickhouse_schema_job
-from dags.deletes.job import deletes_job, deletes_schedule, start_deletes_after_squash
+from dags.deletes.jobs import deletes_job, deletes_schedule, start_deletes_after_squash
 from dags.locations import build_definitions
-from dags.person_overrides.job import (
+from dags.maintenance.clickhouse_schema import clickhouse_schema_job
+from dags.person_overrides.jobs import (
     cleanup_orphaned_rewrites_job,
     cleanup_orphaned_rewrites_schedule,
     squash_person_overrides,

@@ -7,8 +7,7 @@ from dags.exchange_rate.assets import (
     hourly_exchange_rates_in_clickhouse,
 )
 from dags.exchange_rate.checks import exchange_rates_are_complete, exchange_rates_are_fresh
-from dags.exchange_rate.resource import exchange_rates_resource
-from dags.exchange_rate.schedules import (
+from dags.exchange_rate.jobs import (
     daily_exchange_rates_job,
     daily_exchange_rates_schedule,
     exchange_rate_checks_job,
@@ -16,6 +15,7 @@ from dags.exchange_rate.schedules import (
     hourly_exchange_rates_job,
     hourly_exchange_rates_schedule,
 )
+from dags.exchange_rate.resource import exchange_rates_resource
 from dags.locations import build_definitions, resources
 
 defs = build_definitions(

@@ -1,7 +1,7 @@
 """What no single product team owns. team-data-platform."""
 
 from dags.locations import build_definitions
-from dags.run_retention import run_retention_job, run_retention_schedule
+from dags.maintenance.run_retention import run_retention_job, run_retention_schedule
 from dags.slack_alerts import notify_slack_on_failure
 
 defs = build_definitions(

@@ -16,7 +16,7 @@ from dags.web_preaggregated.checks import (
     web_stats_hourly_is_fresh,
 )
 from dags.web_preaggregated.exports import web_exports
-from dags.web_preaggregated.schedules import (
+from dags.web_preaggregated.jobs import (
     web_analytics_daily_job,
     web_analytics_daily_schedule,
     web_pre_aggregate_current_day_hourly_job,

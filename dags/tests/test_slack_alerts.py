@@ -8,7 +8,7 @@ import pytest
 from pydantic import SecretStr
 
 from dags import slack_alerts
-from dags.common.alerts.deliver import DeliveryError
+from dags.alerts.deliver import DeliveryError
 from dags.common.settings import Settings, get_settings
 from dags.definitions import load_locations
 from dags.slack_alerts import (
@@ -19,7 +19,7 @@ from dags.slack_alerts import (
     run_tick,
     summary,
 )
-from dags.tests.common.alerts.world import World, local_instance, op_job
+from dags.tests.alerts.world import World, local_instance, op_job
 
 
 @pytest.fixture
@@ -59,8 +59,8 @@ def test_a_tick_tells_a_failure_once_and_says_that_nothing_leaves_the_machine(
 
 
 def test_a_tick_fails_when_slack_takes_no_messages(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    from dags.common.alerts.slack import make_client
-    from dags.tests.common.alerts.fake_slack import serving
+    from dags.alerts.slack import make_client
+    from dags.tests.alerts.fake_slack import serving
 
     world.forward(-60)
     world.fail(op_job("plain", ("team-ingestion",)))

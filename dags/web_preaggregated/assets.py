@@ -12,7 +12,7 @@ from pydantic import Field
 
 from dags.common.clickhouse.cluster import ClickhouseCluster
 from dags.common.clickhouse.staging import drop_leftovers
-from dags.common.failures import permanent_errors_end_the_step
+from dags.common.failures import fail_without_retry
 from dags.common.markdown import code, markdown_table
 from dags.common.owners import JobOwners, asset_owned_by, owned_by, step_owned_by
 from dags.common.resources import query_tags
@@ -185,7 +185,7 @@ def _computed(
     if dropped:
         context.log.info(f"Dropped what runs that are over had left: {', '.join(dropped)}")
     teams = selected_teams(tagged)
-    with permanent_errors_end_the_step():
+    with fail_without_retry():
         outcome = pre_aggregate(tagged, grain, days, run_id=context.run.run_id, team_ids=teams, drop_before=drop_before)
     context.log.info(
         f"{len(days)} days, {'all teams' if teams is None else f'{len(teams)} teams'}: "

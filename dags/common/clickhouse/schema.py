@@ -1,4 +1,4 @@
-"""Applies the schema of `tables.py`: by the command here, or by the job in `dags/clickhouse_schema.py`.
+"""Applies the schema of `tables.py`: by the command here, or by the job in `dags/maintenance/clickhouse_schema.py`.
 
 Applying twice changes nothing. Missing objects are made, missing columns and indexes added, comments, settings and
 dictionaries brought up to date; anything else that differs is refused, before anything is changed.

@@ -13,13 +13,13 @@ import dagster as dg
 from dags.common.clickhouse.cluster import ClickhouseCluster
 from dags.common.clickhouse.query import Query
 from dags.common.partitions import range_tags
-from dags.exchange_rate.providers import ExchangeRatesProvider
-from dags.exchange_rate.resource import exchange_rates_provider
-from dags.exchange_rate.schedules import (
+from dags.exchange_rate.jobs import (
     daily_exchange_rates_job,
     daily_exchange_rates_schedule,
     hourly_exchange_rates_schedule,
 )
+from dags.exchange_rate.providers import ExchangeRatesProvider
+from dags.exchange_rate.resource import exchange_rates_provider
 from dags.local.__main__ import table
 from dags.local.demo.stage import DemoError, Stage
 from dags.locations import revenue_analytics

@@ -13,8 +13,8 @@ import dagster as dg
 
 from dags.common.clickhouse.query import Insert, Query
 from dags.events.assets import load_events_job
+from dags.events.jobs import watch_event_objects
 from dags.events.objects import ObjectVersion, current_versions, problem_of
-from dags.events.sensors import watch_event_objects
 from dags.local import sample
 from dags.local.demo.stage import DemoError, Stage
 from dags.locations import ingestion

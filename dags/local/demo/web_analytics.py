@@ -16,7 +16,7 @@ from dags.local.demo.ingestion import ingest, put_files, put_sample
 from dags.local.demo.stage import DemoError, Stage
 from dags.locations import web_analytics
 from dags.web_preaggregated.assets import DAILY_PARTITIONS
-from dags.web_preaggregated.schedules import web_analytics_daily_job
+from dags.web_preaggregated.jobs import web_analytics_daily_job
 
 PLOT = "web_analytics.png"
 

@@ -14,7 +14,7 @@ from dags.common.clickhouse.cluster import Access, ClickhouseCluster
 from dags.common.clickhouse.query import Query
 from dags.common.clickhouse.schema import apply_schema
 from dags.common.deletion_requests import Kind, State, ask, prepare, remembered_days, requests
-from dags.person_overrides.job import squash_person_overrides
+from dags.person_overrides.jobs import squash_person_overrides
 from dags.tests.local.clickhouse.nodes import RunningNode, running_node
 from dags.tests.rewriting import Event, Override, World, at, hosts_of, person, postgres_of
 from dags.web_preaggregated.aggregate import pre_aggregate

@@ -79,7 +79,7 @@ def test_every_location_loads_with_the_files_of_the_image_alone(tmp_path: Path) 
         chart.ROOT / "dags", tmp_path / "dags", ignore=shutil.ignore_patterns("local", "tests", "__pycache__")
     )
     result = subprocess.run(
-        [sys.executable, "-c", "import dags.definitions, dags.common.alerts.__main__"],
+        [sys.executable, "-c", "import dags.definitions, dags.alerts.__main__"],
         cwd=tmp_path,
         env={"PATH": "/usr/bin:/bin", "PYTHONPATH": str(tmp_path)},
         capture_output=True,

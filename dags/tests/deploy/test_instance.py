@@ -16,7 +16,7 @@ from dagster_k8s.job import construct_dagster_k8s_job
 from dagster_postgres import PostgresRunStorage
 
 from dags.common.kubernetes import JOB_CLASS_RESOURCES, JobClass, kubernetes_resources
-from dags.common.patient_kubernetes import PatientK8sRunLauncher
+from dags.common.resilient_kubernetes import ResilientK8sRunLauncher
 from dags.tests.deploy import chart
 from dags.tests.deploy.safety import safety_problems
 
@@ -86,7 +86,7 @@ def test_dagster_loads_the_instance_with_what_it_says(instance: dg.DagsterInstan
         assert isinstance(instance.run_storage, PostgresRunStorage)
         assert instance.get_runs() == []
         assert isinstance(instance.compute_log_manager, S3ComputeLogManager)
-        assert isinstance(instance.run_launcher, PatientK8sRunLauncher)
+        assert isinstance(instance.run_launcher, ResilientK8sRunLauncher)
         concurrency = instance.get_concurrency_config()
         assert concurrency.run_queue_config is not None
         assert concurrency.run_queue_config.max_concurrent_runs == 10

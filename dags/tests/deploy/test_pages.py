@@ -10,7 +10,7 @@ import psycopg2
 import pytest
 
 from dags.definitions import load_locations
-from dags.tests.common.alerts.world import local_instance
+from dags.tests.alerts.world import local_instance
 from dags.tests.deploy import chart
 
 DOCS = chart.ROOT / "docs"
@@ -88,7 +88,7 @@ def test_every_object_of_the_cluster_that_a_page_names_is_made() -> None:
 @pytest.mark.timeout(300)
 def test_every_command_of_the_project_that_a_page_names_exists() -> None:
     commands = commands_of_ours()
-    assert ("dags.common.alerts", "status") in commands
+    assert ("dags.alerts", "status") in commands
     for module, *subcommand in sorted(commands):
         command = [sys.executable, "-m", module, *subcommand, "--help"]
         result = subprocess.run(command, cwd=chart.ROOT, capture_output=True, text=True, check=False, timeout=60)

@@ -104,7 +104,7 @@ def runs_of(instance: dg.DagsterInstance, key: str) -> list[dg.DagsterRun]:
 
 
 def test_the_same_key_starts_one_run_with_its_config(url: str, instance: dg.DagsterInstance) -> None:
-    config = {"ops": {"forget_old_runs": {"config": {"keep_days": 60}}}}
+    config = {"ops": {"delete_old_runs": {"config": {"keep_days": 60}}}}
     first = example.start_run(url, TOKEN, *JOB, "once", config)
     second = example.start_run(url, TOKEN, *JOB, "once", config)
     (run,) = runs_of(instance, "once")
@@ -126,7 +126,7 @@ def test_many_starts_at_once_with_one_key_leave_one_run(url: str, instance: dg.D
     ("job", "config", "reason"),
     [
         (("shared", "no_such_job"), {}, "PipelineNotFoundError.*no_such_job"),
-        (JOB, {"ops": {"forget_old_runs": {"config": {"keep_dais": 60}}}}, "RunConfigValidationInvalid.*keep_dais"),
+        (JOB, {"ops": {"delete_old_runs": {"config": {"keep_dais": 60}}}}, "RunConfigValidationInvalid.*keep_dais"),
     ],
 )
 def test_what_dagster_refuses_is_an_error_with_its_reason(

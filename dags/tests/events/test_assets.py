@@ -7,8 +7,8 @@ import pytest
 
 from dags.common.settings import Settings, SettingsError
 from dags.events.assets import events, few_events_are_rejected, load_events_job
+from dags.events.jobs import watch_event_objects
 from dags.events.resource import EventSource, event_source_from_settings
-from dags.events.sensors import watch_event_objects
 from dags.tests.events.world import VISITOR_HASH_KEY, World, event, lines, log_line
 
 

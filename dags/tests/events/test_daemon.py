@@ -6,7 +6,7 @@ from pathlib import Path
 import dagster as dg
 import pytest
 
-from dags.events.sensors import BATCH_TAG
+from dags.events.jobs import BATCH_TAG
 from dags.tests import webserver
 from dags.tests.events.world import World, event, lines
 from dags.tests.webserver import ROOT, START_SECONDS, wait_for, worker_of

@@ -18,13 +18,13 @@ from dags.exchange_rate.assets import (
     hourly_exchange_rates_in_clickhouse,
 )
 from dags.exchange_rate.checks import exchange_rates_are_complete, exchange_rates_are_fresh
-from dags.exchange_rate.providers import ExchangeRatesError, ExchangeRatesProvider
-from dags.exchange_rate.rates import MAIN_CURRENCIES, Rates
-from dags.exchange_rate.schedules import (
+from dags.exchange_rate.jobs import (
     daily_exchange_rates_job,
     exchange_rate_checks_job,
     hourly_exchange_rates_job,
 )
+from dags.exchange_rate.providers import ExchangeRatesError, ExchangeRatesProvider
+from dags.exchange_rate.rates import MAIN_CURRENCIES, Rates
 
 RANGE_START_TAG = "dagster/asset_partition_range_start"
 RANGE_END_TAG = "dagster/asset_partition_range_end"

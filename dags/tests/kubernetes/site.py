@@ -21,7 +21,7 @@ import yaml
 
 from dags.local import ports
 from dags.tests import webserver
-from dags.tests.common.alerts.world import local_instance
+from dags.tests.alerts.world import local_instance
 from dags.tests.kubernetes.conftest import IMAGE
 from dags.tests.kubernetes.server import KubernetesServer
 from dags.tests.webserver import LOOK_SECONDS, ROOT, START_SECONDS, STOP_SECONDS, Webserver, wait_for
@@ -35,7 +35,7 @@ PASSWORD_SECRET, PASSWORD_KEY, PASSWORD_VARIABLE = (
 PASSWORD = "password-of-dagster"  # noqa: S105 - the local Postgres asks nobody for it
 ENVIRONMENT_SECRET, ENVIRONMENT_MAP = "analytics-platform-secrets", "analytics-platform-settings"
 SECRET_NAMES = ("OBJECT_STORAGE_SECRET_ACCESS_KEY", "CLICKHOUSE_PASSWORD", "POSTGRES_PASSWORD")
-LAUNCHER = {"module": "dags.common.patient_kubernetes", "class": "PatientK8sRunLauncher"}
+LAUNCHER = {"module": "dags.common.resilient_kubernetes", "class": "ResilientK8sRunLauncher"}
 
 
 @dataclass(frozen=True)

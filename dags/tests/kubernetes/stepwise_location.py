@@ -2,7 +2,7 @@
 
 import dagster as dg
 
-from dags.common.patient_kubernetes import patient_k8s_job_executor
+from dags.common.resilient_kubernetes import resilient_k8s_job_executor
 from dags.locations import web_analytics
 
 # Dagster refuses a module with two Definitions, so that of the project is not bound to a name here.
@@ -11,5 +11,5 @@ defs = dg.Definitions(
     asset_checks=web_analytics.defs.asset_checks,
     jobs=web_analytics.defs.jobs,
     resources=web_analytics.defs.resources,
-    executor=patient_k8s_job_executor,
+    executor=resilient_k8s_job_executor,
 )

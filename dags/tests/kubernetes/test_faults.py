@@ -12,7 +12,7 @@ import pytest
 
 from dags import slack_alerts
 from dags.common.owners import JobOwners
-from dags.tests.common.alerts.fake_slack import serving
+from dags.tests.alerts.fake_slack import serving
 from dags.tests.kubernetes import site
 from dags.tests.kubernetes.server import KubernetesServer
 from dags.tests.kubernetes.site import Site
@@ -54,7 +54,7 @@ def test_a_pod_of_a_run_or_of_a_step_that_is_killed_for_its_memory_is_a_failure_
         sensor = f"failing_location.alert_sensor({slack.base_url!r}, Path({str(controls)!r}))"
         code.write_text(
             "from pathlib import Path\n\nimport dagster as dg\n\n"
-            "from dags.tests.common.alerts import failing_location\n"
+            "from dags.tests.alerts import failing_location\n"
             "from dags.tests.kubernetes import working_location\n\n"
             f"defs = dg.Definitions.merge(failing_location.failing([{sensor}]), working_location.defs)\n"
         )

@@ -6,7 +6,7 @@ from pathlib import Path
 import dagster as dg
 
 from dags.common.owners import JobOwners, owned_by
-from dags.common.patient_kubernetes import patient_k8s_job_executor
+from dags.common.resilient_kubernetes import resilient_k8s_job_executor
 
 LONGEST_WAIT_SECONDS = 300
 
@@ -43,7 +43,7 @@ def working_job() -> None:
     wait_and_write()
 
 
-@dg.job(**owned_by(JobOwners.TEAM_INGESTION), executor_def=patient_k8s_job_executor)
+@dg.job(**owned_by(JobOwners.TEAM_INGESTION), executor_def=resilient_k8s_job_executor)
 def stepwise_job() -> None:
     """Waits and writes twice, each time in a pod of its own."""
     write_again(after=wait_and_write())

@@ -1,0 +1,206 @@
+"""How the alert router is doing: figures from its store and from Dagster, and what is wrong by them.
+
+Belongs here: reading, and judging by values. Not here: printing (`__main__.py`). Nothing is written: a probe must not
+change the store, nor make one.
+"""
+
+import contextlib
+import datetime as dt
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import dagster as dg
+import sqlalchemy as sa
+
+from dags.alerts import dagster_private, engine, incidents, ingest, mutes, outbox, store, watch
+from dags.alerts.deliver import DEFAULT_PACE
+from dags.alerts.mutes import Mute
+from dags.alerts.outbox import ALL_CHANNELS, State, Waiting
+
+STALE = dt.timedelta(minutes=5)
+SENSOR_DAEMON = "SENSOR"
+EVENTS_READ = 1000
+DAY = dt.timedelta(days=1)
+
+
+class CannotTellError(Exception):
+    """The figures could not be read. The message says which, and where to look."""
+
+
+@dataclass(frozen=True)
+class OpenIncident:
+    """An incident that has been told and is not over."""
+
+    key: str
+    kind: str
+    channel: str
+    owner: str | None
+    title: str
+    opened_at: dt.datetime
+    failures: int
+
+
+@dataclass(frozen=True)
+class Figures:
+    """Everything that `status` shows. Times are None when there is none.
+
+    `unread` failures are in the event log and not in the store yet, the oldest since `unread_since`; `undecided` are in
+    the store and not judged yet; `held` wait for a retry that Dagster promised.
+    """
+
+    ticked_at: dt.datetime | None
+    sensor_daemon_at: dt.datetime | None
+    unread: int = 0
+    unread_since: dt.datetime | None = None
+    undecided: int = 0
+    held: int = 0
+    waiting: Sequence[Waiting] = ()
+    # Sent, and never confirmed.
+    uncertain: int = 0
+    auth_refusal: str | None = None
+    incidents: Sequence[OpenIncident] = ()
+    mutes: Sequence[tuple[Mute, int]] = ()
+    rescued: int = 0
+    rescued_in_a_day: int = 0
+    looked_at: dt.datetime | None = None
+    # Rules that cannot look, and what is wrong by the others.
+    rule_faults: Sequence[str] = ()
+    findings: Sequence[str] = ()
+
+
+@contextlib.contextmanager
+def existing_store(instance: dg.DagsterInstance) -> Iterator[sa.Engine | None]:
+    """The store of an instance, None when it has none yet. Raises CannotTellError when it is not of this release."""
+    address = store.address_of(instance)
+    if isinstance(address, Path) and not address.exists():
+        yield None
+        return
+    opened = store.connect(address)
+    try:
+        with store.reading(opened) as connection:
+            version = store.version_of(connection)
+        if version is not None and version != store.LATEST_VERSION:
+            raise CannotTellError(
+                f"The alert store is at version {version}, and this code is for version {store.LATEST_VERSION}: run "
+                "the command from the release that the router runs."
+            )
+        yield None if version is None else opened
+    finally:
+        opened.dispose()
+
+
+def read(instance: dg.DagsterInstance, opened: sa.Engine | None, now: dt.datetime) -> Figures:
+    """The figures now. Raises what the databases raise."""
+    heartbeat = instance.get_daemon_heartbeats().get(SENSOR_DAEMON)
+    beat_at = None if heartbeat is None else dt.datetime.fromtimestamp(heartbeat.timestamp, dt.UTC)
+    if opened is None:
+        return Figures(None, beat_at)
+    faults, findings = _watched(watch.remembered(opened), now)
+    with store.reading(opened) as connection:
+        position = connection.execute(sa.select(sa.func.max(ingest.positions.c.event_id))).scalar()
+        waiting = outbox.waiting(connection)
+        figures = Figures(
+            ticked_at=_time(connection, engine.TICKED_AT),
+            sensor_daemon_at=beat_at,
+            undecided=_count(connection, ingest.attempts.c.state == ingest.NEW),
+            held=_count(connection, ingest.attempts.c.state == ingest.HELD),
+            waiting=waiting,
+            uncertain=_count(connection, outbox.outbox.c.state == State.UNCERTAIN),
+            auth_refusal=_auth_refusal(connection) if waiting else None,
+            incidents=_open_incidents(connection),
+            mutes=[(mute, mutes.count(connection, mute.id)) for mute in mutes.standing(connection)],
+            rescued=_count(connection, ingest.attempts.c.rescued),
+            rescued_in_a_day=_count(connection, ingest.attempts.c.rescued, ingest.attempts.c.seen_at > now - DAY),
+            looked_at=_time(connection, "found_at"),
+            rule_faults=faults,
+            findings=findings,
+        )
+    if position is None:
+        return figures
+    unread = dagster_private.event_heads(instance, [dg.DagsterEventType.RUN_FAILURE], position, EVENTS_READ)
+    return replace(figures, unread=len(unread), unread_since=min((head.at for head in unread), default=None))
+
+
+def problems(figures: Figures, now: dt.datetime) -> Sequence[str]:
+    """What is wrong, each with where to look. Nothing is: the router does its work."""
+    found = []
+    if figures.ticked_at is None:
+        found.append(
+            "The router has never ticked on this instance: is the location `shared` loaded, and the sensor "
+            "notify_slack_on_failure on?"
+        )
+    elif now - figures.ticked_at > STALE:
+        found.append(
+            f"The router's last tick ended {ago(now, figures.ticked_at)}: look at the ticks of notify_slack_on_failure "
+            "and at the log of dagster-daemon."
+        )
+    if figures.sensor_daemon_at is None:
+        found.append("The sensor daemon has never run on this instance: start dagster-daemon.")
+    elif now - figures.sensor_daemon_at > STALE:
+        found.append(
+            f"The sensor daemon's last sign of life came {ago(now, figures.sensor_daemon_at)}: look at the log of "
+            "dagster-daemon, and start it again."
+        )
+    if figures.auth_refusal is not None:
+        found.append(figures.auth_refusal)
+    late = [one for one in figures.waiting if now - one.oldest_at > STALE]
+    found += [
+        f"{one.rows} messages to {one.channel} wait, the oldest since {ago(now, one.oldest_at, '')}: "
+        f"{one.note or 'no call to Slack has been made for it'}."
+        for one in late
+    ]
+    return found
+
+
+def ago(now: dt.datetime, time: dt.datetime, after: str = " ago") -> str:
+    """How long ago something was, in words."""
+    seconds = max((now - time).total_seconds(), 0)
+    for unit, size in (("days", 86400), ("hours", 3600), ("minutes", 60)):
+        if seconds >= 2 * size:
+            return f"{seconds / size:.0f} {unit}{after}"
+    return f"{seconds:.0f} seconds{after}"
+
+
+def _time(connection: sa.Connection, name: str) -> dt.datetime | None:
+    value = ingest.get_value(connection, name)
+    return None if value is None else dt.datetime.fromisoformat(value)
+
+
+def _count(connection: sa.Connection, *conditions: sa.ColumnElement[bool]) -> int:
+    return connection.execute(sa.select(sa.func.count()).where(*conditions)).scalar_one()
+
+
+def _auth_refusal(connection: sa.Connection) -> str | None:
+    """Why Slack refuses the token; None when it has taken a message since it said so."""
+    everything = outbox.read_channel(connection, ALL_CHANNELS)
+    if everything.wait_until is None:
+        return None
+    refused_at = everything.wait_until - dt.timedelta(seconds=DEFAULT_PACE.after_auth_refusal_seconds)
+    is_sent_since = sa.and_(outbox.outbox.c.state == State.SENT, outbox.outbox.c.closed_at > refused_at)
+    return None if _count(connection, is_sent_since) else everything.wait_reason
+
+
+def _open_incidents(connection: sa.Connection) -> Sequence[OpenIncident]:
+    threads = incidents.threads
+    query = (
+        sa.select(threads)
+        .where(sa.not_(threads.c.finished), threads.c.closed_at.is_(None), threads.c.posted)
+        .order_by(threads.c.opened_at, threads.c.key)
+    )
+    return [
+        OpenIncident(row.key, row.kind, row.channel, row.owner, row.title, row.opened_at, row.failures)
+        for row in connection.execute(query)
+    ]
+
+
+def _watched(seen: Mapping[str, watch.Seen], now: dt.datetime) -> tuple[Sequence[str], Sequence[str]]:
+    """The rules that cannot look, and the keys of what is wrong by the others, told or not told yet."""
+    faults = [one.finding.detail.partition("\n")[0] for _, one in seen.get(watch.FAULTS, {}).values()]
+    keys = [
+        f"{key}, seen {ago(now, first_seen_at)}"
+        for rule, by_key in seen.items()
+        if rule != watch.FAULTS
+        for key, (first_seen_at, _) in by_key.items()
+    ]
+    return faults, sorted(keys)

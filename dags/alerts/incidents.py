@@ -1,0 +1,315 @@
+"""The rows of outcomes and threads: what ended how, and what has been told of it.
+
+Belongs here: the tables and the queries on them. Not here: what they mean (`decide.py`), and what waits to be sent
+(`outbox.py`).
+"""
+
+import dataclasses
+import datetime as dt
+import json
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from typing import Any, TypeVar
+
+import sqlalchemy as sa
+from sqlalchemy.dialects import postgresql, sqlite
+
+from dags.alerts.decide import Outcome, Streak, Thread, ThreadKind
+from dags.alerts.records import Cause, Failure
+from dags.alerts.store import Timestamp, metadata
+
+# Databases bound the number of values in a statement.
+ROWS_IN_A_STATEMENT = 500
+
+Value = TypeVar("Value")
+
+outcomes = sa.Table(
+    "outcomes",
+    metadata,
+    sa.Column("run_id", sa.Text, primary_key=True),
+    sa.Column("failed", sa.Boolean, primary_key=True),
+    sa.Column("series", sa.Text, primary_key=True),
+    # Empty for nobody, and for successes, which are of all owners: no part of a key may be null.
+    sa.Column("owner", sa.Text, primary_key=True),
+    sa.Column("execution", sa.Text, nullable=False),
+    sa.Column("job_name", sa.Text, nullable=False),
+    sa.Column("at", Timestamp, nullable=False),
+    sa.Column("event_id", sa.BigInteger, nullable=False),
+    sa.Column("failure", sa.Text),
+    sa.Column("muted", sa.Text),
+    sa.Column("thread", sa.Text),
+    # Whether it belongs to a streak that no success has ended.
+    sa.Column("is_open", sa.Boolean, nullable=False),
+    # What became of a failure, in words, for people and for the count that none is without.
+    sa.Column("fate", sa.Text),
+    sa.Index("outcomes_by_series", "series", "at"),
+    sa.Index("outcomes_by_thread", "thread"),
+    sa.Index("outcomes_by_time", "at"),
+)
+sa.Index(
+    "outcomes_open",
+    outcomes.c.job_name,
+    outcomes.c.series,
+    postgresql_where=outcomes.c.is_open,
+    sqlite_where=outcomes.c.is_open,
+)
+
+threads = sa.Table(
+    "threads",
+    metadata,
+    sa.Column("key", sa.Text, primary_key=True),
+    sa.Column("kind", sa.Text, nullable=False),
+    sa.Column("channel", sa.Text, nullable=False),
+    sa.Column("owner", sa.Text),
+    sa.Column("opened_at", Timestamp, nullable=False),
+    sa.Column("threshold", sa.Integer, nullable=False),
+    sa.Column("storm", sa.Text),
+    sa.Column("closed_at", Timestamp),
+    sa.Column("failures", sa.Integer, nullable=False),
+    sa.Column("last_failed_at", Timestamp),
+    sa.Column("posted", sa.Boolean, nullable=False),
+    sa.Column("told", sa.Integer, nullable=False),
+    sa.Column("batches", sa.Integer, nullable=False),
+    sa.Column("reminders", sa.Integer, nullable=False),
+    sa.Column("edited_at", Timestamp),
+    sa.Column("finished", sa.Boolean, nullable=False),
+    # What it is about, in a line, and for a finding its facts.
+    sa.Column("title", sa.Text, nullable=False, server_default=""),
+    sa.Column("subject", sa.Text, nullable=False, server_default=""),
+    sa.Column("facts", sa.Text),
+    sa.Index("threads_by_channel", "channel", "opened_at"),
+    sa.Index("threads_by_storm", "storm"),
+    sa.Index("threads_by_subject", "subject"),
+)
+sa.Index(
+    "threads_unfinished",
+    threads.c.opened_at,
+    postgresql_where=sa.not_(threads.c.finished),
+    sqlite_where=sa.not_(threads.c.finished),
+)
+
+# The series that a thread tells of, and when the streak that it tells of ended.
+incidents = sa.Table(
+    "incidents",
+    metadata,
+    sa.Column("thread", sa.Text, primary_key=True),
+    sa.Column("series", sa.Text, primary_key=True),
+    sa.Column("ended_at", Timestamp),
+)
+
+THREAD_FIELDS = tuple(field.name for field in dataclasses.fields(Thread))
+
+
+def insert_new(connection: sa.Connection, table: sa.Table, rows: Sequence[Mapping[str, Any]]) -> int:
+    """Inserts the rows whose key is not there yet, and says how many they were."""
+    insert = postgresql.insert if connection.dialect.name == "postgresql" else sqlite.insert
+    return sum(
+        connection.execute(insert(table).values(list(chunk)).on_conflict_do_nothing()).rowcount
+        for chunk in chunks(rows, ROWS_IN_A_STATEMENT)
+    )
+
+
+def chunks(values: Sequence[Value], size: int) -> Iterable[Sequence[Value]]:
+    """The values in parts of at most that size."""
+    return (values[start : start + size] for start in range(0, len(values), size))
+
+
+def add_outcomes(connection: sa.Connection, found: Sequence[Outcome], job_names: Mapping[str, str]) -> None:
+    """Keeps outcomes that are not kept yet. `job_names` are by run id."""
+    insert_new(
+        connection,
+        outcomes,
+        [
+            {
+                "run_id": one.run_id,
+                "failed": one.failed,
+                "series": one.series,
+                "owner": one.owner or "",
+                "execution": one.execution,
+                "job_name": job_names[one.run_id],
+                "at": one.at,
+                "event_id": one.event_id,
+                "failure": None if one.failure is None else failure_to_json(one.failure),
+                "muted": one.muted,
+                "thread": one.thread,
+                # What is told already waits for no verdict.
+                "is_open": one.thread is None,
+                "fate": _fate(one),
+            }
+            for one in found
+        ],
+    )
+
+
+def jobs_that_fail(connection: sa.Connection) -> set[str]:
+    """The names of the jobs with a streak that no success has ended."""
+    query = sa.select(outcomes.c.job_name).where(outcomes.c.is_open, outcomes.c.failed).distinct()
+    return set(connection.execute(query).scalars())
+
+
+def series_that_fail(connection: sa.Connection, series: Collection[str]) -> set[str]:
+    """Those of the series that have a streak that no success has ended."""
+    found: set[str] = set()
+    for chunk in chunks(sorted(set(series)), ROWS_IN_A_STATEMENT):
+        query = sa.select(outcomes.c.series).where(
+            outcomes.c.is_open, outcomes.c.failed, outcomes.c.series.in_(list(chunk))
+        )
+        found |= set(connection.execute(query.distinct()).scalars())
+    return found
+
+
+def history(connection: sa.Connection, new: Sequence[Outcome], late: dt.timedelta) -> Mapping[str, list[Outcome]]:
+    """What is to be judged with new outcomes, which are kept already, by series: the streaks that are open.
+
+    Where an outcome came after a later one had ended its streak, all that ended in the time `late` before it.
+    """
+    first: dict[str, dt.datetime] = {}
+    for outcome in new:
+        first[outcome.series] = min(outcome.at, first.get(outcome.series, outcome.at))
+    found: dict[str, list[Outcome]] = {}
+    for chunk in chunks(sorted(first), ROWS_IN_A_STATEMENT):
+        closed = sa.select(outcomes.c.series, sa.func.max(outcomes.c.at).label("at")).where(
+            outcomes.c.series.in_(list(chunk)), sa.not_(outcomes.c.is_open)
+        )
+        latest = {row.series: row.at for row in connection.execute(closed.group_by(outcomes.c.series))}
+        behind = [series for series, time in latest.items() if first[series] <= time]
+        conditions = [sa.and_(outcomes.c.series.in_(list(chunk)), outcomes.c.is_open)]
+        conditions += [sa.and_(outcomes.c.series == one, outcomes.c.at >= first[one] - late) for one in behind]
+        for row in connection.execute(sa.select(outcomes).where(sa.or_(*conditions))):
+            found.setdefault(row.series, []).append(_outcome(row))
+    return found
+
+
+def keep_streak(connection: sa.Connection, series: str, streak: Streak, threshold: int) -> None:
+    """Writes down what became of the failures of a streak."""
+    fate = f"below the threshold: {streak.executions} of {threshold}"
+    if streak.thread is not None:
+        fate = f"told in {streak.thread}"
+    changed = [
+        one for one in streak.failures if streak.thread is None or streak.ended_at is not None or one.thread is None
+    ]
+    for chunk in chunks(changed, ROWS_IN_A_STATEMENT):
+        connection.execute(
+            sa.update(outcomes)
+            .where(
+                outcomes.c.series == series,
+                outcomes.c.failed,
+                outcomes.c.owner == (chunk[0].owner or ""),
+                outcomes.c.run_id.in_([one.run_id for one in chunk]),
+            )
+            .values(thread=streak.thread, fate=fate, is_open=streak.ended_at is None)
+        )
+
+
+def close_quiet(connection: sa.Connection, series: Collection[str]) -> None:
+    """Closes what no streak waits for once it is judged: successes and muted failures."""
+    for chunk in chunks(sorted(series), ROWS_IN_A_STATEMENT):
+        connection.execute(
+            sa.update(outcomes)
+            .where(
+                outcomes.c.series.in_(list(chunk)),
+                outcomes.c.is_open,
+                sa.or_(sa.not_(outcomes.c.failed), outcomes.c.muted.is_not(None)),
+            )
+            .values(is_open=False)
+        )
+
+
+def keep_incident(connection: sa.Connection, thread: str, series: str, ended_at: dt.datetime | None) -> None:
+    """Says that a thread tells of a series, whose streak has ended or not."""
+    insert_new(connection, incidents, [{"thread": thread, "series": series, "ended_at": ended_at}])
+    connection.execute(
+        sa.update(incidents).where(incidents.c.thread == thread, incidents.c.series == series).values(ended_at=ended_at)
+    )
+
+
+def ended_at(connection: sa.Connection, thread: str) -> dt.datetime | None:
+    """When the last series of a thread recovered, None while one has not."""
+    times = list(connection.execute(sa.select(incidents.c.ended_at).where(incidents.c.thread == thread)).scalars())
+    return None if not times or None in times else max(time for time in times if time is not None)
+
+
+def failures_of(connection: sa.Connection, thread: str) -> Sequence[Outcome]:
+    """All failures that a thread tells of, in order."""
+    query = sa.select(outcomes).where(outcomes.c.thread == thread, outcomes.c.failed)
+    return sorted((_outcome(row) for row in connection.execute(query)), key=lambda one: one.order)
+
+
+def counts(connection: sa.Connection, thread: str) -> tuple[int, dt.datetime | None]:
+    """How many executions of a thread failed, and when the last did."""
+    query = sa.select(sa.func.count(outcomes.c.execution.distinct()), sa.func.max(outcomes.c.at))
+    row = connection.execute(query.where(outcomes.c.thread == thread, outcomes.c.failed)).one()
+    return row[0], row[1]
+
+
+def get_thread(connection: sa.Connection, key: str) -> Thread | None:
+    """A thread by its key."""
+    row = connection.execute(sa.select(threads).where(threads.c.key == key)).one_or_none()
+    return None if row is None else _thread(row)
+
+
+def find_threads(connection: sa.Connection, condition: sa.ColumnElement[bool]) -> Sequence[Thread]:
+    """The threads that a condition on `threads` holds for, the oldest first."""
+    query = sa.select(threads).where(condition).order_by(threads.c.opened_at, threads.c.key)
+    return [_thread(row) for row in connection.execute(query)]
+
+
+def add_thread(
+    connection: sa.Connection, thread: Thread, title: str = "", subject: str = "", facts: str | None = None
+) -> None:
+    """Keeps a new thread. `subject` is the id of its backfill or the key of its finding."""
+    connection.execute(sa.insert(threads).values(**_thread_values(thread), title=title, subject=subject, facts=facts))
+
+
+def keep_thread(connection: sa.Connection, thread: Thread) -> None:
+    """Writes down how far a thread is."""
+    connection.execute(sa.update(threads).where(threads.c.key == thread.key).values(**_thread_values(thread)))
+
+
+def failure_to_json(failure: Failure) -> str:
+    """A failure as it is kept."""
+    return json.dumps(dataclasses.asdict(failure) | {"ended_at": failure.ended_at.isoformat()})
+
+
+def failure_from_json(text: str) -> Failure:
+    """A failure as it was kept."""
+    values = json.loads(text)
+    cause = values["cause"]
+    return Failure(
+        **values
+        | {
+            "ended_at": dt.datetime.fromisoformat(values["ended_at"]),
+            "step_keys": tuple(values["step_keys"]),
+            "asset_keys": tuple(values["asset_keys"]),
+            "cause": None if cause is None else Cause(**cause),
+        }
+    )
+
+
+def _fate(outcome: Outcome) -> str | None:
+    if outcome.muted is not None:
+        return f"muted by {outcome.muted}"
+    return None if outcome.thread is None else f"told in {outcome.thread}"
+
+
+def _outcome(row: Any) -> Outcome:
+    return Outcome(
+        run_id=row.run_id,
+        execution=row.execution,
+        series=row.series,
+        failed=row.failed,
+        at=row.at,
+        event_id=row.event_id,
+        owner=row.owner or None,
+        failure=None if row.failure is None else failure_from_json(row.failure),
+        muted=row.muted,
+        thread=row.thread,
+    )
+
+
+def _thread(row: Any) -> Thread:
+    values = {name: getattr(row, name) for name in THREAD_FIELDS}
+    return Thread(**values | {"kind": ThreadKind(row.kind)})
+
+
+def _thread_values(thread: Thread) -> Mapping[str, Any]:
+    return {name: getattr(thread, name) for name in THREAD_FIELDS} | {"kind": thread.kind.value}

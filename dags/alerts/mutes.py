@@ -1,0 +1,334 @@
+"""Mutes: what people ask not to be told of for a while. Nothing is lost by one: it is counted, and told when it ends.
+
+Belongs here: the table, what a mute matches, and the summary at its end. Not here: the tag that mutes a job for good
+(`route.py`).
+
+What a mute keeps back is told by the time of the failure and not by that of a tick. In doubt it keeps back nothing.
+"""
+
+import datetime as dt
+import re
+from collections import Counter
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
+from enum import StrEnum
+from fnmatch import fnmatchcase
+from typing import TYPE_CHECKING
+
+import sqlalchemy as sa
+
+from dags.alerts import incidents, outbox, route
+from dags.alerts.incidents import outcomes
+from dags.alerts.records import Draft, Failure, Finding, Notice, NoticeKind, Operation, Policy
+from dags.alerts.store import Timestamp, metadata, reading, transaction
+
+if TYPE_CHECKING:
+    from dags.alerts.decide import Outcome
+
+LONGEST = dt.timedelta(days=14)
+SAMPLES = 5
+LINES = 20
+# Dagster's name for the job of every run that was started on assets.
+ASSET_JOB = "__ASSET_JOB"
+UNITS: Mapping[str, dt.timedelta] = {
+    "m": dt.timedelta(minutes=1),
+    "h": dt.timedelta(hours=1),
+    "d": dt.timedelta(days=1),
+}
+
+mutes = sa.Table(
+    "mutes",
+    metadata,
+    sa.Column("id", sa.Integer, primary_key=True, autoincrement=True),
+    sa.Column("kind", sa.Text, nullable=False),
+    sa.Column("pattern", sa.Text, nullable=False),
+    sa.Column("reason", sa.Text, nullable=False),
+    sa.Column("created_at", Timestamp, nullable=False),
+    sa.Column("ends_at", Timestamp, nullable=False),
+    # When its end was told. From then on it keeps back nothing, however old.
+    sa.Column("summarised_at", Timestamp),
+)
+
+# What outcomes say of failures, said of findings, which have no outcome.
+muted_findings = sa.Table(
+    "muted_findings",
+    metadata,
+    sa.Column("mute", sa.Integer, primary_key=True),
+    sa.Column("finding", sa.Text, primary_key=True),
+    sa.Column("owner", sa.Text),
+    sa.Column("title", sa.Text, nullable=False),
+    sa.Column("at", Timestamp, nullable=False),
+)
+
+
+class MuteError(Exception):
+    """What was asked for is no mute. The message says what is."""
+
+
+class Kind(StrEnum):
+    """What a mute looks at."""
+
+    OWNER = "owner"
+    JOB = "job"
+    LOCATION = "location"
+    ASSET = "asset"
+    # The key of what breaks without a run, as `status` shows it.
+    FINDING = "finding"
+
+
+@dataclass(frozen=True)
+class Mute:
+    """One mute. It holds from `created_at` until before `ends_at`."""
+
+    id: int
+    kind: Kind
+    pattern: str
+    reason: str
+    created_at: dt.datetime
+    ends_at: dt.datetime
+
+    @property
+    def match(self) -> str:
+        """What it matches, as people write it."""
+        return f"{self.kind}:{self.pattern}"
+
+    @property
+    def name(self) -> str:
+        """What outcomes that it keeps back carry."""
+        return f"mute {self.id}"
+
+
+@dataclass(frozen=True)
+class Subject:
+    """What a mute may match, of a failure or a finding."""
+
+    owner: str | None = None
+    job_name: str | None = None
+    location: str | None = None
+    asset_keys: Sequence[str] = ()
+    finding: str | None = None
+
+
+@dataclass(frozen=True)
+class Swallowed:
+    """What a mute has kept back of one owner's. `counts` are executions by what failed."""
+
+    owner: str | None
+    counts: Mapping[str, int]
+    first_at: dt.datetime
+    last_at: dt.datetime
+    samples: Sequence[Failure] = ()
+    findings: Sequence[str] = ()
+
+    @property
+    def failures(self) -> int:
+        """How many executions failed."""
+        return sum(self.counts.values())
+
+
+def parse_match(text: str) -> tuple[Kind, str]:
+    """The kind and the pattern of a text such as `job:web_*`. Raises MuteError."""
+    kind, colon, pattern = text.partition(":")
+    if not colon or kind not in set(Kind) or not pattern.strip():
+        raise MuteError(
+            f"'{text}' matches nothing: write {', '.join(f'{one}:PATTERN' for one in Kind)}, with * for any text, "
+            "as in job:web_*."
+        )
+    return Kind(kind), pattern.strip()
+
+
+def parse_duration(text: str) -> dt.timedelta:
+    """The time of a text such as `30m`, `4h` or `2d`. Raises MuteError when it is none, or longer than LONGEST."""
+    found = re.fullmatch(r"([1-9][0-9]{0,5})([mhd])", text.strip())
+    if found is None:
+        raise MuteError(f"'{text}' is no time: write minutes, hours or days, as in 30m, 4h or 2d.")
+    duration = int(found[1]) * UNITS[found[2]]
+    if duration > LONGEST:
+        raise MuteError(
+            f"{text} is longer than {LONGEST.days} days, the longest mute. For good, give the job the tag "
+            f'{route.MUTE_TAG}: "true".'
+        )
+    return duration
+
+
+def add(connection: sa.Connection, match: str, duration: dt.timedelta, reason: str, now: dt.datetime) -> Mute:
+    """Mutes from now on. `reason` has been redacted. Raises MuteError."""
+    kind, pattern = parse_match(match)
+    if not reason.strip():
+        raise MuteError("A mute needs a reason: others will read it.")
+    if not dt.timedelta() < duration <= LONGEST:
+        raise MuteError(f"A mute lasts at most {LONGEST.days} days.")
+    row = {
+        "kind": kind.value,
+        "pattern": pattern,
+        "reason": reason.strip(),
+        "created_at": now,
+        "ends_at": now + duration,
+    }
+    mute_id = connection.execute(sa.insert(mutes).values(**row).returning(mutes.c.id)).scalar_one()
+    return Mute(mute_id, kind, pattern, reason.strip(), now, now + duration)
+
+
+def end(connection: sa.Connection, mute_id: int, now: dt.datetime) -> Mute:
+    """Ends a mute now; what it has kept back is told by a next tick. Raises MuteError when there is no such mute."""
+    found = [one for one in standing(connection) if one.id == mute_id and one.ends_at > now]
+    if not found:
+        raise MuteError(f"No mute {mute_id} is in force: `mutes` lists those that are.")
+    connection.execute(sa.update(mutes).where(mutes.c.id == mute_id).values(ends_at=now))
+    return replace(found[0], ends_at=now)
+
+
+def standing(connection: sa.Connection) -> Sequence[Mute]:
+    """The mutes whose end has not been told, the oldest first."""
+    return [
+        Mute(row.id, Kind(row.kind), row.pattern, row.reason, row.created_at, row.ends_at)
+        for row in connection.execute(sa.select(mutes).where(mutes.c.summarised_at.is_(None)).order_by(mutes.c.id))
+    ]
+
+
+def matches(mute: Mute, subject: Subject) -> bool:
+    """Whether a mute matches. One by asset does when it matches every asset that failed: the others must be told."""
+    if mute.kind is Kind.ASSET:
+        return bool(subject.asset_keys) and all(fnmatchcase(key, mute.pattern) for key in subject.asset_keys)
+    values = {
+        Kind.OWNER: subject.owner,
+        Kind.JOB: subject.job_name,
+        Kind.LOCATION: subject.location,
+        Kind.FINDING: subject.finding,
+    }
+    value = values[mute.kind]
+    return value is not None and fnmatchcase(value, mute.pattern)
+
+
+def mute_of(known: Sequence[Mute], at: dt.datetime, subject: Subject) -> Mute | None:
+    """The first mute that keeps back what happened at a time, None when it is to be told."""
+    return next((one for one in known if one.created_at <= at < one.ends_at and matches(one, subject)), None)
+
+
+def apply(connection: sa.Connection, found: Sequence["Outcome"]) -> list["Outcome"]:
+    """The outcomes, with the mute that keeps each failure back."""
+    known = standing(connection)
+    return [replace(one, muted=muted.name) if (muted := _mute_of_outcome(known, one)) else one for one in found]
+
+
+def keep_back(connection: sa.Connection, found: Sequence[Finding], now: dt.datetime) -> Sequence[Finding]:
+    """The findings that are to be told; the others are counted."""
+    known = standing(connection)
+    told = []
+    for finding in found:
+        subject = Subject(finding.owner, finding.job_name, finding.location, (), finding.key)
+        muted = mute_of(known, now, subject)
+        if muted is None:
+            told.append(finding)
+            continue
+        row = {"mute": muted.id, "finding": finding.key, "owner": finding.owner, "title": finding.title, "at": now}
+        incidents.insert_new(connection, muted_findings, [row])
+    return told
+
+
+def tell_ended(
+    store: sa.Engine, policy: Policy, horizon: dt.datetime, now: dt.datetime, secrets: Collection[str] = ()
+) -> int:
+    """Puts the summaries of mutes that are over into the outbox. How many messages those are.
+
+    Over is a mute when all that happened before its end has been judged. One that kept back nothing ends in silence.
+    """
+    with reading(store) as connection:
+        over = sa.select(mutes.c.id).where(mutes.c.summarised_at.is_(None), mutes.c.ends_at <= horizon)
+        if connection.execute(over.limit(1)).first() is None:
+            return 0
+    told = 0
+    with transaction(store) as connection:
+        for mute in standing(connection):
+            if mute.ends_at <= horizon:
+                told += outbox.enqueue(connection, _drafts(connection, mute, policy), policy, now, secrets)
+                connection.execute(sa.update(mutes).where(mutes.c.id == mute.id).values(summarised_at=now))
+    return told
+
+
+def count(connection: sa.Connection, mute_id: int) -> int:
+    """How many failed executions and findings a mute has kept back."""
+    failures = sa.select(sa.func.count(outcomes.c.execution.distinct())).where(outcomes.c.muted == f"mute {mute_id}")
+    findings = sa.select(sa.func.count()).where(muted_findings.c.mute == mute_id)
+    return int(connection.execute(failures).scalar_one()) + int(connection.execute(findings).scalar_one())
+
+
+def swallowed(connection: sa.Connection, mute: Mute) -> Sequence[Swallowed]:
+    """What a mute has kept back, by owner."""
+    kept = connection.execute(
+        sa.select(outcomes).where(outcomes.c.muted == mute.name, outcomes.c.failed).order_by(outcomes.c.at)
+    ).all()
+    findings = connection.execute(
+        sa.select(muted_findings).where(muted_findings.c.mute == mute.id).order_by(muted_findings.c.at)
+    ).all()
+    found = []
+    for owner in sorted({row.owner or "" for row in [*kept, *findings]}):
+        failed = [row for row in kept if (row.owner or "") == owner]
+        broken = [row for row in findings if (row.owner or "") == owner]
+        times = [row.at for row in [*failed, *broken]]
+        newest = {row.run_id: row.failure for row in reversed(failed) if row.failure is not None}
+        subjects = {(row.execution, _subject(row.job_name, row.series)) for row in failed}
+        found.append(
+            Swallowed(
+                owner=owner or None,
+                counts=Counter(subject for _, subject in subjects),
+                first_at=min(times),
+                last_at=max(times),
+                samples=[incidents.failure_from_json(text) for text in list(newest.values())[:SAMPLES]],
+                findings=[row.title for row in broken],
+            )
+        )
+    return found
+
+
+def notice_of(mute: Mute, kept: Swallowed) -> Notice:
+    """The summary for one owner."""
+    lines = [f"{subject}: {_times(number)}" for subject, number in Counter(kept.counts).most_common(LINES)]
+    if len(kept.counts) > LINES:
+        lines.append(f"and {len(kept.counts) - LINES} more")
+    lines += kept.findings[:LINES]
+    number = kept.failures + len(kept.findings)
+    return Notice(
+        kind=NoticeKind.MUTE_ENDED,
+        owner=kept.owner,
+        failures=kept.failures,
+        first_failed_at=kept.first_at,
+        last_failed_at=kept.last_at,
+        title=f"A mute has ended: it kept back {number} alert{'' if number == 1 else 's'}",
+        detail=f"{mute.match}, from {mute.created_at:%Y-%m-%d %H:%M} to {mute.ends_at:%Y-%m-%d %H:%M} UTC. "
+        f"Reason: {mute.reason}\nFailures from now on are told again; these are not.",
+        samples=kept.samples,
+        lines=tuple(lines),
+    )
+
+
+def forget(connection: sa.Connection, before: dt.datetime) -> None:
+    """Removes the mutes whose end was told before a time."""
+    old = sa.select(mutes.c.id).where(mutes.c.summarised_at < before)
+    connection.execute(sa.delete(muted_findings).where(muted_findings.c.mute.in_(old)))
+    connection.execute(sa.delete(mutes).where(mutes.c.summarised_at < before))
+
+
+def _mute_of_outcome(known: Sequence[Mute], outcome: "Outcome") -> Mute | None:
+    failure = outcome.failure
+    if not outcome.failed or outcome.muted is not None or failure is None:
+        return None
+    subject = Subject(outcome.owner, failure.job_name, failure.location, failure.asset_keys)
+    return mute_of(known, outcome.at, subject)
+
+
+def _drafts(connection: sa.Connection, mute: Mute, policy: Policy) -> Sequence[Draft]:
+    drafts = []
+    for kept in swallowed(connection, mute):
+        key = f"mute/{mute.id}/{kept.owner or 'unowned'}"
+        channel = route.channel_of(kept.owner, policy)
+        drafts.append(Draft(key, key, Operation.POST, channel, notice_of(mute, kept)))
+    return drafts
+
+
+def _subject(job_name: str, series: str) -> str:
+    return series.rpartition(f"/{ASSET_JOB}/")[2].partition(":")[2] or series if job_name == ASSET_JOB else job_name
+
+
+def _times(number: int) -> str:
+    return "1 failure" if number == 1 else f"{number:,} failures"

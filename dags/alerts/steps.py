@@ -1,0 +1,202 @@
+"""What failed in a run: its steps, their assets and owners, and the error, from the run's own plan and log.
+
+Belongs here: reading a run. Not here: judging it (`decide.py`). The owner of a step is the `owner` tag of its op, which
+the plan that Dagster stores with a run carries: no team's code is imported.
+"""
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import dagster as dg
+
+from dags.alerts.records import Cause
+from dags.common.owners import OWNER_TAG
+
+if TYPE_CHECKING:
+    from dagster_shared.error import SerializableErrorInfo
+
+# Of a run with more failed steps the first are read: one message names few of them.
+MAX_FAILED_STEPS = 100
+# Kept of an error's message; a message in Slack shows less.
+MAX_MESSAGE_CHARACTERS = 4000
+CUT = "\n[…]\n"
+# Errors by which Dagster says that a step failed; the error of the team is their cause.
+WRAPPERS = re.compile(
+    r"Dagster(ExecutionStep|TypeCheck|IOManager|ExecutionHandleOutput|ExecutionLoadInput)\w*Error|Retry.*"
+)
+
+
+@dataclass(frozen=True)
+class PlannedStep:
+    """A step of a run's plan."""
+
+    owner: str | None
+    asset_keys: Sequence[str] = ()
+    check_names: Sequence[str] = ()
+
+
+Plan = Mapping[str, PlannedStep]
+
+
+@dataclass(frozen=True)
+class FailedPart:
+    """What failed in a run of one owner's, by tags of steps; owner None where no step says it."""
+
+    owner: str | None
+    step_keys: Sequence[str] = ()
+    asset_keys: Sequence[str] = ()
+    cause: Cause | None = None
+
+
+@dataclass(frozen=True)
+class RunResult:
+    """What a run's log says. `note` is why it says less than it should; `mended` are assets that did succeed."""
+
+    parts: Sequence[FailedPart]
+    mended: Sequence[str] = ()
+    note: str | None = None
+
+
+@dataclass
+class Plans:
+    """The plans of runs, read once each. Runs of a backfill share one."""
+
+    instance: dg.DagsterInstance
+    _by_id: dict[str, Plan] = field(default_factory=dict)
+
+    def of(self, run: dg.DagsterRun) -> Plan:
+        """The steps of a run, empty when its plan is not stored."""
+        snapshot_id = run.execution_plan_snapshot_id
+        if snapshot_id is None:
+            return {}
+        if snapshot_id not in self._by_id:
+            self._by_id[snapshot_id] = _plan(self.instance, snapshot_id)
+        return self._by_id[snapshot_id]
+
+
+def _plan(instance: dg.DagsterInstance, snapshot_id: str) -> Plan:
+    try:
+        snapshot: Any = instance.get_execution_plan_snapshot(snapshot_id)
+    except Exception:  # noqa: BLE001
+        # Not readable by this version: the run's own tags and location still say whose it is.
+        return {}
+    if snapshot is None:
+        return {}
+    return {
+        step.key: PlannedStep(
+            owner=step.tags.get(OWNER_TAG) if step.tags else None,
+            asset_keys=tuple(
+                output.properties.asset_key.to_user_string()
+                for output in step.outputs
+                if output.properties is not None and output.properties.asset_key is not None
+            ),
+            check_names=tuple(
+                check_name(key.asset_key, key.name)
+                for output in step.outputs
+                if output.properties is not None and (key := output.properties.asset_check_key) is not None
+            ),
+        )
+        for step in snapshot.steps
+    }
+
+
+def check_name(asset_key: dg.AssetKey, name: str) -> str:
+    """An asset check as people write it."""
+    return f"{asset_key.to_user_string()}:{name}"
+
+
+def only_owner(plan: Plan) -> tuple[str | None] | None:
+    """The one owner of all steps, in a tuple because it may be nobody; None when steps have several."""
+    owners = {step.owner for step in plan.values()}
+    return (owners.pop(),) if len(owners) == 1 else None
+
+
+def read_run(instance: dg.DagsterInstance, run: dg.DagsterRun, plan: Plan, redact: Callable[[str], str]) -> RunResult:
+    """What failed in a run, by owner. Never without a part: a log that cannot be read is a note."""
+    try:
+        records = instance.get_records_for_run(
+            run.run_id, of_type={dg.DagsterEventType.STEP_FAILURE}, limit=MAX_FAILED_STEPS
+        ).records
+        events = [one.event_log_entry.dagster_event for one in records]
+        failed = {
+            event.step_key: cause_of(event.step_failure_data.error, redact)
+            for event in events
+            if event is not None and event.step_key is not None
+        }
+        if not failed:
+            return _without_steps(instance, run, plan, redact)
+        finished = _finished_steps(instance, run) if len(plan) > len(failed) else set()
+    except Exception as error:  # noqa: BLE001
+        # In doubt, tell: with less in it, and saying so.
+        return RunResult(
+            parts=[FailedPart(only[0] if (only := only_owner(plan)) else None)],
+            note=f"The run's log could not be read ({type(error).__name__}), so what failed in it is not known.",
+        )
+    return RunResult(
+        parts=_parts(failed, plan),
+        mended=tuple(key for step in finished - set(failed) for key in _planned(plan, step).asset_keys),
+    )
+
+
+def _without_steps(
+    instance: dg.DagsterInstance, run: dg.DagsterRun, plan: Plan, redact: Callable[[str], str]
+) -> RunResult:
+    """A run that failed outside its steps, such as one whose process died: all it did not finish has failed."""
+    finished = _finished_steps(instance, run)
+    records = instance.get_records_for_run(run.run_id, of_type={dg.DagsterEventType.RUN_FAILURE}, limit=1).records
+    cause = None
+    if records and (event := records[0].event_log_entry.dagster_event) is not None:
+        # A run that was failed from outside, as run monitoring does it, has a message and no such data.
+        error = getattr(event.event_specific_data, "error", None)
+        cause = cause_of(error, redact) or Cause("Run failed", shortened(redact(event.message or "")))
+    unfinished = dict.fromkeys((key for key in plan if key not in finished), cause)
+    mended = tuple(key for step in finished for key in _planned(plan, step).asset_keys)
+    return RunResult(parts=_parts(unfinished, plan) or [FailedPart(None, cause=cause)], mended=mended)
+
+
+def _finished_steps(instance: dg.DagsterInstance, run: dg.DagsterRun) -> set[str]:
+    records = instance.get_records_for_run(run.run_id, of_type={dg.DagsterEventType.STEP_SUCCESS}).records
+    events = (one.event_log_entry.dagster_event for one in records)
+    return {event.step_key for event in events if event is not None and event.step_key is not None}
+
+
+def _parts(causes: Mapping[str, Cause | None], plan: Plan) -> list[FailedPart]:
+    by_owner: dict[str | None, list[str]] = {}
+    for step_key in causes:
+        by_owner.setdefault(_planned(plan, step_key).owner, []).append(step_key)
+    return [
+        FailedPart(
+            owner=owner,
+            step_keys=tuple(keys),
+            asset_keys=tuple(dict.fromkeys(asset for key in keys for asset in _planned(plan, key).asset_keys)),
+            cause=next((cause for key in keys if (cause := causes[key]) is not None), None),
+        )
+        for owner, keys in by_owner.items()
+    ]
+
+
+def _planned(plan: Plan, step_key: str) -> PlannedStep:
+    """A step of the plan. One that a dynamic output made is planned under a common name."""
+    return plan.get(step_key) or plan.get(re.sub(r"\[[^\]]*\]", "[?]", step_key)) or PlannedStep(None)
+
+
+def cause_of(error: "SerializableErrorInfo | None", redact: Callable[[str], str]) -> Cause | None:
+    """The team's own error inside the one that Dagster reports, redacted and then shortened."""
+    if error is None:
+        return None
+    while error.cause is not None and WRAPPERS.fullmatch(error.cls_name or ""):
+        error = error.cause
+    error_class = error.cls_name or "Error"
+    # Dagster stores the message with the class in front of it, as Python prints it.
+    message = re.sub(rf"^(?:[\w.]+\.)?{re.escape(error_class)}: ", "", error.message.strip())
+    return Cause(shortened(redact(error_class), 200), shortened(redact(message)))
+
+
+def shortened(text: str, characters: int = MAX_MESSAGE_CHARACTERS) -> str:
+    """The text with its middle left out when it is longer than that. Redact it first."""
+    if len(text) <= characters:
+        return text
+    half = (characters - len(CUT)) // 2
+    return text[:half] + CUT + text[-half:]

@@ -1,0 +1,1 @@
+"""Jobs of the platform itself: schema, run retention, cleanup after runs that died."""

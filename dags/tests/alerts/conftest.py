@@ -1,0 +1,137 @@
+"""What the tests of the alert engine share: a clock, a store on either database, a Slack."""
+
+import contextlib
+import datetime as dt
+import os
+import tempfile
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import psycopg2
+import pytest
+import sqlalchemy as sa
+
+from dags.alerts.deliver import Pace
+from dags.alerts.records import Policy
+from dags.alerts.slack import make_client
+from dags.alerts.store import open_store
+from dags.local import ports, services
+from dags.tests.alerts.fake_slack import TOKEN, FakeSlack, serving
+from dags.tests.alerts.site import Site, opened
+from dags.tests.alerts.world import local_instance
+
+if TYPE_CHECKING:
+    from slack_sdk import WebClient
+
+DEFAULT_CHANNEL = "#alerts-data-platform"
+CHANNEL_OF_OWNER = {"team-a": "#alerts-a", "team-b": "#alerts-b", "team-c": "#alerts-c"}
+# As in production, but with no second between two messages.
+QUICK = Pace(between_calls_seconds=0)
+
+
+class Clock:
+    """A clock that stands still until it is set forward."""
+
+    def __init__(self) -> None:
+        self.now = dt.datetime(2025, 11, 21, 7, 0, tzinfo=dt.UTC)
+
+    def __call__(self) -> dt.datetime:
+        return self.now
+
+    def forward(self, seconds: float) -> None:
+        self.now += dt.timedelta(seconds=seconds)
+
+
+@pytest.fixture
+def clock() -> Clock:
+    return Clock()
+
+
+@pytest.fixture
+def policy() -> Policy:
+    """Three teams with a channel each, and the default channel."""
+    return Policy(CHANNEL_OF_OWNER, DEFAULT_CHANNEL, domain="dagster.example.com")
+
+
+@pytest.fixture
+def slack(clock: Clock) -> Iterator[FakeSlack]:
+    """A Slack with the channels of the policy, whose time stamps follow the clock."""
+    with serving(*CHANNEL_OF_OWNER.values(), DEFAULT_CHANNEL, clock=lambda: clock().timestamp()) as fake:
+        yield fake
+
+
+@pytest.fixture
+def client(slack: FakeSlack) -> "WebClient":
+    return make_client(TOKEN, slack.base_url)
+
+
+@pytest.fixture(params=["sqlite", "postgres"])
+def store_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """Address of an empty store, on each database in turn."""
+    if request.param == "sqlite":
+        return f"sqlite:///{tmp_path / 'alerts.sqlite'}"
+    dsn: str = request.getfixturevalue("postgres_dsn")
+    return dsn
+
+
+@pytest.fixture
+def store(store_url: str) -> Iterator[sa.Engine]:
+    """An empty store, on each database in turn."""
+    engine = open_store(store_url)
+    yield engine
+    engine.dispose()
+
+
+@pytest.fixture(autouse=True)
+def no_proxy(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing stands between a test and its Slack."""
+    for name in [name for name in os.environ if name.lower() in ("http_proxy", "https_proxy", "all_proxy")]:
+        monkeypatch.delenv(name)
+
+
+@pytest.fixture(scope="session")
+def dagster_template(postgres_port: int, tmp_path_factory: pytest.TempPathFactory) -> str:
+    """Name of a database with Dagster's tables, made once: making them takes seconds."""
+    name = f"template_{uuid.uuid4().hex}"
+    _on_server(postgres_port, f"CREATE DATABASE {name}")
+    with local_instance(tmp_path_factory.mktemp("template"), _dsn(postgres_port, name)):
+        return name
+
+
+@pytest.fixture
+def dagster_dsn(postgres_port: int, dagster_template: str) -> Iterator[str]:
+    """Connection string of a database with Dagster's tables and no runs, dropped after the test."""
+    name = f"test_{uuid.uuid4().hex}"
+    _on_server(postgres_port, f"CREATE DATABASE {name} TEMPLATE {dagster_template}")
+    yield _dsn(postgres_port, name)
+    _on_server(postgres_port, f"DROP DATABASE {name} WITH (FORCE)")
+
+
+@pytest.fixture
+def memory_path() -> Iterator[Path]:
+    """A directory that is in memory where the system has such: SQLite waits for the disk at each of many commits."""
+    memory = Path("/dev/shm")  # noqa: S108 - a directory of our own in it
+    with tempfile.TemporaryDirectory(prefix="alerts-", dir=memory if memory.is_dir() else None) as path:
+        yield Path(path)
+
+
+@pytest.fixture(params=["sqlite", "postgres"])
+def site(request: pytest.FixtureRequest, memory_path: Path) -> Iterator[Site]:
+    """A whole alert engine, on each database in turn, which has ticked once."""
+    dsn = request.getfixturevalue("dagster_dsn") if request.param == "postgres" else None
+    with opened(memory_path / "home", dsn) as made:
+        made.tick()
+        yield made
+
+
+def _dsn(port: int, name: str) -> str:
+    return f"postgresql://{services.Credentials().postgres_user}@{ports.LOOPBACK}:{port}/{name}"
+
+
+def _on_server(port: int, statement: str) -> None:
+    with contextlib.closing(psycopg2.connect(_dsn(port, "postgres"))) as connection:
+        connection.autocommit = True
+        with connection.cursor() as cursor:
+            cursor.execute(statement)

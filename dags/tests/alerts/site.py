@@ -1,0 +1,103 @@
+"""A whole alert engine in a test: an instance, a store, a Slack, and ticks when the test says."""
+
+import contextlib
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import sqlalchemy as sa
+from slack_sdk import WebClient
+
+from dags.alerts import engine, incidents, ingest, store, verdicts
+from dags.alerts.deliver import Pace
+from dags.alerts.records import Policy
+from dags.alerts.slack import make_client
+from dags.tests.alerts.fake_slack import TOKEN, FakeSlack, Stored, serving
+from dags.tests.alerts.world import World, local_instance
+
+QUICK = Pace(between_calls_seconds=0)
+DEFAULT_CHANNEL = "#default"
+POLICY = Policy(
+    channel_of_owner={"team-a": "#a", "team-b": "#b"},
+    default_channel=DEFAULT_CHANNEL,
+    thresholds={"thrice": 3},
+    owner_of_location={"web": "team-a"},
+    domain="dagster.example.com",
+)
+SETTLED_SECONDS = 21
+
+
+@dataclass
+class Site:
+    """What a test of ticks needs."""
+
+    world: World
+    store: sa.Engine
+    slack: FakeSlack
+    client: WebClient
+    address: str | Path
+    policy: Policy = POLICY
+
+    @property
+    def home(self) -> Path:
+        """The directory of the instance, from which another process opens it too."""
+        return Path(self.world.instance.root_directory)
+
+    def tick(self, **how: Any) -> engine.TickReport:
+        """A tick now."""
+        return engine.tick(self.world.instance, self.store, self.client, self.policy, self.world, pace=QUICK, **how)
+
+    def settle(self, seconds: float = SETTLED_SECONDS) -> engine.TickReport:
+        """Lets what has happened settle, and ticks."""
+        self.world.forward(seconds)
+        return self.tick()
+
+    def posts(self, channel: str) -> list[Stored]:
+        """The messages of a channel that are no replies."""
+        return [message for message in self.slack.in_channel(channel) if message.thread_ts is None]
+
+    def replies(self, channel: str) -> list[Stored]:
+        """The replies of a channel."""
+        return [message for message in self.slack.in_channel(channel) if message.thread_ts is not None]
+
+    def everything(self) -> dict[str, list[str]]:
+        """The first line of every message, by channel."""
+        return {
+            channel: [message.text.splitlines()[0] for message in self.slack.in_channel(channel)]
+            for channel in ("#a", "#b", DEFAULT_CHANNEL)
+        }
+
+    def fates(self) -> dict[str, str | None]:
+        """What became of each failed run, by its id."""
+        with store.reading(self.store) as connection:
+            told = {
+                row.run_id: row.fate
+                for row in connection.execute(sa.select(incidents.outcomes).where(incidents.outcomes.c.failed))
+            }
+            failed = sa.select(ingest.attempts).where(ingest.attempts.c.status == ingest.FAILED)
+            return {row.run_id: row.fate or told.get(row.run_id) for row in connection.execute(failed)}
+
+    def unaccounted(self) -> list[str]:
+        """Failed runs of which nothing says what became of them."""
+        with store.reading(self.store) as connection:
+            return list(verdicts.unaccounted(connection))
+
+    def with_policy(self, **changes: Any) -> None:
+        """Changes the policy from now on."""
+        self.policy = replace(self.policy, **changes)
+
+
+@contextlib.contextmanager
+def opened(home: Path, postgres_dsn: str | None = None, settings: str = "") -> Iterator[Site]:
+    """A site in a directory, its tables in files or all in one Postgres database, as in production."""
+    with (
+        local_instance(home, postgres_dsn, settings) as instance,
+        serving("#a", "#b", DEFAULT_CHANNEL) as slack,
+    ):
+        address = store.address_of(instance)
+        opened_store = store.open_store(address)
+        try:
+            yield Site(World(instance), opened_store, slack, make_client(TOKEN, slack.base_url), address)
+        finally:
+            opened_store.dispose()

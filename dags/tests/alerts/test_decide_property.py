@@ -1,0 +1,264 @@
+"""The rules over random histories: what is told depends on the events alone.
+
+A history is told once with a tick at each moment in time, in which events come in any order and again and again, and
+once by a single tick at the end. A plain loop over the history says what should have been told.
+"""
+
+import contextlib
+import datetime as dt
+import tempfile
+import uuid
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import dagster as dg
+import pytest
+import sqlalchemy as sa
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from dags.alerts import incidents, ingest, outbox, speech, store, verdicts
+from dags.alerts.decide import Outcome, thread_key
+from dags.alerts.records import Failure, Operation, Policy
+from dags.alerts.settle import Attempt, Settled
+
+START = dt.datetime(2026, 3, 1, tzinfo=dt.UTC)
+MINUTES = 400
+JOBS = ("once", "twice", "thrice")
+OWNERS = ("team-a", "team-b", None)
+THRESHOLDS = {"twice": 2, "thrice": 3}
+POLICY = Policy({"team-a": "#a", "team-b": "#b"}, "#default", THRESHOLDS)
+
+
+@dataclass(frozen=True)
+class End:
+    """An ended run of a job."""
+
+    run_id: str
+    job: str
+    owners: tuple[str | None, ...]
+    minute: int
+    failed: bool
+    muted: bool
+
+    @property
+    def at(self) -> dt.datetime:
+        return START + dt.timedelta(minutes=self.minute)
+
+    def settled(self) -> Settled:
+        """What reading the run would have said."""
+        failure = Failure(self.run_id, self.at, "web", self.job)
+        outcomes = [
+            Outcome(
+                self.run_id,
+                self.run_id,
+                f"web/{self.job}/automated",
+                failed=self.failed,
+                at=self.at,
+                owner=owner,
+                failure=failure if self.failed else None,
+                muted="a tag" if self.muted and self.failed else None,
+            )
+            for owner in (self.owners if self.failed else (None,))
+        ]
+        status = ingest.FAILED if self.failed else ingest.SUCCEEDED
+        return Settled(Attempt(self.run_id, "", status, 0, self.at, self.job, ingest.NEW), outcomes=outcomes)
+
+
+@st.composite
+def histories(draw: st.DrawFn) -> list[End]:
+    ends = st.tuples(
+        st.sampled_from(JOBS),
+        st.sets(st.sampled_from(OWNERS), min_size=1),
+        st.integers(0, MINUTES),
+        st.sampled_from([True, True, False]),
+        st.sampled_from([False, False, False, True]),
+    )
+    return [
+        End(f"run_{number:02}", job, tuple(sorted(owners, key=str)), minute, failed, muted)
+        for number, (job, owners, minute, failed, muted) in enumerate(draw(st.lists(ends, max_size=18)))
+    ]
+
+
+def expected(history: Sequence[End]) -> dict[str, tuple[int, bool]]:
+    """Which threads there should be, with their failures and whether they are over: a plain loop."""
+    found: dict[str, tuple[int, bool]] = {}
+    for job in JOBS:
+        for owner in OWNERS:
+            streak: list[str] = []
+            key = ""
+            for end in sorted(history, key=lambda one: (one.minute, one.run_id)):
+                if end.job != job or (end.failed and (end.muted or owner not in end.owners)):
+                    continue
+                if end.failed:
+                    streak.append(end.run_id)
+                    if len(streak) == THRESHOLDS.get(job, 1):
+                        key = thread_key(end.run_id, owner)
+                    if key:
+                        found[key] = (len(streak), False)
+                else:
+                    if key:
+                        found[key] = (len(streak), True)
+                    streak, key = [], ""
+    return found
+
+
+def failing_last(history: Sequence[End]) -> set[tuple[str, str | None]]:
+    """The jobs and owners whose last run failed, muted ones left out."""
+    last: dict[tuple[str, str | None], bool] = {}
+    for end in sorted(history, key=lambda one: (one.minute, one.run_id)):
+        for owner in OWNERS:
+            if not end.failed or (not end.muted and owner in end.owners):
+                last[end.job, owner] = end.failed
+    return {key for key, failed in last.items() if failed}
+
+
+class Router:
+    """The deciding half of the engine, on a store of its own."""
+
+    def __init__(self, engine: sa.Engine, instance: dg.DagsterInstance) -> None:
+        self.engine, self.instance = engine, instance
+        self.successes: dict[str, End] = {}
+
+    def tick(self, ends: Sequence[End], horizon: dt.datetime) -> None:
+        # As the engine does it: a late failure brings back the successes after it, which nothing waited for then.
+        self.successes |= {end.run_id: end for end in ends if not end.failed}
+        failed = [end for end in ends if end.failed]
+        again = [
+            success
+            for success in self.successes.values()
+            if success not in ends and any(one.job == success.job and one.at <= success.at for one in failed)
+        ]
+        with store.transaction(self.engine) as connection:
+            verdicts.write(connection, [end.settled() for end in [*ends, *again]], POLICY)
+        speech.tell(self.instance, self.engine, POLICY, horizon, horizon, ())
+
+    def told(self) -> dict[str, tuple[int, bool]]:
+        with store.reading(self.engine) as connection:
+            found = incidents.find_threads(connection, sa.true())
+            return {one.key: (one.failures, one.closed_at is not None) for one in found if one.posted}
+
+    def posts(self) -> set[str]:
+        with store.reading(self.engine) as connection:
+            query = sa.select(outbox.outbox.c.key).where(outbox.outbox.c.operation == Operation.POST)
+            return set(connection.execute(query).scalars())
+
+    def open(self) -> set[tuple[str, str | None]]:
+        """The jobs and owners with an incident that is not over."""
+        with store.reading(self.engine) as connection:
+            found = incidents.find_threads(connection, incidents.threads.c.closed_at.is_(None))
+            return {
+                (outcome.failure.job_name, outcome.owner)
+                for one in found
+                for outcome in incidents.failures_of(connection, one.key)
+                if outcome.failure is not None
+            }
+
+    def fates(self) -> dict[tuple[str, str], str]:
+        with store.reading(self.engine) as connection:
+            rows = connection.execute(sa.select(incidents.outcomes).where(incidents.outcomes.c.failed))
+            return {(row.run_id, row.owner): row.fate for row in rows}
+
+    def kinds(self, thread: str) -> list[str]:
+        with store.reading(self.engine) as connection:
+            query = sa.select(outbox.outbox.c.kind).where(outbox.outbox.c.thread == thread)
+            return list(connection.execute(query.order_by(outbox.outbox.c.id)).scalars())
+
+
+@pytest.fixture(scope="module")
+def instance() -> Iterator[dg.DagsterInstance]:
+    with dg.DagsterInstance.ephemeral() as made:
+        yield made
+
+
+@contextlib.contextmanager
+def router(instance: dg.DagsterInstance) -> Iterator[Router]:
+    memory = Path("/dev/shm")  # noqa: S108 - a directory of our own in it
+    with tempfile.TemporaryDirectory(dir=memory if memory.is_dir() else None) as path:
+        engine = store.open_store(Path(path) / f"{uuid.uuid4().hex}.sqlite")
+        try:
+            yield Router(engine, instance)
+        finally:
+            engine.dispose()
+
+
+ticks = st.lists(st.integers(0, MINUTES), max_size=8)
+BOUNDED = settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+THOROUGH = settings(BOUNDED, max_examples=400)
+
+
+def check_in_order(instance: dg.DagsterInstance, history: list[End], minutes: list[int], data: st.DataObject) -> None:
+    with router(instance) as once:
+        once.tick(history, START + dt.timedelta(minutes=MINUTES))
+        told, posts, fates = once.told(), once.posts(), once.fates()
+    assert told == expected(history)
+    with router(instance) as many:
+        known = -1
+        for minute in [*sorted(minutes), MINUTES]:
+            new = [end for end in history if known < end.minute <= minute]
+            replayed = [end for end in history if end.minute <= known]
+            again = data.draw(st.lists(st.sampled_from(replayed), max_size=4)) if replayed else []
+            many.tick(data.draw(st.permutations([*new, *again])), START + dt.timedelta(minutes=minute))
+            known = max(known, minute)
+        assert many.told() == told
+        assert many.posts() == posts
+        assert many.fates() == fates
+        for thread in posts:
+            kinds = many.kinds(thread)
+            assert kinds[0] in {"failing", "failed and recovered"}
+            assert kinds.count("recovered") in {0, 2}
+
+
+def check_late(instance: dg.DagsterInstance, history: list[End], minutes: list[int], data: st.DataObject) -> None:
+    with router(instance) as late:
+        left = data.draw(st.permutations(history))
+        for minute in [*sorted(minutes), MINUTES]:
+            count = len(left) if minute == MINUTES else data.draw(st.integers(0, len(left)))
+            late.tick(left[:count], START + dt.timedelta(minutes=minute))
+            left = left[count:]
+        fates = late.fates()
+        assert None not in fates.values()
+        should = {(failed.run_id, owner or "") for failed in history if failed.failed for owner in failed.owners}
+        assert set(fates) == should
+        with router(instance) as once:
+            once.tick(history, START + dt.timedelta(minutes=MINUTES))
+            assert once.open() <= late.open() <= failing_last(history)
+            told_in_order = {key for key, fate in once.fates().items() if fate.startswith("told")}
+        assert told_in_order <= {key for key, fate in fates.items() if fate.startswith("told")}
+
+
+@BOUNDED
+@given(histories(), ticks, st.data())
+def test_what_is_told_depends_on_the_events_and_not_on_ticks_order_or_replays(
+    instance: dg.DagsterInstance, history: list[End], minutes: list[int], data: st.DataObject
+) -> None:
+    check_in_order(instance, history, minutes, data)
+
+
+@BOUNDED
+@given(histories(), ticks, st.data())
+def test_events_that_come_late_in_any_order_lose_nothing(
+    instance: dg.DagsterInstance, history: list[End], minutes: list[int], data: st.DataObject
+) -> None:
+    check_late(instance, history, minutes, data)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
+@THOROUGH
+@given(histories(), ticks, st.data())
+def test_what_is_told_depends_on_the_events_alone_in_many_histories(
+    instance: dg.DagsterInstance, history: list[End], minutes: list[int], data: st.DataObject
+) -> None:
+    check_in_order(instance, history, minutes, data)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
+@THOROUGH
+@given(histories(), ticks, st.data())
+def test_late_events_lose_nothing_in_many_histories(
+    instance: dg.DagsterInstance, history: list[End], minutes: list[int], data: st.DataObject
+) -> None:
+    check_late(instance, history, minutes, data)

@@ -1,0 +1,139 @@
+import random
+from collections.abc import Iterator
+
+import pytest
+import sqlalchemy as sa
+
+from dags.alerts import outbox
+from dags.alerts.deliver import deliver
+from dags.alerts.outbox import OPEN_STATES
+from dags.alerts.records import Draft, Notice, NoticeKind, Operation, Policy
+from dags.alerts.slack import make_client
+from dags.alerts.store import reading, transaction
+from dags.tests.alerts.conftest import DEFAULT_CHANNEL, QUICK, Clock
+from dags.tests.alerts.crashing import Crasher
+from dags.tests.alerts.fake_slack import TOKEN, FakeSlack, Kind
+
+A, B = "#alerts-a", "#alerts-b"
+# Longer than a lease, and than the time after which a history proves something.
+LATER_SECONDS = 400
+
+
+@pytest.fixture(scope="module")
+def crasher() -> Iterator[Crasher]:
+    crasher = Crasher()
+    yield crasher
+    crasher.close()
+
+
+class Round:
+    """A thread of a post, replies and an edit in one channel, and a post in another. Numbered: many share a store."""
+
+    def __init__(self, number: int, store: sa.Engine, slack: FakeSlack, clock: Clock) -> None:
+        self.number, self.store, self.slack, self.clock = number, store, slack, clock
+        self.client = make_client(TOKEN, slack.base_url)
+        self.policy = Policy({}, DEFAULT_CHANNEL)
+
+    def key(self, name: str) -> str:
+        return f"{self.number} {name}"
+
+    def put(self) -> None:
+        def draft(name: str, channel: str, operation: Operation, thread: str, kind: NoticeKind) -> Draft:
+            return Draft(
+                self.key(name), self.key(thread), operation, channel, Notice(kind, "team-a", "shop", name, failures=1)
+            )
+
+        drafts = [
+            draft("post", A, Operation.POST, "post", NoticeKind.FAILING),
+            draft("more", A, Operation.REPLY, "post", NoticeKind.MORE_FAILURES),
+            draft("edit", A, Operation.EDIT, "post", NoticeKind.RECOVERED),
+            draft("over", A, Operation.REPLY, "post", NoticeKind.RECOVERED),
+            draft("other", B, Operation.POST, "other", NoticeKind.FAILING),
+        ]
+        with transaction(self.store) as connection:
+            outbox.enqueue(connection, drafts, self.policy, self.clock())
+
+    def finish(self) -> None:
+        """Ticks of a process that lives, until nothing is left to do."""
+        for _ in range(12):
+            self.clock.forward(LATER_SECONDS)
+            if not deliver(self.store, self.client, self.policy, self.clock, 20, QUICK).waiting:
+                return
+
+    def check(self) -> None:
+        """None lost, none told three times, "recovered" never before "failing"."""
+        names = ("post", "more", "over", "other")
+        copies = {name: self.slack.copies(self.key(name)) for name in names}
+        assert {name: len(found) for name, found in copies.items() if not 1 <= len(found) <= 2} == {}
+        keys = self.slack.all_keys()
+        first = [keys.index(self.key(name)) for name in ("post", "more", "over")]
+        assert first == sorted(first)
+        # A repetition says so.
+        for found in copies.values():
+            assert all("Possibly repeated" in repeated.text for repeated in found[1:])
+        assert "recovered" in copies["post"][-1].text
+        with reading(self.store) as connection:
+            still_open = sa.select(outbox.outbox.c.key).where(outbox.outbox.c.state.in_(OPEN_STATES))
+            assert connection.execute(still_open).scalars().all() == []
+
+
+@pytest.fixture
+def rounds(store: sa.Engine, slack: FakeSlack, clock: Clock) -> Iterator[Round]:
+    def made() -> Iterator[Round]:
+        number = 0
+        while True:
+            number += 1
+            yield Round(number, store, slack, clock)
+
+    return made()
+
+
+# The slow ones below try both databases.
+@pytest.mark.parametrize("store_url", ["sqlite"], indirect=True)
+def test_a_process_that_ends_anywhere_loses_nothing_and_tells_nothing_three_times(
+    rounds: Iterator[Round], store_url: str, crasher: Crasher
+) -> None:
+    points = 0
+    for point, round_ in enumerate(rounds, 1):
+        round_.put()
+        slack, now = round_.slack, round_.clock()
+        crashed = crasher.deliver(store_url, slack.base_url, DEFAULT_CHANNEL, now, point)
+        round_.finish()
+        round_.check()
+        if not crashed:
+            points = point - 1
+            break
+    # Five rows, each with a commit and a call, each with a point before and after.
+    assert points >= 30
+
+
+@pytest.mark.slow
+def test_a_process_that_ends_after_each_lost_answer_keeps_the_promises_too(
+    rounds: Iterator[Round], store_url: str, crasher: Crasher
+) -> None:
+    for point in range(1, 40, 3):
+        round_ = next(rounds)
+        round_.put()
+        slack = round_.slack
+        slack.fail(Kind.DROP, stored=point % 2 == 0, method="chat.postMessage", times=1)
+        crasher.deliver(store_url, slack.base_url, DEFAULT_CHANNEL, round_.clock(), point)
+        slack.mend()
+        round_.finish()
+        round_.check()
+
+
+@pytest.mark.slow
+def test_processes_that_end_again_and_again_keep_the_promises(
+    rounds: Iterator[Round], store_url: str, crasher: Crasher
+) -> None:
+    chance = random.Random(20251121)  # noqa: S311 - a repeatable choice of points
+    for _ in range(80):
+        round_ = next(rounds)
+        round_.put()
+        slack = round_.slack
+        for _ in range(chance.randrange(1, 6)):
+            point = chance.randrange(1, 30)
+            crasher.deliver(store_url, slack.base_url, DEFAULT_CHANNEL, round_.clock(), point)
+            round_.clock.forward(chance.choice([10, 70, 400]))
+        round_.finish()
+        round_.check()

@@ -1,0 +1,228 @@
+import datetime as dt
+
+import pytest
+import sqlalchemy as sa
+
+from dags.alerts import incidents, mutes, store
+from dags.alerts.mutes import Kind, Mute, MuteError, Subject, matches, mute_of, parse_duration, parse_match
+from dags.alerts.records import Finding
+from dags.tests.alerts.site import DEFAULT_CHANNEL, Site
+from dags.tests.alerts.world import ASSET_JOB, asset_job, op_job
+
+NOW = dt.datetime(2025, 11, 21, 7, 0, tzinfo=dt.UTC)
+HOUR = dt.timedelta(hours=1)
+
+
+def mute_on(match: str) -> Mute:
+    kind, pattern = parse_match(match)
+    return Mute(1, kind, pattern, "known", NOW, NOW + HOUR)
+
+
+def mute(site: Site, match: str, duration: dt.timedelta = HOUR) -> Mute:
+    with store.transaction(site.store) as connection:
+        return mutes.add(connection, match, duration, "the source is moving", site.world())
+
+
+@pytest.mark.parametrize(
+    ("match", "subject"),
+    [
+        ("owner:team-a", Subject(owner="team-a")),
+        ("job:web_*", Subject(job_name="web_daily_job")),
+        ("location:web", Subject(location="web")),
+        ("asset:web_*", Subject(asset_keys=("web_a", "web_b"))),
+        ("asset:*", Subject(asset_keys=("raw/web_a",))),
+        ("finding:schedule/web/*", Subject(finding="schedule/web/nightly")),
+    ],
+)
+def test_a_mute_matches_what_its_pattern_names(match: str, subject: Subject) -> None:
+    assert matches(mute_on(match), subject)
+
+
+@pytest.mark.parametrize(
+    ("match", "subject"),
+    [
+        ("owner:team-a", Subject(owner=None)),
+        ("owner:team-a", Subject(owner="team-ab")),
+        ("owner:team-a", Subject(job_name="team-a")),
+        ("job:Web_*", Subject(job_name="web_daily_job")),
+        ("asset:*", Subject(asset_keys=())),
+        ("asset:web_*", Subject(asset_keys=("web_a", "raw"))),
+    ],
+)
+def test_in_doubt_a_mute_does_not_match(match: str, subject: Subject) -> None:
+    assert not matches(mute_on(match), subject)
+
+
+def test_a_mute_holds_from_when_it_was_made_until_before_its_end() -> None:
+    one = mute_on("job:a")
+    held = [
+        at for at in (NOW - HOUR / 60, NOW, NOW + HOUR / 2, NOW + HOUR) if mute_of([one], at, Subject(job_name="a"))
+    ]
+    assert held == [NOW, NOW + HOUR / 2]
+
+
+@pytest.mark.parametrize("text", ["web_*", "jobs:a", "job:", "job: ", ""])
+def test_a_match_that_is_none_is_refused_with_those_that_are(text: str) -> None:
+    with pytest.raises(MuteError, match=r"owner:PATTERN, job:PATTERN.*as in job:web_\*"):
+        parse_match(text)
+
+
+def test_times_are_in_minutes_hours_and_days() -> None:
+    assert [parse_duration(text) for text in ("30m", "4h", "14d")] == [HOUR / 2, 4 * HOUR, dt.timedelta(days=14)]
+    assert parse_match("asset:a:b") == (Kind.ASSET, "a:b")
+
+
+@pytest.mark.parametrize("text", ["4", "4 h", "0h", "-1h", "1w", "1.5h", ""])
+def test_other_times_are_refused(text: str) -> None:
+    with pytest.raises(MuteError, match="as in 30m, 4h or 2d"):
+        parse_duration(text)
+
+
+@pytest.mark.parametrize("text", ["15d", "337h", "20161m"])
+def test_a_mute_of_more_than_14_days_is_refused(text: str) -> None:
+    with pytest.raises(MuteError, match="longer than 14 days"):
+        parse_duration(text)
+
+
+def test_a_muted_failure_is_not_told_but_accounted_for_and_summed_up_at_the_end(site: Site) -> None:
+    made = mute(site, "job:plain")
+    runs = [site.world.fail(op_job("plain")) for _ in range(3)]
+    other = site.world.fail(op_job("other"))
+    site.settle()
+    assert [first_line(post.text) for post in site.posts("#a")] == ["*🔴 `other` is failing*"]
+    assert {site.fates()[run] for run in runs} == {f"muted by mute {made.id}"}
+    assert (site.fates()[other] or "").startswith("told")
+    assert site.unaccounted() == []
+    site.settle(3600)
+    (summary,) = [post for post in site.posts("#a") if "mute" in post.text]
+    assert "it kept back 3 alerts" in summary.text
+    assert "plain: 3 failures" in summary.text
+    assert "the source is moving" in summary.text
+    assert all(run[:8] in summary.text for run in runs)
+    site.settle()
+    assert len(site.posts("#a")) == 2
+
+
+def test_what_fails_before_and_after_a_mute_is_told(site: Site) -> None:
+    site.world.fail(op_job("before"))
+    site.world.forward(1)
+    mute(site, "owner:*")
+    site.world.forward(3600)
+    site.world.fail(op_job("after"))
+    site.settle()
+    assert sorted(first_line(post.text) for post in site.posts("#a")) == [
+        "*🔴 `after` is failing*",
+        "*🔴 `before` is failing*",
+    ]
+
+
+def test_a_failure_that_is_found_after_the_summary_is_told(site: Site) -> None:
+    mute(site, "job:plain", HOUR / 60)
+    site.settle(90)
+    with store.reading(site.store) as connection:
+        assert mutes.standing(connection) == []
+    moment = site.world.now
+    site.world.now = moment - dt.timedelta(seconds=85)
+    site.world.fail(op_job("plain"))
+    site.world.now = moment
+    site.settle()
+    assert len(site.posts("#a")) == 1
+
+
+def test_every_owner_gets_a_summary_of_their_own(site: Site) -> None:
+    mute(site, "location:web")
+    site.world.fail(op_job("two_teams", ("team-a", "team-b")), ["step_0", "step_1"])
+    site.settle(3700)
+    assert ["it kept back 1 alert" in post.text for post in (*site.posts("#a"), *site.posts("#b"))] == [True, True]
+
+
+def test_a_mute_that_kept_back_nothing_ends_in_silence(site: Site) -> None:
+    mute(site, "owner:*")
+    site.settle(3700)
+    assert site.everything() == {"#a": [], "#b": [], DEFAULT_CHANNEL: []}
+
+
+def test_a_muted_backfill_opens_no_thread(site: Site) -> None:
+    mute(site, "asset:x")
+    job = asset_job((("x", "team-a"),))
+    for _ in range(3):
+        site.world.fail(job, ["x"], assets=["x"], tags={"dagster/backfill": "abcdefgh"})
+    site.settle(3700)
+    (summary,) = site.posts("#a")
+    assert "it kept back 3 alerts" in summary.text
+
+
+def test_a_summary_names_the_assets_of_asset_runs(site: Site) -> None:
+    mute(site, "asset:x")
+    site.world.fail(asset_job((("x", "team-a"),)), ["x"], assets=["x"])
+    site.settle(3700)
+    (summary,) = site.posts("#a")
+    assert "x: 1 failure" in summary.text
+    assert ASSET_JOB not in summary.text
+
+
+def test_unmuting_ends_a_mute_now_and_brings_its_summary(site: Site) -> None:
+    made = mute(site, "job:plain")
+    site.world.fail(op_job("plain"))
+    site.world.forward(1)
+    with store.transaction(site.store) as connection:
+        mutes.end(connection, made.id, site.world())
+    site.settle()
+    assert ["it kept back 1 alert" in post.text for post in site.posts("#a")] == [True]
+    with store.transaction(site.store) as connection, pytest.raises(MuteError, match=f"No mute {made.id} is in force"):
+        mutes.end(connection, made.id, site.world())
+
+
+def test_a_muted_finding_is_told_when_it_outlives_the_mute_and_counted(site: Site) -> None:
+    made = mute(site, "finding:location/*")
+    broken = Finding("location/web", "team-a", "Code location web does not load", "boom", site.world(), "web")
+    for seconds in (0, 300, 3600):
+        site.world.forward(seconds)
+        site.tick(find=lambda: [broken])
+        with store.reading(site.store) as connection:
+            assert mutes.count(connection, made.id) == 1
+    site.settle()
+    assert sorted(first_line(post.text) for post in site.posts("#a")) == [
+        "*🔔 `A mute has ended: it kept back 1 alert`*",
+        "*🟠 `Code location web does not load`*",
+    ]
+
+
+def test_a_finding_that_was_told_before_a_mute_is_not_over_by_it(site: Site) -> None:
+    broken = Finding("location/web", "team-a", "Code location web does not load", "boom", site.world(), "web")
+    site.tick(find=lambda: [broken])
+    site.settle()
+    mute(site, "owner:team-a")
+    site.world.forward(300)
+    site.tick(find=lambda: [broken])
+    site.settle()
+    (post,) = site.posts("#a")
+    assert "Over" not in post.text
+    site.world.forward(300)
+    site.tick(find=list)
+    site.settle()
+    (post,) = site.posts("#a")
+    assert "Over" in post.text
+
+
+def test_a_mute_without_a_reason_is_refused(store_url: str) -> None:
+    opened = store.open_store(store_url)
+    with store.transaction(opened) as connection, pytest.raises(MuteError, match="needs a reason"):
+        mutes.add(connection, "job:a", HOUR, " ", NOW)
+    opened.dispose()
+
+
+def test_mutes_are_forgotten_after_the_retention_and_those_in_force_are_not(site: Site) -> None:
+    mute(site, "job:plain")
+    site.world.fail(op_job("plain"))
+    site.settle(3700)
+    mute(site, "job:other", dt.timedelta(days=14))
+    with store.transaction(site.store) as connection:
+        mutes.forget(connection, site.world.now + HOUR)
+        left = connection.execute(sa.select(mutes.mutes.c.pattern)).scalars().all()
+        assert list(left) == ["other"]
+        assert connection.execute(sa.select(incidents.outcomes.c.muted)).scalars().all() == ["mute 1"]
+
+
+def first_line(text: str) -> str:
+    return text.splitlines()[0]

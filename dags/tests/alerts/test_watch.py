@@ -1,0 +1,403 @@
+import contextlib
+import datetime as dt
+import http.server
+import json
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import dagster as dg
+import pytest
+import sqlalchemy as sa
+from dagster._core.definitions.run_request import InstigatorType
+from dagster._core.remote_origin import RemoteInstigatorOrigin
+from dagster._core.scheduler.instigation import (
+    InstigatorState,
+    InstigatorStatus,
+    ScheduleInstigatorData,
+    TickData,
+    TickStatus,
+)
+from dagster._core.storage.runs.schema import RunsTable
+from dagster._daemon.types import DaemonHeartbeat
+
+from dags.alerts import ingest, redact, store, watch
+from dags.alerts.records import Finding
+from dags.alerts.watch import Location, Look, Sighting, WebserverError, read_workspace
+from dags.local import ports
+from dags.tests.alerts.site import POLICY, Site
+from dags.tests.alerts.world import op_job, origin, user_error
+
+MINUTE = 60
+HOUR = 3600
+SECRET = "hunter2-secret"  # noqa: S105 - a test value
+
+
+def looked(site: Site, webserver_url: str | None = None, **how: Any) -> dict[str, Finding]:
+    """What the rules find now, by key."""
+    found = watch.findings(
+        site.world.instance,
+        site.store,
+        POLICY,
+        site.world,
+        partial(redact.redact, secrets=[SECRET]),
+        webserver_url=webserver_url,
+        **how,
+    )
+    return {one.key: one for one in found}
+
+
+def only(rule: str) -> Mapping[str, watch.Rule]:
+    return {rule: watch.RULES[rule]}
+
+
+@dataclass
+class Instigator:
+    """A schedule or sensor that is on, whose ticks end as a test says."""
+
+    site: Site
+    name: str
+    kind: InstigatorType = InstigatorType.SCHEDULE
+    location: str = "web"
+    state: InstigatorState = field(init=False)
+
+    def __post_init__(self) -> None:
+        repository = origin("any", self.location).repository_origin
+        self.state = InstigatorState(
+            RemoteInstigatorOrigin(repository, self.name),
+            self.kind,
+            InstigatorStatus.RUNNING,
+            ScheduleInstigatorData("0 0 * * *") if self.kind is InstigatorType.SCHEDULE else None,
+        )
+        self.site.world.instance.add_instigator_state(self.state)
+
+    def tick(self, status: TickStatus, error: str = "boom") -> None:
+        """A tick that ends now."""
+        failed = status is TickStatus.FAILURE
+        self.site.world.instance.create_tick(
+            TickData(
+                self.state.instigator_origin_id,
+                self.name,
+                self.kind,
+                status,
+                self.site.world.now.timestamp(),
+                error=user_error("ValueError", error) if failed else None,
+                selector_id=self.state.selector_id,
+                run_ids=[],
+                run_keys=[],
+            )
+        )
+        self.site.world.forward(1)
+
+    def stop(self) -> None:
+        """Somebody turns it off."""
+        self.site.world.instance.update_instigator_state(self.state.with_status(InstigatorStatus.STOPPED))
+
+
+def test_a_failed_tick_of_a_schedule_is_found_until_a_later_one_is_good(site: Site) -> None:
+    schedule = Instigator(site, "nightly")
+    schedule.tick(TickStatus.SUCCESS)
+    assert looked(site, rules=only("ticks")) == {}
+    failed_at = site.world.now
+    schedule.tick(TickStatus.FAILURE)
+    schedule.tick(TickStatus.FAILURE, f"cannot sign in with {SECRET}")
+    schedule.tick(TickStatus.STARTED)
+    (found,) = looked(site, rules=only("ticks")).values()
+    assert (found.key, found.owner, found.location) == ("schedule/web/nightly", "team-a", "web")
+    assert abs(found.since - failed_at) < dt.timedelta(milliseconds=1)
+    assert "ValueError: cannot sign in" in found.detail
+    assert SECRET not in found.detail
+    assert "2 ticks in a row" in found.detail
+    schedule.tick(TickStatus.SKIPPED)
+    assert looked(site, rules=only("ticks")) == {}
+
+
+def test_a_sensor_is_found_when_it_fails_for_minutes_because_it_tries_again_by_itself(site: Site) -> None:
+    sensor = Instigator(site, "watching", InstigatorType.SENSOR)
+    sensor.tick(TickStatus.FAILURE)
+    assert looked(site, rules=only("ticks")) == {}
+    site.world.forward(2 * MINUTE)
+    sensor.tick(TickStatus.FAILURE)
+    assert set(looked(site, rules=only("ticks"))) == {"sensor/web/watching"}
+
+
+def test_a_schedule_that_was_turned_off_is_left_alone(site: Site) -> None:
+    schedule = Instigator(site, "nightly")
+    schedule.tick(TickStatus.FAILURE)
+    schedule.stop()
+    assert looked(site, rules=only("ticks")) == {}
+
+
+def test_a_schedule_that_is_not_in_the_code_any_more_is_left_alone_when_that_is_known(site: Site) -> None:
+    schedule = Instigator(site, "nightly")
+    schedule.tick(TickStatus.FAILURE)
+    workspaces: list[dict[str, Location]] = [
+        {"web": Location("web", tags={"nightly": {"owner": "team-b"}})},
+        {"web": Location("web", error="boom")},
+        {"web": Location("web")},
+        {},
+    ]
+    found = [list(watch.failed_ticks(look_with(site, workspace))) for workspace in workspaces]
+    assert [[one.finding.owner for one in some] for some in found] == [["team-b"], ["team-a"], [], []]
+
+
+def look_with(site: Site, workspace: Mapping[str, Location]) -> Look:
+    return Look(site.world.instance, POLICY, site.world.now, str, workspace)
+
+
+def beat(site: Site, name: str) -> None:
+    site.world.instance.add_daemon_heartbeat(DaemonHeartbeat(site.world.now.timestamp(), name, "id", []))
+
+
+def test_a_daemon_without_a_heartbeat_is_found_and_one_that_never_ran_too(site: Site) -> None:
+    for name in site.world.instance.get_required_daemon_types():
+        if name != "BACKFILL":
+            beat(site, name)
+    assert looked(site, rules=only("daemons")) == {}
+    site.world.forward(11 * MINUTE)
+    beat(site, "SENSOR")
+    found = looked(site, rules=only("daemons"))
+    assert {"daemon/SCHEDULER", "daemon/BACKFILL"} <= set(found)
+    assert "daemon/SENSOR" not in found
+    assert found["daemon/SCHEDULER"].owner is None
+    assert "never" in found["daemon/BACKFILL"].detail
+    beat(site, "SCHEDULER")
+    assert "daemon/SCHEDULER" not in looked(site, rules=only("daemons"))
+
+
+def set_run(site: Site, run_id: str, **values: Any) -> None:
+    storage: Any = site.world.instance.run_storage
+    with storage.connect() as connection:
+        connection.execute(sa.update(RunsTable).where(RunsTable.c.run_id == run_id).values(**values))
+
+
+def started(site: Site, job: str, limit: str | None = None, tags: Mapping[str, str] | None = None) -> str:
+    run_id = site.world.start(op_job(job), tags={**(tags or {}), **({"dagster/max_runtime": limit} if limit else {})})
+    set_run(site, run_id, start_time=site.world.now.timestamp())
+    return run_id
+
+
+def test_a_run_that_goes_on_beyond_its_limit_is_found_after_some_minutes(site: Site) -> None:
+    run_id = started(site, "slow", "600")
+    started(site, "without_a_limit")
+    started(site, "not_over_yet", "7200")
+    site.world.forward(19 * MINUTE)
+    assert looked(site, rules=only("runs")) == {}
+    site.world.forward(2 * MINUTE)
+    (found,) = looked(site, rules=only("runs")).values()
+    assert (found.owner, found.job_name, found.location) == ("team-a", "slow", "web")
+    assert run_id in found.detail
+    assert "10 min" in found.detail
+    site.world.end(run_id, "slow", dg.DagsterEventType.RUN_CANCELED)
+    assert looked(site, rules=only("runs")) == {}
+
+
+def test_many_overdue_runs_of_a_job_are_one_finding(site: Site) -> None:
+    runs = [started(site, "slow", "60") for _ in range(7)]
+    site.world.forward(HOUR)
+    (found,) = looked(site, rules=only("runs")).values()
+    assert sum(run in found.detail for run in runs) == 5
+    assert "and 2 more" in found.detail
+
+
+def test_runs_that_do_not_start_and_that_stay_queued_for_very_long_are_found(site: Site) -> None:
+    starting, queued = site.world.start(op_job("a")), site.world.start(op_job("b"))
+    naive = site.world.now.replace(tzinfo=None)
+    set_run(site, starting, status="STARTING", update_timestamp=naive)
+    set_run(site, queued, status="QUEUED", create_timestamp=naive)
+    site.world.forward(59 * MINUTE)
+    assert looked(site, rules=only("runs")) == {}
+    site.world.forward(2 * MINUTE)
+    assert set(looked(site, rules=only("runs"))) == {"starting/web/a/team-a"}
+    site.world.forward(12 * HOUR)
+    assert set(looked(site, rules=only("runs"))) == {"starting/web/a/team-a", "queued/web/b/team-a"}
+
+
+def boom(look: Look) -> Iterable[Sighting]:
+    raise RuntimeError(f"no {SECRET} for {look.now}")
+
+
+def test_a_rule_that_cannot_look_is_a_finding_and_stops_no_other(site: Site) -> None:
+    Instigator(site, "nightly").tick(TickStatus.FAILURE)
+    rules = {"broken": boom, **only("ticks")}
+    assert set(looked(site, rules=rules)) == {"schedule/web/nightly"}
+    site.world.forward(6 * MINUTE)
+    found = looked(site, rules=rules)
+    assert set(found) == {"schedule/web/nightly", "watch/broken"}
+    assert "RuntimeError" in found["watch/broken"].detail
+    assert SECRET not in found["watch/broken"].detail
+    with store.reading(site.store) as connection:
+        assert SECRET not in (ingest.get_value(connection, watch.MEMORY) or "")
+
+
+def test_what_a_rule_saw_stands_while_it_cannot_look(site: Site) -> None:
+    Instigator(site, "nightly").tick(TickStatus.FAILURE)
+    before = looked(site, rules=only("ticks"))
+    assert looked(site, rules={"ticks": boom}) == before
+    assert set(looked(site, rules={"ticks": lambda _: ()})) == set()
+
+
+def test_a_memory_that_cannot_be_read_begins_anew(site: Site) -> None:
+    Instigator(site, "nightly").tick(TickStatus.FAILURE)
+    with store.transaction(site.store) as connection:
+        ingest.set_value(connection, watch.MEMORY, '{"ticks": {"x": 1}}')
+    assert set(looked(site, rules=only("ticks"))) == {"schedule/web/nightly"}
+
+
+Answer = Callable[[http.server.BaseHTTPRequestHandler], None]
+
+
+@contextlib.contextmanager
+def webserver(answer: Answer) -> Iterator[str]:
+    """A web server that answers as told; its address."""
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            answer(self)
+
+        def log_message(self, *_: object) -> None: ...
+
+    with http.server.ThreadingHTTPServer((ports.LOOPBACK, 0), Handler) as server:
+        server.daemon_threads = True
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://{ports.LOOPBACK}:{server.server_address[1]}"
+        server.shutdown()
+
+
+def says(body: bytes, status: int = 200) -> Answer:
+    def answer(request: http.server.BaseHTTPRequestHandler) -> None:
+        request.send_response(status)
+        request.send_header("Content-Length", str(len(body)))
+        request.end_headers()
+        request.wfile.write(body)
+
+    return answer
+
+
+def drips(request: http.server.BaseHTTPRequestHandler) -> None:
+    request.send_response(200)
+    request.end_headers()
+    with contextlib.suppress(OSError):
+        while True:
+            request.wfile.write(b" ")
+            request.wfile.flush()
+            time.sleep(0.05)
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        says(b"<html>sign in</html>"),
+        says(b"", 502),
+        says(b'{"errors": [{"message": "Cannot query field"}]}'),
+        says(b'{"data": {"workspaceOrError": {"__typename": "PythonError", "message": "no workspace"}}}'),
+        says(b'{"data": {"workspaceOrError": {"__typename": "Workspace"}}}'),
+    ],
+    ids=["a page", "a proxy's fault", "an error of GraphQL", "no workspace", "no locations"],
+)
+def test_an_answer_that_is_no_workspace_is_an_error(answer: Answer) -> None:
+    with webserver(answer) as url, pytest.raises(WebserverError):
+        read_workspace(url)
+
+
+def test_an_answer_that_drips_in_without_an_end_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(watch, "ANSWER_SECONDS", 0.5)
+    with webserver(drips) as url, pytest.raises(WebserverError, match="took more than"):
+        read_workspace(url)
+
+
+def test_a_web_interface_that_does_not_answer_is_found_after_minutes_and_hides_no_broken_location(site: Site) -> None:
+    entry = {
+        "name": "web",
+        "loadStatus": "LOADED",
+        "locationOrLoadError": {
+            "__typename": "PythonError",
+            "className": "ModuleNotFoundError",
+            "message": f"no module named {SECRET}",
+            "errorChain": [],
+        },
+    }
+    body = {"data": {"workspaceOrError": {"__typename": "Workspace", "locationEntries": [entry]}}}
+    with webserver(says(json.dumps(body).encode())) as url:
+        looked(site, url, rules=only("locations"))
+        site.world.forward(2 * MINUTE)
+        (found,) = looked(site, url, rules=only("locations")).values()
+        assert (found.key, found.owner) == ("location/web", "team-a")
+        assert SECRET not in found.detail
+    assert set(looked(site, url, rules=only("locations"))) == {"location/web"}
+    site.world.forward(5 * MINUTE)
+    found_later = looked(site, url, rules=only("locations"))
+    assert set(found_later) == {"location/web", "watch/locations"}
+    assert "does not answer" in found_later["watch/locations"].title
+    entry["locationOrLoadError"] = {"__typename": "RepositoryLocation", "repositories": []}
+    with webserver(says(json.dumps(body).encode())) as url:
+        assert looked(site, url, rules=only("locations")) == {}
+
+
+def test_without_an_address_no_location_is_looked_at(site: Site) -> None:
+    assert looked(site, None, rules=only("locations")) == {}
+
+
+CODE = """
+import dagster as dg
+
+@dg.op
+def work(): ...
+
+@dg.job
+def some_job():
+    work()
+
+@dg.schedule(job=some_job, cron_schedule="0 0 * * *", tags={"owner": "team-b"})
+def nightly():
+    return dg.RunRequest()
+
+@dg.sensor(job=some_job, tags={"owner": "team-a"})
+def watching():
+    return dg.SkipReason("nothing")
+
+defs = dg.Definitions(jobs=[some_job], schedules=[nightly], sensors=[watching])
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:Error loading repository location broken")
+def test_the_real_web_interface_tells_which_location_is_broken_and_whose_schedules_are(
+    tmp_path: Path, memory_path: Path
+) -> None:
+    import uvicorn
+    from dagster._core.workspace.context import WorkspaceProcessContext
+    from dagster._core.workspace.load_target import WorkspaceFileTarget
+    from dagster_webserver.app import create_app_from_workspace_process_context
+
+    (tmp_path / "good.py").write_text(CODE)
+    (tmp_path / "broken.py").write_text("import a_module_that_is_not_there\n")
+    workspace_file = tmp_path / "workspace.yaml"
+    workspace_file.write_text(
+        "load_from:\n"
+        "  - python_file: {relative_path: good.py, location_name: good}\n"
+        "  - python_file: {relative_path: broken.py, location_name: broken}\n"
+    )
+    (memory_path / "dagster.yaml").write_text("telemetry:\n  enabled: false\n")
+    with (
+        dg.DagsterInstance.from_config(str(memory_path)) as instance,
+        WorkspaceProcessContext(instance, WorkspaceFileTarget([str(workspace_file)])) as context,
+    ):
+        port = ports.free_port()
+        app = create_app_from_workspace_process_context(context)
+        server = uvicorn.Server(uvicorn.Config(app, ports.LOOPBACK, port, log_level="warning"))
+        thread = threading.Thread(target=server.run)
+        thread.start()
+        try:
+            while not server.started:
+                time.sleep(0.05)
+            found = read_workspace(f"http://{ports.LOOPBACK}:{port}/")
+        finally:
+            server.should_exit = True
+            thread.join()
+    assert found["good"] == Location("good", tags={"nightly": {"owner": "team-b"}, "watching": {"owner": "team-a"}})
+    assert "No module named 'a_module_that_is_not_there'" in (found["broken"].error or "")

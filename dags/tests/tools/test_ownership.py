@@ -1,0 +1,98 @@
+import subprocess
+import sys
+from pathlib import Path
+
+import dagster as dg
+from click.testing import CliRunner
+
+from dags.common.owners import JobOwners, owned_by
+from dags.slack_alerts import team_per_location
+from tools.ownership import CODEOWNERS, HEAD, NOBODY, ROOT, codeowners, main, owned, report
+
+
+def lines_of(*arguments: str) -> list[str]:
+    result = CliRunner().invoke(main, arguments)
+    assert result.exit_code == 0, result.output
+    return result.output.splitlines()
+
+
+def test_the_command_of_the_owners_prints_each_team_with_its_channel_location_and_definitions() -> None:
+    command = [sys.executable, "-m", "dags.common.owners"]
+    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60, check=False)
+    assert result.returncode == 0, result.stderr
+    assert result.stderr == ""
+    lines = result.stdout.splitlines()
+    for owner in JobOwners:
+        assert owner.value in lines
+    for line in (
+        "  channel     #alerts-ingestion",
+        "  location    ingestion",
+        "  asset       events",
+        "  job         load_events_job",
+        "  schedule    web_analytics_daily_schedule",
+        "  sensor      watch_event_objects",
+        "  asset check events:few_events_are_rejected",
+    ):
+        assert line in lines
+
+
+def test_one_team_can_be_asked_for() -> None:
+    lines = lines_of("--team", "team-ingestion")
+    assert lines[0] == "team-ingestion"
+    assert not [line for line in lines[1:] if line.startswith("team-")]
+
+
+def test_a_team_that_is_none_is_refused_with_the_names_of_those_that_are() -> None:
+    result = CliRunner().invoke(main, ["--team", "team-x"])
+    assert result.exit_code == 2
+    assert "'team-clickhouse'" in result.output
+
+
+def test_what_has_no_owner_is_shown_as_nobodys() -> None:
+    @dg.job(**owned_by(JobOwners.TEAM_CLICKHOUSE))
+    def lift_job() -> None: ...
+
+    found = owned({"cranes": dg.Definitions(jobs=[lift_job], assets=[dg.AssetSpec("beams")])})
+    assert found["team-clickhouse"] == {"job": ["lift_job"]}
+    assert found[NOBODY] == {"asset": ["beams"]}
+    assert report(NOBODY, found[NOBODY], {}, {}).splitlines() == [
+        "nobody",
+        "  channel     none",
+        "  location    none",
+        "  asset       beams",
+    ]
+
+
+def test_codeowners_follows_from_the_locations() -> None:
+    expected = codeowners(ROOT, team_per_location)
+    assert CODEOWNERS.read_text() == expected, f"{CODEOWNERS} is not what the locations say: run `make snapshot`"
+    assert lines_of("codeowners") == expected.splitlines()
+
+
+def test_each_team_owns_its_location_the_dags_it_registers_and_their_tests(tmp_path: Path) -> None:
+    dags = tmp_path / "dags"
+    for directory in ("locations", "common", "cranes", "tests/cranes", "bolts"):
+        (dags / directory).mkdir(parents=True)
+    for file in ("beams.py", "tests/test_beams.py", "locations/__init__.py"):
+        (dags / file).touch()
+    imports = {
+        "building": "from dags.cranes.assets import crane\nfrom dags.locations import build_definitions",
+        "steel": "from dags import beams\nimport dags.bolts.job\nfrom dags.common.owners import JobOwners",
+        "welding": "from dags.beams import weld",
+        "unknown": "from dags.cranes import nothing",
+    }
+    for name, text in imports.items():
+        (dags / "locations" / f"{name}.py").write_text(text)
+    team_of = {"building": "team-building", "steel": "team-steel", "welding": "team-welding"}
+    written = codeowners(tmp_path, team_of)
+    assert [line.split() for line in written.removeprefix(HEAD).splitlines()] == [
+        ["*", "@analytics-platform/team-data-platform"],
+        ["/dags/locations/building.py", "@analytics-platform/team-building"],
+        ["/dags/cranes/", "@analytics-platform/team-building"],
+        ["/dags/tests/cranes/", "@analytics-platform/team-building"],
+        ["/dags/locations/steel.py", "@analytics-platform/team-steel"],
+        ["/dags/beams.py", "@analytics-platform/team-steel", "@analytics-platform/team-welding"],
+        ["/dags/tests/test_beams.py", "@analytics-platform/team-steel", "@analytics-platform/team-welding"],
+        ["/dags/bolts/", "@analytics-platform/team-steel"],
+        ["/dags/locations/welding.py", "@analytics-platform/team-welding"],
+    ]
