@@ -27,7 +27,7 @@ from measuring import Figures, seconds_of
 from pydantic import SecretStr
 
 from dags.common.clickhouse.cluster import Access, ClickhouseCluster, Host
-from dags.common.clickhouse.ddl import Form
+from dags.common.clickhouse.ddl import SchemaForm
 from dags.common.clickhouse.object_storage import OBJECT, ObjectStorage
 from dags.common.clickhouse.query import Query
 from dags.common.clickhouse.schema import apply_schema
@@ -127,7 +127,7 @@ def floor_seconds(kind: Format, file: Path, directory: Path) -> tuple[float, int
     select = bound(source, {"chunk": 1, "bucket": "", **access_logs.patterns()})
     names = ", ".join(staging.EVENT_NAMES)
     engine: Any = connect(str(directory))
-    engine.query(EVENTS.create_statement(Form("default"), "events"))
+    engine.query(EVENTS.create_statement(SchemaForm("default"), "events"))
     if kind is Format.ACCESS_LOG:
         halves = access_logs.visitor_key_table(KEY)["data"][0]
         low, high = halves["low"], halves["high"]
@@ -198,7 +198,7 @@ def write_lines(file: Path, make: Callable[[int], str], numbers: range) -> None:
 def load(cluster: ClickhouseCluster, postgres: Postgres, s3: Any, storage: ObjectStorage, keys: Sequence[str]) -> None:
     """Load these objects as a run does."""
     versions_now = functools.partial(current_versions, s3, storage.bucket)
-    loader = Loader(cluster, storage, KEY, versions_now, str(uuid.uuid4()), Form("default"))
+    loader = Loader(cluster, storage, KEY, versions_now, str(uuid.uuid4()), SchemaForm("default"))
     with exclusive(postgres, lock_name(cluster), 60) as lock:
         result = load_batch(loader, keys, lock)
     assert not result.problems, result.problems

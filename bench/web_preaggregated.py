@@ -32,7 +32,7 @@ from measuring import Figures, node, seconds_of
 from dags.common.clickhouse.cluster import Access, ClickhouseCluster, Host
 from dags.common.clickhouse.query import Query
 from dags.common.clickhouse.schema import apply_schema
-from dags.web_preaggregated.aggregate import Outcome, pre_aggregate
+from dags.web_preaggregated.aggregate import AggregationOutcome, pre_aggregate
 from dags.web_preaggregated.assets import STATS_DAILY, daily_web_tables
 from dags.web_preaggregated.statements import DAILY, Grain
 
@@ -144,7 +144,7 @@ def floor(client: Client, first: dt.date, last: dt.date, partition: dt.date) -> 
     return seconds
 
 
-def compute(cluster: ClickhouseCluster, grain: Grain, *days: dt.date) -> Outcome:
+def compute(cluster: ClickhouseCluster, grain: Grain, *days: dt.date) -> AggregationOutcome:
     """What the asset does, without Dagster."""
     return pre_aggregate(cluster, grain, days, run_id=str(uuid.uuid4()))
 
@@ -157,7 +157,7 @@ def middle_day(port: int, events: int) -> Middle:
         ((window,),) = client.execute("SELECT count() FROM events")
         times, floors, memories = [], [], []
         for _ in range(ROUNDS):
-            outcomes: list[Outcome] = []
+            outcomes: list[AggregationOutcome] = []
             times.append(seconds_of(lambda found=outcomes: found.append(compute(cluster, DAILY, middle))))
             memories.append(outcomes[0].peak_memory_bytes / 2**20)
             floors.append(floor(client, first, last, middle))

@@ -169,7 +169,7 @@ def send_test(policy_module: str, owner: str) -> None:
         key = f"test/{owner}/{now():%Y%m%dT%H%M%S%f}"
         answer = slack.post(client, channel, text.text, text.blocks, key)
         is_production = site.settings.cloud_deployment is not None
-    if answer.outcome is not slack.Outcome.SENT:
+    if answer.outcome is not slack.SlackOutcome.SENT:
         raise click.ClickException(
             f"{channel}: {answer.outcome} ({answer.note}). The messages of a channel that Slack refuses go to the "
             "default one: mend notification_channel_per_team, or invite the bot."

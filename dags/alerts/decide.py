@@ -34,7 +34,7 @@ STORM_LINES = 20
 
 
 @dataclass(frozen=True)
-class Outcome:
+class ExecutionOutcome:
     """How one execution of a series ended, as one owner sees it. A success is of all owners, and has none.
 
     `thread` is where it has been told, if it has; `muted` says what muted it.
@@ -66,16 +66,16 @@ class Outcome:
 class Streak:
     """Failures of a series without a success between them, in order. `executions` is how many failed."""
 
-    failures: Sequence[Outcome]
+    failures: Sequence[ExecutionOutcome]
     executions: int
     ended_at: dt.datetime | None
     # The failure that brought it to the threshold.
-    reached_by: Outcome | None
+    reached_by: ExecutionOutcome | None
     # Where it is told: the thread of a failure that was told already, else that of the one that reached the threshold.
     thread: str | None
 
 
-class ThreadKind(StrEnum):
+class IncidentKind(StrEnum):
     """What a thread tells of."""
 
     RUN = "run"
@@ -85,7 +85,7 @@ class ThreadKind(StrEnum):
 
 
 @dataclass(frozen=True)
-class Thread:
+class Incident:
     """A message in a channel with what hangs on it, and how far it has been told.
 
     `failures` counts executions. `told` of them have been told; `batches` and `reminders` are the last ones that were
@@ -93,7 +93,7 @@ class Thread:
     """
 
     key: str
-    kind: ThreadKind
+    kind: IncidentKind
     channel: str
     owner: str | None
     opened_at: dt.datetime
@@ -110,13 +110,13 @@ class Thread:
     finished: bool = False
 
 
-def streaks(outcomes: Iterable[Outcome], threshold: int) -> list[Streak]:
+def streaks(outcomes: Iterable[ExecutionOutcome], threshold: int) -> list[Streak]:
     """The streaks of one series and owner, the oldest first. What is muted neither counts nor ends a streak.
 
     The order in which outcomes are given does not matter, nor does one that is given twice.
     """
     found: list[Streak] = []
-    failures: list[Outcome] = []
+    failures: list[ExecutionOutcome] = []
     by_key = {outcome.key: outcome for outcome in outcomes}
     for outcome in sorted(by_key.values(), key=lambda one: one.order):
         if outcome.failed and outcome.muted is None:
@@ -129,7 +129,7 @@ def streaks(outcomes: Iterable[Outcome], threshold: int) -> list[Streak]:
     return found
 
 
-def _streak(failures: Sequence[Outcome], threshold: int, ended_at: dt.datetime | None) -> Streak:
+def _streak(failures: Sequence[ExecutionOutcome], threshold: int, ended_at: dt.datetime | None) -> Streak:
     executions: set[str] = set()
     reached_by = None
     for failure in failures:
@@ -155,7 +155,7 @@ def thread_key(subject: str, owner: str | None) -> str:
     return f"{subject}/{owner or 'unowned'}"
 
 
-def count_executions(failures: Iterable[Outcome]) -> int:
+def count_executions(failures: Iterable[ExecutionOutcome]) -> int:
     """How many executions failed: several series of one run are one."""
     return len({failure.execution for failure in failures})
 
@@ -183,23 +183,23 @@ def batch_of(opened_at: dt.datetime, time: dt.datetime) -> int:
     return batches + (max(left // LONGEST_BATCH, 0) if length == LONGEST_BATCH else 0)
 
 
-def is_due(thread: Thread, horizon: dt.datetime) -> bool:
+def is_due(thread: Incident, horizon: dt.datetime) -> bool:
     """Whether there is something to say now, told from the thread alone."""
     if thread.finished:
         return False
     if not thread.posted or thread.closed_at is not None:
         return True
-    if thread.storm is not None or thread.kind is ThreadKind.FINDING:
+    if thread.storm is not None or thread.kind is IncidentKind.FINDING:
         return False
-    if thread.kind in {ThreadKind.BACKFILL, ThreadKind.STORM}:
+    if thread.kind in {IncidentKind.BACKFILL, IncidentKind.STORM}:
         return thread.failures > thread.told and _may_edit(thread, horizon)
     batch_over = thread.failures > thread.told and batch_of(thread.opened_at, horizon) > thread.batches
     return batch_over or _reminder(thread, horizon) is not None
 
 
 def speak(
-    thread: Thread, failures: Sequence[Outcome], horizon: dt.datetime, notice: Notice | None = None
-) -> tuple[Thread, list[Draft]]:
+    thread: Incident, failures: Sequence[ExecutionOutcome], horizon: dt.datetime, notice: Notice | None = None
+) -> tuple[Incident, list[Draft]]:
     """What is to be said of a thread now, and the thread after it. `failures` are all of its failures, in any order.
 
     `notice` gives the facts of a thread that has no failures of its own: a storm or a finding.
@@ -220,7 +220,7 @@ def speak(
         return told, _last(thread, facts)
     if thread.storm is not None:
         return thread, []
-    if thread.kind is not ThreadKind.RUN:
+    if thread.kind is not IncidentKind.RUN:
         return told, [_edit(thread, facts)]
     drafts = []
     if thread.failures > thread.told and told.batches > thread.batches:
@@ -236,14 +236,14 @@ def speak(
     return told, drafts
 
 
-def notice_of(thread: Thread, failures: Sequence[Outcome]) -> Notice:
+def notice_of(thread: Incident, failures: Sequence[ExecutionOutcome]) -> Notice:
     """The facts of a thread of failures, which are in order."""
     told = [outcome.failure for outcome in failures if outcome.failure is not None]
     by_run = {failure.run_id: failure for failure in told}
     # One of the newest, and rather one whose error is known.
     newest = sorted(by_run.values(), key=lambda one: (one.cause is not None, one.ended_at), reverse=True)[:SAMPLES]
     first = told[0] if told else None
-    is_backfill = thread.kind is ThreadKind.BACKFILL
+    is_backfill = thread.kind is IncidentKind.BACKFILL
     return Notice(
         kind=NoticeKind.BACKFILL_FAILING if is_backfill else NoticeKind.FAILING,
         owner=thread.owner,
@@ -275,7 +275,7 @@ def common_causes(failures: Iterable[Failure]) -> Sequence[tuple[Cause, int]]:
     return tuple((example[kind], count) for kind, count in counts.most_common(CAUSES))
 
 
-def storm_notice(thread: Thread, members: Sequence[Thread], titles: Mapping[str, str]) -> Notice:
+def storm_notice(thread: Incident, members: Sequence[Incident], titles: Mapping[str, str]) -> Notice:
     """The facts of a storm: its members in the order they came, the first of them by title."""
     over = sum(member.closed_at is not None for member in members)
     lines = [titles.get(member.key, member.key) for member in members[:STORM_LINES]]
@@ -293,7 +293,7 @@ def storm_notice(thread: Thread, members: Sequence[Thread], titles: Mapping[str,
     )
 
 
-def _first(thread: Thread, facts: Notice) -> Draft:
+def _first(thread: Incident, facts: Notice) -> Draft:
     kind = facts.kind
     if kind is NoticeKind.FAILING and thread.closed_at is not None:
         kind = NoticeKind.FAILED_AND_RECOVERED
@@ -309,38 +309,38 @@ def _first(thread: Thread, facts: Notice) -> Draft:
     )
 
 
-def _last(thread: Thread, facts: Notice) -> list[Draft]:
+def _last(thread: Incident, facts: Notice) -> list[Draft]:
     kind = {
-        ThreadKind.RUN: NoticeKind.RECOVERED,
-        ThreadKind.BACKFILL: NoticeKind.BACKFILL_ENDED,
-        ThreadKind.FINDING: NoticeKind.FINDING_OVER,
-        ThreadKind.STORM: NoticeKind.STORM,
+        IncidentKind.RUN: NoticeKind.RECOVERED,
+        IncidentKind.BACKFILL: NoticeKind.BACKFILL_ENDED,
+        IncidentKind.FINDING: NoticeKind.FINDING_OVER,
+        IncidentKind.STORM: NoticeKind.STORM,
     }[thread.kind]
     over = replace(facts, kind=kind)
-    replies = [] if thread.kind is ThreadKind.STORM else [_reply(thread, "over", over)]
+    replies = [] if thread.kind is IncidentKind.STORM else [_reply(thread, "over", over)]
     # A reply in a storm's thread cannot be edited: only what opened a thread can.
     return replies if thread.storm is not None else [*replies, _edit(thread, over)]
 
 
-def _edit(thread: Thread, facts: Notice) -> Draft:
+def _edit(thread: Incident, facts: Notice) -> Draft:
     state = "over" if thread.closed_at is not None else "open"
     return Draft(f"{thread.key}/edit/{state}/{thread.failures}", thread.key, Operation.EDIT, thread.channel, facts)
 
 
-def _reply(thread: Thread, name: str, facts: Notice) -> Draft:
+def _reply(thread: Incident, name: str, facts: Notice) -> Draft:
     return Draft(f"{thread.key}/{name}", thread.storm or thread.key, Operation.REPLY, thread.channel, facts)
 
 
-def _more(thread: Thread, facts: Notice) -> Notice:
+def _more(thread: Incident, facts: Notice) -> Notice:
     line = f"{thread.failures - thread.told} more since the last message of this thread."
     return replace(facts, kind=NoticeKind.MORE_FAILURES, lines=(line, *facts.lines))
 
 
-def _may_edit(thread: Thread, horizon: dt.datetime) -> bool:
+def _may_edit(thread: Incident, horizon: dt.datetime) -> bool:
     return thread.edited_at is None or horizon - thread.edited_at >= EDIT_INTERVAL
 
 
-def _reminder(thread: Thread, horizon: dt.datetime) -> int | None:
+def _reminder(thread: Incident, horizon: dt.datetime) -> int | None:
     """The number of the reminder that is due, None when none is: without failures since the last one it is not."""
     number = (horizon - thread.opened_at) // REMINDER
     if number <= thread.reminders or thread.last_failed_at is None:

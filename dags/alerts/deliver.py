@@ -21,9 +21,9 @@ import sqlalchemy as sa
 
 from dags.alerts import outbox, slack
 from dags.alerts.message import Message, code, with_line
-from dags.alerts.outbox import ALL_CHANNELS, Form, Row, State
+from dags.alerts.outbox import ALL_CHANNELS, DeliveryState, MessageForm, Row
 from dags.alerts.records import NoticeKind, Operation, Policy
-from dags.alerts.slack import Answer, Outcome
+from dags.alerts.slack import SlackAnswer, SlackOutcome
 from dags.alerts.store import reading, transaction
 
 if TYPE_CHECKING:
@@ -94,19 +94,19 @@ class Next(Enum):
     GIVE_UP = "leave it"
 
 
-def after_search(outcome: Outcome, unsure_calls: int, seconds_since_call: float, proof_seconds: float) -> Next:
+def after_search(outcome: SlackOutcome, unsure_calls: int, seconds_since_call: float, proof_seconds: float) -> Next:
     """What follows, by what the search found and how many calls may each have posted a copy.
 
     After one such call the message is repeated unless it was found. After two it is not, unless Slack's own history,
     read long after the last of them, shows that neither was carried out.
     """
-    if outcome is Outcome.SENT:
+    if outcome is SlackOutcome.SENT:
         return Next.SENT
     if unsure_calls < MOST_CALLS_WITHOUT_PROOF:
         return Next.REPEAT
-    if outcome is Outcome.UNREADABLE:
+    if outcome is SlackOutcome.UNREADABLE:
         return Next.GIVE_UP
-    return Next.REPEAT if outcome is Outcome.ABSENT and seconds_since_call >= proof_seconds else Next.LOOK_AGAIN
+    return Next.REPEAT if outcome is SlackOutcome.ABSENT and seconds_since_call >= proof_seconds else Next.LOOK_AGAIN
 
 
 def deliver(
@@ -151,7 +151,7 @@ class _Round:
         self._policy = policy
         self._clock = clock
         self._pace = pace
-        self._answers: queue.SimpleQueue[tuple[_Call, Answer]] = queue.SimpleQueue()
+        self._answers: queue.SimpleQueue[tuple[_Call, SlackAnswer]] = queue.SimpleQueue()
         self._calls: dict[str, _Call] = {}
         # When a channel may be used next; one that is not here has nothing to do, or is left alone.
         self._ready_at: dict[str, float] = {}
@@ -227,22 +227,24 @@ class _Round:
                 self._start(*made)
                 return
 
-    def _hear(self, call: _Call, answer: Answer) -> None:
+    def _hear(self, call: _Call, answer: SlackAnswer) -> None:
         # On the thread of the call.
         self._answers.put((call, answer))
 
     def _prepare(
         self, connection: sa.Connection, row: Row, now: dt.datetime
-    ) -> tuple[_Call, Callable[[], Answer]] | None:
+    ) -> tuple[_Call, Callable[[], SlackAnswer]] | None:
         """Writes down what is about to be done for a row, and how it is done; None when it needs no call."""
-        if row.state is State.SENDING:
+        if row.state is DeliveryState.SENDING:
             # Its holder has ended, before or after Slack got it.
             self._set_unsure(connection, row, now, "the process that sent it ended before the answer")
             return None
-        if row.state is State.UNSURE:
+        if row.state is DeliveryState.UNSURE:
             return self._call(row, Step.PROBE, partial(slack.probe, self._client))
         if row.operation is Operation.EDIT and not (row.post_ts and row.post_channel_id):
-            outbox.change(connection, row, state=State.DROPPED, note="the message to edit is not known", closed_at=now)
+            outbox.change(
+                connection, row, state=DeliveryState.DROPPED, note="the message to edit is not known", closed_at=now
+            )
             return None
         if row.operation is not Operation.EDIT and row.channel in self._refused:
             self._redirect(connection, row, self._refused[row.channel])
@@ -251,12 +253,12 @@ class _Round:
 
     def _lease(
         self, connection: sa.Connection, row: Row, now: dt.datetime
-    ) -> tuple[_Call, Callable[[], Answer]] | None:
-        leased = replace(row, state=State.SENDING, version=row.version + 1)
+    ) -> tuple[_Call, Callable[[], SlackAnswer]] | None:
+        leased = replace(row, state=DeliveryState.SENDING, version=row.version + 1)
         if not outbox.change(
             connection,
             row,
-            state=State.SENDING,
+            state=DeliveryState.SENDING,
             lease_until=now + dt.timedelta(seconds=self._pace.lease_seconds),
             first_called_at=row.first_called_at or now,
             last_called_at=now,
@@ -266,24 +268,26 @@ class _Round:
         outbox.set_channel(connection, row.channel, wait_until=wait_until, wait_reason=None)
         return self._call(leased, Step.SEND, self._sending(leased))
 
-    def _call(self, row: Row, step: Step, request: Callable[[], Answer]) -> tuple[_Call, Callable[[], Answer]]:
+    def _call(
+        self, row: Row, step: Step, request: Callable[[], SlackAnswer]
+    ) -> tuple[_Call, Callable[[], SlackAnswer]]:
         return _Call(row, step, time.monotonic() + self._pace.call_seconds), request
 
-    def _start(self, call: _Call, request: Callable[[], Answer]) -> None:
+    def _start(self, call: _Call, request: Callable[[], SlackAnswer]) -> None:
         self._calls[call.row.channel] = call
         slack.start(request, partial(self._hear, call))
 
-    def _sending(self, row: Row) -> Callable[[], Answer]:
+    def _sending(self, row: Row) -> Callable[[], SlackAnswer]:
         message = _marked(row)
-        text = message.stub if row.form is Form.STUB else message.text
-        blocks = message.blocks if row.form is Form.BLOCKS else ()
+        text = message.stub if row.form is MessageForm.STUB else message.text
+        blocks = message.blocks if row.form is MessageForm.BLOCKS else ()
         if row.operation is Operation.EDIT and row.post_channel_id and row.post_ts:
             return partial(slack.edit, self._client, row.post_channel_id, row.post_ts, text, blocks, row.thread)
         thread_ts = _thread_ts(row)
         broadcast = thread_ts is not None and row.kind is NoticeKind.STILL_FAILING
         return partial(slack.post, self._client, row.channel, text, blocks, row.key, thread_ts, broadcast=broadcast)
 
-    def _search(self, row: Row, channel_id: str, now: dt.datetime) -> Callable[[], Answer]:
+    def _search(self, row: Row, channel_id: str, now: dt.datetime) -> Callable[[], SlackAnswer]:
         return partial(slack.find, self._client, channel_id, row.key, row.first_called_at or now, _thread_ts(row))
 
     def _wakes_at(self, ends_at: float) -> float | None:
@@ -302,9 +306,11 @@ class _Round:
         except queue.Empty:
             now = time.monotonic()
             for call in [call for call in self._calls.values() if call.gives_up_at <= now]:
-                self._finish(call, Answer(Outcome.AMBIGUOUS, f"no answer within {self._pace.call_seconds:g} s"))
+                self._finish(
+                    call, SlackAnswer(SlackOutcome.AMBIGUOUS, f"no answer within {self._pace.call_seconds:g} s")
+                )
 
-    def _finish(self, call: _Call, answer: Answer) -> None:
+    def _finish(self, call: _Call, answer: SlackAnswer) -> None:
         channel = call.row.channel
         if self._calls.get(channel) is not call:
             # Too late: what to do about it has been decided without it.
@@ -325,54 +331,56 @@ class _Round:
         if following is not None:
             self._start(*following)
 
-    def _after_sending(self, connection: sa.Connection, row: Row, now: dt.datetime, answer: Answer) -> None:
+    def _after_sending(self, connection: sa.Connection, row: Row, now: dt.datetime, answer: SlackAnswer) -> None:
         match answer.outcome:
-            case Outcome.SENT:
+            case SlackOutcome.SENT:
                 self._set_sent(connection, row, now, answer)
-            case Outcome.AUTH_REFUSED:
+            case SlackOutcome.AUTH_REFUSED:
                 self._back(connection, row, answer.note)
                 self._stop(connection, now, answer)
-            case Outcome.RATE_LIMITED:
+            case SlackOutcome.RATE_LIMITED:
                 self._back(connection, row, answer.note)
                 self._set_wait(connection, row, now, answer)
-            case Outcome.NOT_SENT:
+            case SlackOutcome.NOT_SENT:
                 self._back(connection, row, answer.note)
                 self._leave(row.channel, answer.note)
-            case Outcome.CHANNEL_REFUSED | Outcome.THREAD_REFUSED if row.operation is Operation.EDIT:
-                outbox.change(connection, row, state=State.DROPPED, note=answer.note, closed_at=now)
-            case Outcome.THREAD_REFUSED if not row.alone and row.operation is Operation.REPLY:
+            case SlackOutcome.CHANNEL_REFUSED | SlackOutcome.THREAD_REFUSED if row.operation is Operation.EDIT:
+                outbox.change(connection, row, state=DeliveryState.DROPPED, note=answer.note, closed_at=now)
+            case SlackOutcome.THREAD_REFUSED if not row.alone and row.operation is Operation.REPLY:
                 self._back(connection, row, answer.note, alone=True)
-            case Outcome.CHANNEL_REFUSED:
+            case SlackOutcome.CHANNEL_REFUSED:
                 self._after_channel_refused(connection, row, now, answer)
-            case Outcome.CONTENT_REFUSED | Outcome.THREAD_REFUSED:
+            case SlackOutcome.CONTENT_REFUSED | SlackOutcome.THREAD_REFUSED:
                 self._after_content_refused(connection, row, now, answer)
             case _:
                 self._set_unsure(connection, row, now, answer.note)
                 self._leave(row.channel, answer.note)
 
     def _after_probe(
-        self, connection: sa.Connection, row: Row, now: dt.datetime, answer: Answer
-    ) -> tuple[_Call, Callable[[], Answer]] | None:
+        self, connection: sa.Connection, row: Row, now: dt.datetime, answer: SlackAnswer
+    ) -> tuple[_Call, Callable[[], SlackAnswer]] | None:
         match answer.outcome:
-            case Outcome.SENT:
+            case SlackOutcome.SENT:
                 channel_id = _channel_id(connection, row)
                 if channel_id is not None:
                     return self._call(row, Step.SEARCH, self._search(row, channel_id, now))
-                self._after_search(connection, row, now, Answer(Outcome.UNREADABLE, "Slack's id of it is not known"))
-            case Outcome.AUTH_REFUSED:
+                self._after_search(
+                    connection, row, now, SlackAnswer(SlackOutcome.UNREADABLE, "Slack's id of it is not known")
+                )
+            case SlackOutcome.AUTH_REFUSED:
                 self._stop(connection, now, answer)
-            case Outcome.RATE_LIMITED:
+            case SlackOutcome.RATE_LIMITED:
                 self._set_wait(connection, row, now, answer)
             case _:
-                self._later(connection, row, now, 0, state=State.UNSURE, note=answer.note)
+                self._later(connection, row, now, 0, state=DeliveryState.UNSURE, note=answer.note)
                 self._leave(row.channel, answer.note)
         return None
 
-    def _after_search(self, connection: sa.Connection, row: Row, now: dt.datetime, answer: Answer) -> None:
-        if answer.outcome is Outcome.RATE_LIMITED:
+    def _after_search(self, connection: sa.Connection, row: Row, now: dt.datetime, answer: SlackAnswer) -> None:
+        if answer.outcome is SlackOutcome.RATE_LIMITED:
             self._set_wait(connection, row, now, answer)
             return
-        if answer.outcome in (Outcome.AMBIGUOUS, Outcome.NOT_SENT):
+        if answer.outcome in (SlackOutcome.AMBIGUOUS, SlackOutcome.NOT_SENT):
             self._leave(row.channel, answer.note)
         last_called_at = row.last_called_at or now
         since_call = (now - last_called_at).total_seconds()
@@ -383,23 +391,30 @@ class _Round:
                 self._back(connection, row, answer.note)
             case Next.LOOK_AGAIN:
                 wait = self._pace.after_fault_seconds
-                if answer.outcome is Outcome.ABSENT:
+                if answer.outcome is SlackOutcome.ABSENT:
                     wait = self._pace.proof_seconds - since_call
-                self._later(connection, row, now, wait, state=State.UNSURE, note=answer.note)
+                self._later(connection, row, now, wait, state=DeliveryState.UNSURE, note=answer.note)
             case Next.GIVE_UP:
-                outbox.change(connection, row, state=State.UNCERTAIN, note=answer.note, closed_at=now)
+                outbox.change(connection, row, state=DeliveryState.UNCERTAIN, note=answer.note, closed_at=now)
                 self._problems[
                     f"Slack did not confirm message '{row.key}' to {row.channel}, sent {row.unsure_calls} times, and "
                     f"its history cannot be read ({answer.note}): look there, and let the bot read that history."
                 ] = None
 
-    def _after_channel_refused(self, connection: sa.Connection, row: Row, now: dt.datetime, answer: Answer) -> None:
+    def _after_channel_refused(
+        self, connection: sa.Connection, row: Row, now: dt.datetime, answer: SlackAnswer
+    ) -> None:
         if row.channel != self._policy.default_channel:
             self._refused[row.channel] = answer.note
             self._redirect(connection, row, answer.note)
             return
         self._later(
-            connection, row, now, self._pace.after_refusal_everywhere_seconds, state=State.PENDING, note=answer.note
+            connection,
+            row,
+            now,
+            self._pace.after_refusal_everywhere_seconds,
+            state=DeliveryState.PENDING,
+            note=answer.note,
         )
         self._leave(row.channel, answer.note)
         self._problems[
@@ -407,30 +422,37 @@ class _Round:
             "Its messages are kept."
         ] = None
 
-    def _after_content_refused(self, connection: sa.Connection, row: Row, now: dt.datetime, answer: Answer) -> None:
-        smaller = {Form.BLOCKS: Form.TEXT, Form.TEXT: Form.STUB}.get(row.form)
+    def _after_content_refused(
+        self, connection: sa.Connection, row: Row, now: dt.datetime, answer: SlackAnswer
+    ) -> None:
+        smaller = {MessageForm.BLOCKS: MessageForm.TEXT, MessageForm.TEXT: MessageForm.STUB}.get(row.form)
         if smaller is not None:
             self._back(connection, row, answer.note, form=smaller)
         elif row.operation is Operation.EDIT:
-            outbox.change(connection, row, state=State.DROPPED, note=answer.note, closed_at=now)
+            outbox.change(connection, row, state=DeliveryState.DROPPED, note=answer.note, closed_at=now)
         elif row.channel != self._policy.default_channel:
             # Not the channel's fault as far as anybody knows: only this message goes elsewhere.
             self._redirect(connection, row, answer.note)
         else:
             self._later(
-                connection, row, now, self._pace.after_refusal_everywhere_seconds, state=State.PENDING, note=answer.note
+                connection,
+                row,
+                now,
+                self._pace.after_refusal_everywhere_seconds,
+                state=DeliveryState.PENDING,
+                note=answer.note,
             )
             self._problems[
                 f"Slack refuses message '{row.key}' even as one line ({answer.note}): look at the code in Slack's "
                 "documentation of chat.postMessage. It is kept."
             ] = None
 
-    def _set_sent(self, connection: sa.Connection, row: Row, now: dt.datetime, answer: Answer) -> None:
+    def _set_sent(self, connection: sa.Connection, row: Row, now: dt.datetime, answer: SlackAnswer) -> None:
         values: dict[str, Any] = {} if row.operation is Operation.EDIT else {"slack_channel_id": answer.channel_id}
         outbox.change(
             connection,
             row,
-            state=State.SENT,
+            state=DeliveryState.SENT,
             ts=answer.ts,
             note=answer.note,
             lease_until=None,
@@ -444,14 +466,16 @@ class _Round:
     def _set_unsure(self, connection: sa.Connection, row: Row, now: dt.datetime, note: str) -> None:
         if row.operation is Operation.EDIT:
             # Done twice it is as done once.
-            self._later(connection, row, now, self._pace.after_fault_seconds, state=State.PENDING, note=note)
+            self._later(connection, row, now, self._pace.after_fault_seconds, state=DeliveryState.PENDING, note=note)
             return
         outbox.change(
-            connection, row, state=State.UNSURE, unsure_calls=row.unsure_calls + 1, lease_until=None, note=note
+            connection, row, state=DeliveryState.UNSURE, unsure_calls=row.unsure_calls + 1, lease_until=None, note=note
         )
 
     def _back(self, connection: sa.Connection, row: Row, note: str, **values: Any) -> None:
-        outbox.change(connection, row, state=State.PENDING, lease_until=None, not_before=None, note=note, **values)
+        outbox.change(
+            connection, row, state=DeliveryState.PENDING, lease_until=None, not_before=None, note=note, **values
+        )
 
     def _later(self, connection: sa.Connection, row: Row, now: dt.datetime, seconds: float, **values: Any) -> None:
         not_before = now + dt.timedelta(seconds=seconds)
@@ -460,18 +484,18 @@ class _Round:
     def _redirect(self, connection: sa.Connection, row: Row, refusal: str) -> None:
         default = self._policy.default_channel
         alone = row.alone or row.operation is Operation.REPLY
-        if not outbox.redirect(connection, row, default, refusal, form=Form.BLOCKS, alone=alone, note=refusal):
+        if not outbox.redirect(connection, row, default, refusal, form=MessageForm.BLOCKS, alone=alone, note=refusal):
             return
         if default not in self._ready_at and default not in self._faults:
             self._admit(outbox.read_channel(connection, default), self._clock())
 
-    def _set_wait(self, connection: sa.Connection, row: Row, now: dt.datetime, answer: Answer) -> None:
+    def _set_wait(self, connection: sa.Connection, row: Row, now: dt.datetime, answer: SlackAnswer) -> None:
         until = now + dt.timedelta(seconds=answer.retry_after_seconds)
         reason = f"Slack asked for a pause until {until:%H:%M:%S} UTC ({answer.note or 'status 429'})"
         outbox.set_channel(connection, row.channel, wait_until=until, wait_reason=reason)
         self._leave(row.channel, reason)
 
-    def _stop(self, connection: sa.Connection, now: dt.datetime, answer: Answer) -> None:
+    def _stop(self, connection: sa.Connection, now: dt.datetime, answer: SlackAnswer) -> None:
         reason = (
             f"Slack refuses the token ({answer.note}): check SLACK_TOKEN and the app's scopes. "
             "All messages are kept; a try is made each minute."

@@ -21,7 +21,7 @@ from dags.alerts.decide import SETTLE
 from dags.alerts.ingest import attempts
 from dags.alerts.records import Finding, Policy
 from dags.alerts.redact import redact
-from dags.alerts.settle import Attempt, Settled
+from dags.alerts.settle import Attempt, ClassifiedAttempt
 from dags.alerts.store import reading, transaction
 
 if TYPE_CHECKING:
@@ -228,7 +228,7 @@ def _settled_in_order(
     parents: dict[str, Attempt],
     records: dict[str, dg.RunRecord],
     horizon: dt.datetime,
-) -> list[Settled]:
+) -> list[ClassifiedAttempt]:
     """Settles attempts one after another: one may repeat another of the same chunk."""
     found = []
     for attempt in needed:

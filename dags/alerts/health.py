@@ -16,7 +16,7 @@ import sqlalchemy as sa
 from dags.alerts import dagster_private, engine, incidents, ingest, mutes, outbox, store, watch
 from dags.alerts.deliver import DEFAULT_PACE
 from dags.alerts.mutes import Mute
-from dags.alerts.outbox import ALL_CHANNELS, State, Waiting
+from dags.alerts.outbox import ALL_CHANNELS, DeliveryState, Waiting
 
 STALE = dt.timedelta(minutes=5)
 SENSOR_DAEMON = "SENSOR"
@@ -106,7 +106,7 @@ def read(instance: dg.DagsterInstance, opened: sa.Engine | None, now: dt.datetim
             undecided=_count(connection, ingest.attempts.c.state == ingest.NEW),
             held=_count(connection, ingest.attempts.c.state == ingest.HELD),
             waiting=waiting,
-            uncertain=_count(connection, outbox.outbox.c.state == State.UNCERTAIN),
+            uncertain=_count(connection, outbox.outbox.c.state == DeliveryState.UNCERTAIN),
             auth_refusal=_auth_refusal(connection) if waiting else None,
             incidents=_open_incidents(connection),
             mutes=[(mute, mutes.count(connection, mute.id)) for mute in mutes.standing(connection)],
@@ -177,7 +177,7 @@ def _auth_refusal(connection: sa.Connection) -> str | None:
     if everything.wait_until is None:
         return None
     refused_at = everything.wait_until - dt.timedelta(seconds=DEFAULT_PACE.after_auth_refusal_seconds)
-    is_sent_since = sa.and_(outbox.outbox.c.state == State.SENT, outbox.outbox.c.closed_at > refused_at)
+    is_sent_since = sa.and_(outbox.outbox.c.state == DeliveryState.SENT, outbox.outbox.c.closed_at > refused_at)
     return None if _count(connection, is_sent_since) else everything.wait_reason
 
 

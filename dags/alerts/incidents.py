@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql, sqlite
 
-from dags.alerts.decide import Outcome, Streak, Thread, ThreadKind
+from dags.alerts.decide import ExecutionOutcome, Incident, IncidentKind, Streak
 from dags.alerts.records import Cause, Failure
 from dags.alerts.store import Timestamp, metadata
 
@@ -96,7 +96,7 @@ incidents = sa.Table(
     sa.Column("ended_at", Timestamp),
 )
 
-THREAD_FIELDS = tuple(field.name for field in dataclasses.fields(Thread))
+THREAD_FIELDS = tuple(field.name for field in dataclasses.fields(Incident))
 
 
 def insert_new(connection: sa.Connection, table: sa.Table, rows: Sequence[Mapping[str, Any]]) -> int:
@@ -113,7 +113,7 @@ def chunks(values: Sequence[Value], size: int) -> Iterable[Sequence[Value]]:
     return (values[start : start + size] for start in range(0, len(values), size))
 
 
-def add_outcomes(connection: sa.Connection, found: Sequence[Outcome], job_names: Mapping[str, str]) -> None:
+def add_outcomes(connection: sa.Connection, found: Sequence[ExecutionOutcome], job_names: Mapping[str, str]) -> None:
     """Keeps outcomes that are not kept yet. `job_names` are by run id."""
     insert_new(
         connection,
@@ -157,7 +157,9 @@ def series_that_fail(connection: sa.Connection, series: Collection[str]) -> set[
     return found
 
 
-def history(connection: sa.Connection, new: Sequence[Outcome], late: dt.timedelta) -> Mapping[str, list[Outcome]]:
+def history(
+    connection: sa.Connection, new: Sequence[ExecutionOutcome], late: dt.timedelta
+) -> Mapping[str, list[ExecutionOutcome]]:
     """What is to be judged with new outcomes, which are kept already, by series: the streaks that are open.
 
     Where an outcome came after a later one had ended its streak, all that ended in the time `late` before it.
@@ -165,7 +167,7 @@ def history(connection: sa.Connection, new: Sequence[Outcome], late: dt.timedelt
     first: dict[str, dt.datetime] = {}
     for outcome in new:
         first[outcome.series] = min(outcome.at, first.get(outcome.series, outcome.at))
-    found: dict[str, list[Outcome]] = {}
+    found: dict[str, list[ExecutionOutcome]] = {}
     for chunk in chunks(sorted(first), ROWS_IN_A_STATEMENT):
         closed = sa.select(outcomes.c.series, sa.func.max(outcomes.c.at).label("at")).where(
             outcomes.c.series.in_(list(chunk)), sa.not_(outcomes.c.is_open)
@@ -228,7 +230,7 @@ def ended_at(connection: sa.Connection, thread: str) -> dt.datetime | None:
     return None if not times or None in times else max(time for time in times if time is not None)
 
 
-def failures_of(connection: sa.Connection, thread: str) -> Sequence[Outcome]:
+def failures_of(connection: sa.Connection, thread: str) -> Sequence[ExecutionOutcome]:
     """All failures that a thread tells of, in order."""
     query = sa.select(outcomes).where(outcomes.c.thread == thread, outcomes.c.failed)
     return sorted((_outcome(row) for row in connection.execute(query)), key=lambda one: one.order)
@@ -241,26 +243,26 @@ def counts(connection: sa.Connection, thread: str) -> tuple[int, dt.datetime | N
     return row[0], row[1]
 
 
-def get_thread(connection: sa.Connection, key: str) -> Thread | None:
+def get_thread(connection: sa.Connection, key: str) -> Incident | None:
     """A thread by its key."""
     row = connection.execute(sa.select(threads).where(threads.c.key == key)).one_or_none()
     return None if row is None else _thread(row)
 
 
-def find_threads(connection: sa.Connection, condition: sa.ColumnElement[bool]) -> Sequence[Thread]:
+def find_threads(connection: sa.Connection, condition: sa.ColumnElement[bool]) -> Sequence[Incident]:
     """The threads that a condition on `threads` holds for, the oldest first."""
     query = sa.select(threads).where(condition).order_by(threads.c.opened_at, threads.c.key)
     return [_thread(row) for row in connection.execute(query)]
 
 
 def add_thread(
-    connection: sa.Connection, thread: Thread, title: str = "", subject: str = "", facts: str | None = None
+    connection: sa.Connection, thread: Incident, title: str = "", subject: str = "", facts: str | None = None
 ) -> None:
     """Keeps a new thread. `subject` is the id of its backfill or the key of its finding."""
     connection.execute(sa.insert(threads).values(**_thread_values(thread), title=title, subject=subject, facts=facts))
 
 
-def keep_thread(connection: sa.Connection, thread: Thread) -> None:
+def keep_thread(connection: sa.Connection, thread: Incident) -> None:
     """Writes down how far a thread is."""
     connection.execute(sa.update(threads).where(threads.c.key == thread.key).values(**_thread_values(thread)))
 
@@ -285,14 +287,14 @@ def failure_from_json(text: str) -> Failure:
     )
 
 
-def _fate(outcome: Outcome) -> str | None:
+def _fate(outcome: ExecutionOutcome) -> str | None:
     if outcome.muted is not None:
         return f"muted by {outcome.muted}"
     return None if outcome.thread is None else f"told in {outcome.thread}"
 
 
-def _outcome(row: Any) -> Outcome:
-    return Outcome(
+def _outcome(row: Any) -> ExecutionOutcome:
+    return ExecutionOutcome(
         run_id=row.run_id,
         execution=row.execution,
         series=row.series,
@@ -306,10 +308,10 @@ def _outcome(row: Any) -> Outcome:
     )
 
 
-def _thread(row: Any) -> Thread:
+def _thread(row: Any) -> Incident:
     values = {name: getattr(row, name) for name in THREAD_FIELDS}
-    return Thread(**values | {"kind": ThreadKind(row.kind)})
+    return Incident(**values | {"kind": IncidentKind(row.kind)})
 
 
-def _thread_values(thread: Thread) -> Mapping[str, Any]:
+def _thread_values(thread: Incident) -> Mapping[str, Any]:
     return {name: getattr(thread, name) for name in THREAD_FIELDS} | {"kind": thread.kind.value}

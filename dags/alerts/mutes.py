@@ -23,7 +23,7 @@ from dags.alerts.records import Draft, Failure, Finding, Notice, NoticeKind, Ope
 from dags.alerts.store import Timestamp, metadata, reading, transaction
 
 if TYPE_CHECKING:
-    from dags.alerts.decide import Outcome
+    from dags.alerts.decide import ExecutionOutcome
 
 LONGEST = dt.timedelta(days=14)
 SAMPLES = 5
@@ -65,7 +65,7 @@ class MuteError(Exception):
     """What was asked for is no mute. The message says what is."""
 
 
-class Kind(StrEnum):
+class MuteKind(StrEnum):
     """What a mute looks at."""
 
     OWNER = "owner"
@@ -81,7 +81,7 @@ class Mute:
     """One mute. It holds from `created_at` until before `ends_at`."""
 
     id: int
-    kind: Kind
+    kind: MuteKind
     pattern: str
     reason: str
     created_at: dt.datetime
@@ -110,7 +110,7 @@ class Subject:
 
 
 @dataclass(frozen=True)
-class Swallowed:
+class Suppressed:
     """What a mute has kept back of one owner's. `counts` are executions by what failed."""
 
     owner: str | None
@@ -126,15 +126,15 @@ class Swallowed:
         return sum(self.counts.values())
 
 
-def parse_match(text: str) -> tuple[Kind, str]:
+def parse_match(text: str) -> tuple[MuteKind, str]:
     """The kind and the pattern of a text such as `job:web_*`. Raises MuteError."""
     kind, colon, pattern = text.partition(":")
-    if not colon or kind not in set(Kind) or not pattern.strip():
+    if not colon or kind not in set(MuteKind) or not pattern.strip():
         raise MuteError(
-            f"'{text}' matches nothing: write {', '.join(f'{one}:PATTERN' for one in Kind)}, with * for any text, "
+            f"'{text}' matches nothing: write {', '.join(f'{one}:PATTERN' for one in MuteKind)}, with * for any text, "
             "as in job:web_*."
         )
-    return Kind(kind), pattern.strip()
+    return MuteKind(kind), pattern.strip()
 
 
 def parse_duration(text: str) -> dt.timedelta:
@@ -181,20 +181,20 @@ def end(connection: sa.Connection, mute_id: int, now: dt.datetime) -> Mute:
 def standing(connection: sa.Connection) -> Sequence[Mute]:
     """The mutes whose end has not been told, the oldest first."""
     return [
-        Mute(row.id, Kind(row.kind), row.pattern, row.reason, row.created_at, row.ends_at)
+        Mute(row.id, MuteKind(row.kind), row.pattern, row.reason, row.created_at, row.ends_at)
         for row in connection.execute(sa.select(mutes).where(mutes.c.summarised_at.is_(None)).order_by(mutes.c.id))
     ]
 
 
 def matches(mute: Mute, subject: Subject) -> bool:
     """Whether a mute matches. One by asset does when it matches every asset that failed: the others must be told."""
-    if mute.kind is Kind.ASSET:
+    if mute.kind is MuteKind.ASSET:
         return bool(subject.asset_keys) and all(fnmatchcase(key, mute.pattern) for key in subject.asset_keys)
     values = {
-        Kind.OWNER: subject.owner,
-        Kind.JOB: subject.job_name,
-        Kind.LOCATION: subject.location,
-        Kind.FINDING: subject.finding,
+        MuteKind.OWNER: subject.owner,
+        MuteKind.JOB: subject.job_name,
+        MuteKind.LOCATION: subject.location,
+        MuteKind.FINDING: subject.finding,
     }
     value = values[mute.kind]
     return value is not None and fnmatchcase(value, mute.pattern)
@@ -205,7 +205,7 @@ def mute_of(known: Sequence[Mute], at: dt.datetime, subject: Subject) -> Mute | 
     return next((one for one in known if one.created_at <= at < one.ends_at and matches(one, subject)), None)
 
 
-def apply(connection: sa.Connection, found: Sequence["Outcome"]) -> list["Outcome"]:
+def apply(connection: sa.Connection, found: Sequence["ExecutionOutcome"]) -> list["ExecutionOutcome"]:
     """The outcomes, with the mute that keeps each failure back."""
     known = standing(connection)
     return [replace(one, muted=muted.name) if (muted := _mute_of_outcome(known, one)) else one for one in found]
@@ -253,7 +253,7 @@ def count(connection: sa.Connection, mute_id: int) -> int:
     return int(connection.execute(failures).scalar_one()) + int(connection.execute(findings).scalar_one())
 
 
-def swallowed(connection: sa.Connection, mute: Mute) -> Sequence[Swallowed]:
+def swallowed(connection: sa.Connection, mute: Mute) -> Sequence[Suppressed]:
     """What a mute has kept back, by owner."""
     kept = connection.execute(
         sa.select(outcomes).where(outcomes.c.muted == mute.name, outcomes.c.failed).order_by(outcomes.c.at)
@@ -269,7 +269,7 @@ def swallowed(connection: sa.Connection, mute: Mute) -> Sequence[Swallowed]:
         newest = {row.run_id: row.failure for row in reversed(failed) if row.failure is not None}
         subjects = {(row.execution, _subject(row.job_name, row.series)) for row in failed}
         found.append(
-            Swallowed(
+            Suppressed(
                 owner=owner or None,
                 counts=Counter(subject for _, subject in subjects),
                 first_at=min(times),
@@ -281,7 +281,7 @@ def swallowed(connection: sa.Connection, mute: Mute) -> Sequence[Swallowed]:
     return found
 
 
-def notice_of(mute: Mute, kept: Swallowed) -> Notice:
+def notice_of(mute: Mute, kept: Suppressed) -> Notice:
     """The summary for one owner."""
     lines = [f"{subject}: {_times(number)}" for subject, number in Counter(kept.counts).most_common(LINES)]
     if len(kept.counts) > LINES:
@@ -309,7 +309,7 @@ def forget(connection: sa.Connection, before: dt.datetime) -> None:
     connection.execute(sa.delete(mutes).where(mutes.c.summarised_at < before))
 
 
-def _mute_of_outcome(known: Sequence[Mute], outcome: "Outcome") -> Mute | None:
+def _mute_of_outcome(known: Sequence[Mute], outcome: "ExecutionOutcome") -> Mute | None:
     failure = outcome.failure
     if not outcome.failed or outcome.muted is not None or failure is None:
         return None

@@ -23,7 +23,7 @@ from dags.alerts.store import Timestamp, metadata
 logger = logging.getLogger(__name__)
 
 
-class State(StrEnum):
+class DeliveryState(StrEnum):
     """Where a row stands."""
 
     PENDING = "pending"
@@ -40,10 +40,10 @@ class State(StrEnum):
     UNCERTAIN = "uncertain"
 
 
-OPEN_STATES = (State.PENDING, State.SENDING, State.UNSURE)
+OPEN_STATES = (DeliveryState.PENDING, DeliveryState.SENDING, DeliveryState.UNSURE)
 
 
-class Form(StrEnum):
+class MessageForm(StrEnum):
     """How much of a message is sent; the next is tried when Slack refuses one."""
 
     BLOCKS = "blocks"
@@ -117,9 +117,9 @@ class Row:
     owner: str | None
     kind: NoticeKind
     message: Message
-    state: State
+    state: DeliveryState
     version: int
-    form: Form
+    form: MessageForm
     alone: bool
     unsure_calls: int
     lease_until: dt.datetime | None
@@ -176,9 +176,9 @@ def enqueue(
                 text=message.text,
                 blocks=list(message.blocks),
                 stub=message.stub,
-                state=State.PENDING,
+                state=DeliveryState.PENDING,
                 version=1,
-                form=Form.BLOCKS,
+                form=MessageForm.BLOCKS,
                 alone=False,
                 unsure_calls=0,
                 note="",
@@ -211,10 +211,10 @@ def next_row(connection: sa.Connection, channel: str, now: dt.datetime) -> Row |
     )
     due = sa.or_(
         sa.and_(
-            outbox.c.state.in_((State.PENDING, State.UNSURE)),
+            outbox.c.state.in_((DeliveryState.PENDING, DeliveryState.UNSURE)),
             sa.or_(outbox.c.not_before.is_(None), outbox.c.not_before <= now),
         ),
-        sa.and_(outbox.c.state == State.SENDING, outbox.c.lease_until <= now),
+        sa.and_(outbox.c.state == DeliveryState.SENDING, outbox.c.lease_until <= now),
     )
     query = (
         sa.select(outbox, opener.c.ts.label("post_ts"), opener.c.slack_channel_id.label("post_channel_id"))
@@ -240,12 +240,12 @@ def change(connection: sa.Connection, row: Row, **values: Any) -> bool:
 def redirect(connection: sa.Connection, row: Row, channel: str, refusal: str, **values: Any) -> bool:
     """Sends a row to another channel because Slack refuses its own; a post takes what follows in its thread along."""
     place = {"channel": channel, "refused_channel": row.refused_channel or row.channel, "refusal": refusal}
-    if not change(connection, row, state=State.PENDING, lease_until=None, **place, **values):
+    if not change(connection, row, state=DeliveryState.PENDING, lease_until=None, **place, **values):
         return False
     if row.operation is Operation.POST:
         connection.execute(
             sa.update(outbox)
-            .where(outbox.c.thread == row.thread, outbox.c.id > row.id, outbox.c.state == State.PENDING)
+            .where(outbox.c.thread == row.thread, outbox.c.id > row.id, outbox.c.state == DeliveryState.PENDING)
             .values(version=outbox.c.version + 1, **place)
         )
     return True
@@ -287,8 +287,8 @@ def _has(connection: sa.Connection, key: str) -> bool:
 def _supersede_edits(connection: sa.Connection, thread: str, now: dt.datetime) -> None:
     connection.execute(
         sa.update(outbox)
-        .where(outbox.c.thread == thread, outbox.c.operation == Operation.EDIT, outbox.c.state == State.PENDING)
-        .values(state=State.SUPERSEDED, closed_at=now, version=outbox.c.version + 1)
+        .where(outbox.c.thread == thread, outbox.c.operation == Operation.EDIT, outbox.c.state == DeliveryState.PENDING)
+        .values(state=DeliveryState.SUPERSEDED, closed_at=now, version=outbox.c.version + 1)
     )
 
 
@@ -317,7 +317,7 @@ def _row(found: Mapping[str, Any]) -> Row:
         message=message,
         operation=Operation(found["operation"]),
         kind=NoticeKind(found["kind"]),
-        state=State(found["state"]),
-        form=Form(found["form"]),
+        state=DeliveryState(found["state"]),
+        form=MessageForm(found["form"]),
         **{name: found[name] for name in names},
     )

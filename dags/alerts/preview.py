@@ -12,10 +12,10 @@ import sqlalchemy as sa
 
 from dags.alerts import incidents, ingest, message, mutes, outbox, route, settle, speech, store
 from dags.alerts.decide import (
-    Outcome,
+    ExecutionOutcome,
+    Incident,
+    IncidentKind,
     Streak,
-    Thread,
-    ThreadKind,
     count_executions,
     notice_of,
     streaks,
@@ -23,7 +23,7 @@ from dags.alerts.decide import (
 )
 from dags.alerts.message import Message
 from dags.alerts.records import Policy
-from dags.alerts.settle import Attempt, Reader, Settled
+from dags.alerts.settle import Attempt, ClassifiedAttempt, Reader
 from dags.common.owners import OWNER_TAG
 
 STATUSES: Mapping[dg.DagsterRunStatus, str] = {
@@ -58,7 +58,7 @@ class _Question:
     connection: sa.Connection
     reader: Reader
     run: dg.DagsterRun
-    settled: Settled
+    settled: ClassifiedAttempt
 
 
 def previews(
@@ -118,8 +118,8 @@ def _attempt(connection: sa.Connection, run_id: str, status: str) -> Attempt | N
     )
 
 
-def _by_owner(found: Sequence[Outcome]) -> Sequence[Sequence[Outcome]]:
-    groups: dict[str, list[Outcome]] = {}
+def _by_owner(found: Sequence[ExecutionOutcome]) -> Sequence[Sequence[ExecutionOutcome]]:
+    groups: dict[str, list[ExecutionOutcome]] = {}
     for one in found:
         groups.setdefault(one.owner or "", []).append(one)
     return list(groups.values())
@@ -147,7 +147,7 @@ def _head(question: _Question) -> list[tuple[str, str]]:
     return [("Run", f"{question.run.run_id} of {question.run.job_name}, {question.run.status.value} at {ended_at}")]
 
 
-def _failure(question: _Question, group: Sequence[Outcome]) -> Preview:
+def _failure(question: _Question, group: Sequence[ExecutionOutcome]) -> Preview:
     """What an owner is told of what failed of theirs."""
     first = group[0]
     is_backfill = first.series.startswith(BACKFILL_SERIES)
@@ -162,9 +162,9 @@ def _failure(question: _Question, group: Sequence[Outcome]) -> Preview:
     for _, streak in judged:
         failures |= {one.key: one for one in (streak.failures if streak else ())}
     told = sorted(failures.values(), key=lambda one: one.order)
-    thread = existing or Thread(
+    thread = existing or Incident(
         key=key or "",
-        kind=ThreadKind.BACKFILL if is_backfill else ThreadKind.RUN,
+        kind=IncidentKind.BACKFILL if is_backfill else IncidentKind.RUN,
         channel=route.channel_of(first.owner, question.policy),
         owner=first.owner,
         opened_at=first.at,
@@ -192,7 +192,7 @@ def _failure(question: _Question, group: Sequence[Outcome]) -> Preview:
     return Preview(facts, message.compose(notice, question.policy, question.secrets), is_told)
 
 
-def _streak(question: _Question, outcome: Outcome, threshold: int) -> Streak | None:
+def _streak(question: _Question, outcome: ExecutionOutcome, threshold: int) -> Streak | None:
     """The streak that a failure is part of; None when it is part of none, because it is muted."""
     history = incidents.history(question.connection, [outcome], ingest.HORIZON_OF_SWEEP).get(outcome.series, [])
     seen = [one for one in history if not one.failed or one.owner == outcome.owner]
@@ -201,7 +201,7 @@ def _streak(question: _Question, outcome: Outcome, threshold: int) -> Streak | N
     return next((one for one in found if any(failure.key == outcome.key for failure in one.failures)), None)
 
 
-def _why(question: _Question, outcome: Outcome) -> str:
+def _why(question: _Question, outcome: ExecutionOutcome) -> str:
     run, failure = question.run, outcome.failure
     plan = question.reader.plans.of(run)
     steps = () if failure is None else failure.step_keys
@@ -223,7 +223,7 @@ def _why_threshold(question: _Question, threshold: int) -> str:
     return "the default" if threshold == 1 else ""
 
 
-def _streak_in_words(judged: Sequence[tuple[Outcome, Streak | None]], *, is_backfill: bool) -> str:
+def _streak_in_words(judged: Sequence[tuple[ExecutionOutcome, Streak | None]], *, is_backfill: bool) -> str:
     if is_backfill:
         return "none: a backfill is told as a whole"
     found = [streak for _, streak in judged if streak is not None]
@@ -234,7 +234,7 @@ def _streak_in_words(judged: Sequence[tuple[Outcome, Streak | None]], *, is_back
     return f"{longest.executions} in a row{ended}"
 
 
-def _incident_in_words(existing: Thread | None, key: str | None) -> str:
+def _incident_in_words(existing: Incident | None, key: str | None) -> str:
     if existing is None:
         return "none" if key is None else f"a new one, {key}"
     state = "open" if existing.closed_at is None else f"over since {existing.closed_at:%Y-%m-%d %H:%M:%S} UTC"
@@ -242,11 +242,11 @@ def _incident_in_words(existing: Thread | None, key: str | None) -> str:
 
 
 def _disposition(
-    first: Outcome,
+    first: ExecutionOutcome,
     key: str | None,
     threshold: int,
-    judged: Sequence[tuple[Outcome, Streak | None]],
-    existing: Thread | None,
+    judged: Sequence[tuple[ExecutionOutcome, Streak | None]],
+    existing: Incident | None,
 ) -> str:
     if first.muted is not None:
         return f"not told: muted by {first.muted}"
@@ -258,7 +258,7 @@ def _disposition(
     return "told: in the thread of its incident" if existing.posted else "told: its incident is about to be posted"
 
 
-def _on_record(question: _Question, outcome: Outcome) -> str:
+def _on_record(question: _Question, outcome: ExecutionOutcome) -> str:
     """What the router has done about this failure."""
     table = incidents.outcomes
     fate = question.connection.execute(

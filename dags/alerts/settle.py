@@ -16,7 +16,7 @@ import dagster as dg
 import sqlalchemy as sa
 
 from dags.alerts import ingest, route
-from dags.alerts.decide import RETRY_PROMISE, Outcome
+from dags.alerts.decide import RETRY_PROMISE, ExecutionOutcome
 from dags.alerts.records import Cause, Failure, Policy
 from dags.alerts.steps import FailedPart, Plans, RunResult, only_owner, read_run
 from dags.common.tags import BACKFILL_TAG
@@ -58,13 +58,13 @@ class Attempt:
 
 
 @dataclass(frozen=True)
-class Settled:
+class ClassifiedAttempt:
     """What became of an attempt: its outcomes, or the time until which it is held."""
 
     attempt: Attempt
     fate: str | None = None
     held_until: dt.datetime | None = None
-    outcomes: Sequence[Outcome] = ()
+    outcomes: Sequence[ExecutionOutcome] = ()
     series: str | None = None
     execution: str | None = None
     backfill_id: str | None = None
@@ -92,7 +92,7 @@ def settle(
     parents: Mapping[str, Attempt],
     records: Mapping[str, dg.RunRecord],
     horizon: dt.datetime,
-) -> Settled:
+) -> ClassifiedAttempt:
     """What became of an attempt, by what is known of the time before the horizon.
 
     `records` are the run records that could be read: that of the attempt, and of the retry that its tags name.
@@ -114,7 +114,7 @@ def _settled(
     parents: Mapping[str, Attempt],
     records: Mapping[str, dg.RunRecord],
     horizon: dt.datetime,
-) -> Settled:
+) -> ClassifiedAttempt:
     record = records.get(attempt.run_id)
     if record is None:
         return _unreadable(attempt)
@@ -123,7 +123,7 @@ def _settled(
         return _check(reader, attempt, run)
     parent = parents.get(run.parent_run_id or "")
     series, backfill_id = series_of(run)
-    settled = Settled(attempt, series=series, execution=run.run_id, backfill_id=backfill_id)
+    settled = ClassifiedAttempt(attempt, series=series, execution=run.run_id, backfill_id=backfill_id)
     if parent is not None and parent.series is not None:
         # A re-execution, by hand or automatic, mends or prolongs what it repeats.
         settled = replace(settled, series=parent.series, backfill_id=parent.backfill_id)
@@ -139,8 +139,12 @@ def _settled(
 
 
 def _promised(
-    reader: Reader, settled: Settled, run: dg.DagsterRun, records: Mapping[str, dg.RunRecord], horizon: dt.datetime
-) -> Settled:
+    reader: Reader,
+    settled: ClassifiedAttempt,
+    run: dg.DagsterRun,
+    records: Mapping[str, dg.RunRecord],
+    horizon: dt.datetime,
+) -> ClassifiedAttempt:
     """A failed attempt of which Dagster says that it will be retried: nothing yet, unless the promise is broken."""
     promise = settled.attempt.at + RETRY_PROMISE
     retry = records.get(run.tags.get(RETRY_RUN_TAG, ""))
@@ -173,11 +177,11 @@ def asset_series(series: str, asset_key: str) -> str:
     return f"{series}:{asset_key}"
 
 
-def _is_by_asset(run: dg.DagsterRun, settled: Settled) -> bool:
+def _is_by_asset(run: dg.DagsterRun, settled: ClassifiedAttempt) -> bool:
     return run.job_name == ASSET_JOB and settled.backfill_id is None
 
 
-def _successes(settled: Settled, run: dg.DagsterRun, reader: Reader) -> Sequence[Outcome]:
+def _successes(settled: ClassifiedAttempt, run: dg.DagsterRun, reader: Reader) -> Sequence[ExecutionOutcome]:
     if settled.backfill_id is not None:
         # A backfill does not recover: it ends.
         return []
@@ -189,9 +193,9 @@ def _successes(settled: Settled, run: dg.DagsterRun, reader: Reader) -> Sequence
     return [_success(settled, series)]
 
 
-def _success(settled: Settled, series: str, at: dt.datetime | None = None) -> Outcome:
+def _success(settled: ClassifiedAttempt, series: str, at: dt.datetime | None = None) -> ExecutionOutcome:
     attempt = settled.attempt
-    return Outcome(
+    return ExecutionOutcome(
         run_id=attempt.run_id,
         execution=settled.execution or attempt.run_id,
         series=series,
@@ -202,17 +206,17 @@ def _success(settled: Settled, series: str, at: dt.datetime | None = None) -> Ou
 
 
 def _failures(
-    reader: Reader, settled: Settled, run: dg.DagsterRun, at: dt.datetime, reason: str | None = None
-) -> Sequence[Outcome]:
+    reader: Reader, settled: ClassifiedAttempt, run: dg.DagsterRun, at: dt.datetime, reason: str | None = None
+) -> Sequence[ExecutionOutcome]:
     series = settled.series or ""
     result = _result(reader, settled, run)
-    found: list[Outcome] = []
+    found: list[ExecutionOutcome] = []
     for part in result.parts:
         owner = route.get_job_owner_for_alert(run, part.owner, reader.policy.owner_of_location)
         failure = _failure(run, settled.attempt, part, backfill_id=settled.backfill_id, reason=reason or result.note)
         by_asset = _is_by_asset(run, settled) and part.asset_keys
         found += [
-            Outcome(
+            ExecutionOutcome(
                 run_id=run.run_id,
                 execution=settled.execution or run.run_id,
                 series=one,
@@ -231,9 +235,9 @@ def _failures(
     return merged(found)
 
 
-def merged(outcomes: Sequence[Outcome]) -> Sequence[Outcome]:
+def merged(outcomes: Sequence[ExecutionOutcome]) -> Sequence[ExecutionOutcome]:
     """The outcomes with those of the same series and owner made one: parts by nobody fall to the owner of the run."""
-    by_key: dict[Any, Outcome] = {}
+    by_key: dict[Any, ExecutionOutcome] = {}
     for one in outcomes:
         other = by_key.get(one.key)
         if other is None or other.failure is None or one.failure is None:
@@ -249,7 +253,7 @@ def merged(outcomes: Sequence[Outcome]) -> Sequence[Outcome]:
     return list(by_key.values())
 
 
-def _result(reader: Reader, settled: Settled, run: dg.DagsterRun) -> RunResult:
+def _result(reader: Reader, settled: ClassifiedAttempt, run: dg.DagsterRun) -> RunResult:
     """What failed; from the plan alone where that tells the owner and enough logs of the series have been read."""
     plan = reader.plans.of(run)
     series = settled.series or ""
@@ -284,10 +288,10 @@ def _attempt_number(run: dg.DagsterRun) -> int:
     return int(number) + 1 if number.isdigit() else 1
 
 
-def _check(reader: Reader, attempt: Attempt, run: dg.DagsterRun) -> Settled:
+def _check(reader: Reader, attempt: Attempt, run: dg.DagsterRun) -> ClassifiedAttempt:
     """An asset check of severity ERROR that failed, or one that passed."""
     series = f"check:{attempt.subject}"
-    settled = Settled(attempt, series=series, execution=run.run_id)
+    settled = ClassifiedAttempt(attempt, series=series, execution=run.run_id)
     if attempt.status == ingest.SUCCEEDED:
         return replace(settled, outcomes=[_success(settled, series)])
     detail = json.loads(attempt.detail or "{}")
@@ -308,7 +312,7 @@ def _check(reader: Reader, attempt: Attempt, run: dg.DagsterRun) -> Settled:
     failure = _failure(run, attempt, part, backfill_id=run.tags.get(BACKFILL_TAG), reason=None)
     if detail.get("partition"):
         failure = replace(failure, partition=detail["partition"])
-    outcome = Outcome(
+    outcome = ExecutionOutcome(
         run_id=run.run_id,
         execution=run.run_id,
         series=series,
@@ -322,10 +326,10 @@ def _check(reader: Reader, attempt: Attempt, run: dg.DagsterRun) -> Settled:
     return replace(settled, outcomes=[outcome])
 
 
-def _unreadable(attempt: Attempt) -> Settled:
+def _unreadable(attempt: Attempt) -> ClassifiedAttempt:
     """A run that was deleted, or whose record cannot be read: it is told of with what its event said."""
     series = f"-/{attempt.job_name or 'unknown job'}/unreadable"
-    settled = Settled(attempt, series=series, execution=attempt.run_id)
+    settled = ClassifiedAttempt(attempt, series=series, execution=attempt.run_id)
     if attempt.status != ingest.FAILED:
         return replace(settled, fate="its run cannot be read")
     failure = Failure(
@@ -335,7 +339,7 @@ def _unreadable(attempt: Attempt) -> Settled:
         job_name=attempt.job_name or "unknown job",
         reason="Its run was deleted, or this version of Dagster cannot read it.",
     )
-    outcome = Outcome(
+    outcome = ExecutionOutcome(
         run_id=attempt.run_id,
         execution=attempt.run_id,
         series=series,

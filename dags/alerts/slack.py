@@ -37,7 +37,7 @@ CLOCK_DIFFERENCE = dt.timedelta(minutes=5)
 _unanswered = threading.BoundedSemaphore(MOST_UNANSWERED_CALLS)
 
 
-class Outcome(StrEnum):
+class SlackOutcome(StrEnum):
     """What Slack made of a call."""
 
     SENT = "sent"
@@ -56,10 +56,10 @@ class Outcome(StrEnum):
 
 
 @dataclass(frozen=True)
-class Answer:
+class SlackAnswer:
     """What Slack said. `channel_id` and `ts` are of a message that was sent or found."""
 
-    outcome: Outcome
+    outcome: SlackOutcome
     note: str = ""
     channel_id: str | None = None
     ts: str | None = None
@@ -144,7 +144,7 @@ def post(
     thread_ts: str | None = None,
     *,
     broadcast: bool = False,
-) -> Answer:
+) -> SlackAnswer:
     """Posts a message, which carries the key in its metadata. Never raises.
 
     `broadcast` shows a reply in the channel too: who does not follow its thread would not see it.
@@ -167,7 +167,7 @@ def post(
 
 def edit(
     client: "WebClient", channel_id: str, ts: str, text: str, blocks: Sequence[Mapping[str, Any]], key: str
-) -> Answer:
+) -> SlackAnswer:
     """Replaces a message; doing it twice is doing it once. `key` is that of the message. Never raises."""
     return _answer(
         lambda: client.chat_update(
@@ -183,7 +183,7 @@ def edit(
     )
 
 
-def probe(client: "WebClient") -> Answer:
+def probe(client: "WebClient") -> SlackAnswer:
     """Whether Slack answers at all, by a call that changes nothing: SENT when it does. Never raises."""
     return _answer(client.auth_test, of_message=False)
 
@@ -195,7 +195,7 @@ def find(
     since: dt.datetime,
     thread_ts: str | None = None,
     page_size: int = HISTORY_PAGE,
-) -> Answer:
+) -> SlackAnswer:
     """Looks for the message with that key in a channel, or in a thread: SENT when it is there, else ABSENT.
 
     UNREADABLE: the token or the channel does not allow it. AMBIGUOUS and NOT_SENT: it failed this time, or there are
@@ -205,25 +205,30 @@ def find(
     cursor: str | None = None
     for _ in range(HISTORY_PAGES):
         page = _page(client, channel_id, oldest, cursor, thread_ts, page_size)
-        if isinstance(page, Answer):
-            refused = {Outcome.AUTH_REFUSED, Outcome.CHANNEL_REFUSED, Outcome.THREAD_REFUSED, Outcome.CONTENT_REFUSED}
-            return Answer(Outcome.UNREADABLE, page.note) if page.outcome in refused else page
+        if isinstance(page, SlackAnswer):
+            refused = {
+                SlackOutcome.AUTH_REFUSED,
+                SlackOutcome.CHANNEL_REFUSED,
+                SlackOutcome.THREAD_REFUSED,
+                SlackOutcome.CONTENT_REFUSED,
+            }
+            return SlackAnswer(SlackOutcome.UNREADABLE, page.note) if page.outcome in refused else page
         for message in page.get("messages") or ():
             metadata = message.get("metadata") or {}
             if (metadata.get("event_payload") or {}).get("key") == key:
-                return Answer(Outcome.SENT, "found in the history", channel_id, message["ts"])
+                return SlackAnswer(SlackOutcome.SENT, "found in the history", channel_id, message["ts"])
         cursor = (page.get("response_metadata") or {}).get("next_cursor")
         if not cursor:
-            return Answer(Outcome.ABSENT, "not in the history")
-    return Answer(Outcome.AMBIGUOUS, f"more than {HISTORY_PAGES * page_size} messages to look through")
+            return SlackAnswer(SlackOutcome.ABSENT, "not in the history")
+    return SlackAnswer(SlackOutcome.AMBIGUOUS, f"more than {HISTORY_PAGES * page_size} messages to look through")
 
 
 def start(
-    call: Callable[[], Answer], tell: Callable[[Answer], None], unanswered: threading.Semaphore = _unanswered
+    call: Callable[[], SlackAnswer], tell: Callable[[SlackAnswer], None], unanswered: threading.Semaphore = _unanswered
 ) -> None:
     """Makes a call on a thread of its own, which hands the answer to `tell`, however late it comes."""
     if not unanswered.acquire(blocking=False):
-        tell(Answer(Outcome.NOT_SENT, f"{MOST_UNANSWERED_CALLS} earlier calls have not been answered yet"))
+        tell(SlackAnswer(SlackOutcome.NOT_SENT, f"{MOST_UNANSWERED_CALLS} earlier calls have not been answered yet"))
         return
 
     def run() -> None:
@@ -236,27 +241,27 @@ def start(
     threading.Thread(target=run, daemon=True, name="slack call").start()
 
 
-def classify(error_code: str, status: int = OK_STATUS, retry_after: str | None = None) -> Answer:
+def classify(error_code: str, status: int = OK_STATUS, retry_after: str | None = None) -> SlackAnswer:
     """What an answer that is not "ok" means, by its HTTP status and Slack's error code."""
     note = redact(error_code)[:NOTE_LIMIT]
     if status == TOO_MANY_REQUESTS or error_code in RATE_LIMITS:
-        return Answer(Outcome.RATE_LIMITED, note, retry_after_seconds=_seconds(retry_after))
+        return SlackAnswer(SlackOutcome.RATE_LIMITED, note, retry_after_seconds=_seconds(retry_after))
     if status != OK_STATUS or error_code in AMBIGUOUS_ERRORS or not _CODE.fullmatch(error_code):
-        return Answer(Outcome.AMBIGUOUS, note if status == OK_STATUS else f"HTTP status {status}")
+        return SlackAnswer(SlackOutcome.AMBIGUOUS, note if status == OK_STATUS else f"HTTP status {status}")
     for outcome, codes in (
-        (Outcome.AUTH_REFUSED, AUTH_REFUSALS),
-        (Outcome.CHANNEL_REFUSED, CHANNEL_REFUSALS),
-        (Outcome.THREAD_REFUSED, THREAD_REFUSALS),
+        (SlackOutcome.AUTH_REFUSED, AUTH_REFUSALS),
+        (SlackOutcome.CHANNEL_REFUSED, CHANNEL_REFUSALS),
+        (SlackOutcome.THREAD_REFUSED, THREAD_REFUSALS),
     ):
         if error_code in codes:
-            return Answer(outcome, note)
+            return SlackAnswer(outcome, note)
     # Slack refused it for a reason of its own: with less in it, it may pass.
-    return Answer(Outcome.CONTENT_REFUSED, note)
+    return SlackAnswer(SlackOutcome.CONTENT_REFUSED, note)
 
 
 def _page(
     client: "WebClient", channel_id: str, oldest: str, cursor: str | None, thread_ts: str | None, page_size: int
-) -> Mapping[str, Any] | Answer:
+) -> Mapping[str, Any] | SlackAnswer:
     pages: list[Mapping[str, Any]] = []
 
     def read() -> Any:
@@ -277,10 +282,10 @@ def _page(
         return page
 
     answer = _answer(read, of_message=False)
-    return pages[0] if answer.outcome is Outcome.SENT else answer
+    return pages[0] if answer.outcome is SlackOutcome.SENT else answer
 
 
-def _answer(call: Callable[[], Any], *, of_message: bool = True) -> Answer:
+def _answer(call: Callable[[], Any], *, of_message: bool = True) -> SlackAnswer:
     from slack_sdk.errors import SlackApiError
 
     try:
@@ -290,11 +295,11 @@ def _answer(call: Callable[[], Any], *, of_message: bool = True) -> Answer:
         headers = {name.lower(): value for name, value in error.response.headers.items()}
         return classify(str(data.get("error", "")), error.response.status_code, headers.get("retry-after"))
     except Exception as error:  # noqa: BLE001 - whatever went wrong, the call may have been carried out
-        outcome = Outcome.NOT_SENT if _never_left(error) else Outcome.AMBIGUOUS
-        return Answer(outcome, redact(f"{type(error).__name__}: {error}")[:NOTE_LIMIT])
+        outcome = SlackOutcome.NOT_SENT if _never_left(error) else SlackOutcome.AMBIGUOUS
+        return SlackAnswer(outcome, redact(f"{type(error).__name__}: {error}")[:NOTE_LIMIT])
     if of_message and not response.get("ts"):
-        return Answer(Outcome.AMBIGUOUS, "ok, without the time stamp of a message")
-    return Answer(Outcome.SENT, channel_id=response.get("channel"), ts=response.get("ts"))
+        return SlackAnswer(SlackOutcome.AMBIGUOUS, "ok, without the time stamp of a message")
+    return SlackAnswer(SlackOutcome.SENT, channel_id=response.get("channel"), ts=response.get("ts"))
 
 
 def _never_left(error: Exception) -> bool:

@@ -16,8 +16,8 @@ import sqlalchemy as sa
 from dags.alerts import incidents, mutes, outbox, route
 from dags.alerts.decide import (
     STORM_WINDOW,
-    Thread,
-    ThreadKind,
+    Incident,
+    IncidentKind,
     is_due,
     notice_of,
     speak,
@@ -49,14 +49,14 @@ def tell(
     """Puts into the outbox what is to be said by now. How many drafts were new."""
     with reading(store) as connection:
         unfinished = _speaking(connection)
-    if not any(is_due(thread, horizon) or thread.kind is ThreadKind.STORM for thread in unfinished):
+    if not any(is_due(thread, horizon) or thread.kind is IncidentKind.STORM for thread in unfinished):
         return 0
     last_success = _last_successes(instance, store, [thread for thread in unfinished if not thread.posted])
     drafts = []
     with transaction(store) as connection:
         _close_storms(connection, horizon)
         # The message of a storm comes before its details.
-        for thread in sorted(_speaking(connection), key=lambda one: one.kind is not ThreadKind.STORM):
+        for thread in sorted(_speaking(connection), key=lambda one: one.kind is not IncidentKind.STORM):
             if is_due(thread, horizon):
                 failures = incidents.failures_of(connection, thread.key)
                 notice = _notice(connection, thread)
@@ -72,7 +72,7 @@ def end_backfills(instance: dg.DagsterInstance, store: sa.Engine, horizon: dt.da
     """Closes the threads of backfills that have ended."""
     with reading(store) as connection:
         query = sa.select(threads.c.key, threads.c.subject, threads.c.last_failed_at).where(
-            sa.not_(threads.c.finished), threads.c.closed_at.is_(None), threads.c.kind == ThreadKind.BACKFILL.value
+            sa.not_(threads.c.finished), threads.c.closed_at.is_(None), threads.c.kind == IncidentKind.BACKFILL.value
         )
         rows = connection.execute(query).all()
     ended: dict[str, dt.datetime] = {}
@@ -103,16 +103,16 @@ def compare_findings(connection: sa.Connection, findings: Sequence[Finding], pol
         row.subject: row.key
         for row in connection.execute(
             sa.select(threads.c.subject, threads.c.key).where(
-                sa.not_(threads.c.finished), threads.c.kind == ThreadKind.FINDING.value, threads.c.closed_at.is_(None)
+                sa.not_(threads.c.finished), threads.c.kind == IncidentKind.FINDING.value, threads.c.closed_at.is_(None)
             )
         )
     }
     current = {finding.key: finding for finding in findings}
     new = [finding for key, finding in sorted(current.items()) if key not in known]
     for finding in mutes.keep_back(connection, new, now):
-        thread = Thread(
+        thread = Incident(
             key=f"finding/{finding.key}/{now:%Y%m%dT%H%M%S}",
-            kind=ThreadKind.FINDING,
+            kind=IncidentKind.FINDING,
             channel=route.channel_of(finding.owner, policy),
             owner=finding.owner,
             opened_at=now,
@@ -124,18 +124,18 @@ def compare_findings(connection: sa.Connection, findings: Sequence[Finding], pol
         connection.execute(sa.update(threads).where(threads.c.key.in_(list(chunk))).values(closed_at=now))
 
 
-def _speaking(connection: sa.Connection) -> Sequence[Thread]:
+def _speaking(connection: sa.Connection) -> Sequence[Incident]:
     """Threads of which there may be something to say."""
     return incidents.find_threads(connection, sa.not_(threads.c.finished))
 
 
-def _notice(connection: sa.Connection, thread: Thread) -> Notice | None:
+def _notice(connection: sa.Connection, thread: Incident) -> Notice | None:
     """The facts of a thread that has no failures of its own."""
-    if thread.kind is ThreadKind.STORM:
+    if thread.kind is IncidentKind.STORM:
         members = incidents.find_threads(connection, threads.c.storm == thread.key)
         titles = connection.execute(sa.select(threads.c.key, threads.c.title).where(threads.c.storm == thread.key))
         return storm_notice(thread, members, {row.key: row.title for row in titles})
-    if thread.kind is ThreadKind.FINDING:
+    if thread.kind is IncidentKind.FINDING:
         facts = json.loads(
             connection.execute(sa.select(threads.c.facts).where(threads.c.key == thread.key)).scalar() or "{}"
         )
@@ -155,7 +155,7 @@ def _close_storms(connection: sa.Connection, horizon: dt.datetime) -> None:
     """Closes storms that no new incident can join any more and whose incidents are all over."""
     storms = incidents.find_threads(
         connection,
-        sa.and_(threads.c.kind == ThreadKind.STORM.value, sa.not_(threads.c.finished), threads.c.closed_at.is_(None)),
+        sa.and_(threads.c.kind == IncidentKind.STORM.value, sa.not_(threads.c.finished), threads.c.closed_at.is_(None)),
     )
     for storm in storms:
         members = incidents.find_threads(connection, threads.c.storm == storm.key)
@@ -164,10 +164,12 @@ def _close_storms(connection: sa.Connection, horizon: dt.datetime) -> None:
             incidents.keep_thread(connection, replace(storm, closed_at=max(time for time in ends if time is not None)))
 
 
-def _last_successes(instance: dg.DagsterInstance, store: sa.Engine, new: Sequence[Thread]) -> Mapping[str, dt.datetime]:
+def _last_successes(
+    instance: dg.DagsterInstance, store: sa.Engine, new: Sequence[Incident]
+) -> Mapping[str, dt.datetime]:
     """When what a new thread tells of last succeeded before, by key. What is not known is left out."""
     found: dict[str, dt.datetime] = {}
-    for thread in [one for one in new if one.kind is ThreadKind.RUN][:LAST_SUCCESSES_IN_A_TICK]:
+    for thread in [one for one in new if one.kind is IncidentKind.RUN][:LAST_SUCCESSES_IN_A_TICK]:
         with reading(store) as connection:
             failures = incidents.failures_of(connection, thread.key)
         failure = failures[0].failure if failures else None

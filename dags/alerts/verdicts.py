@@ -1,4 +1,4 @@
-"""Settled attempts into rows: outcomes, the threads they open, lengthen and close. All in the caller's transaction.
+"""Classified attempts into rows: outcomes, the threads they open, lengthen and close. All in the caller's transaction.
 
 Belongs here: applying the rules of `decide.py` to what is kept. Not here: what is said of a thread (`speech.py`).
 """
@@ -11,10 +11,10 @@ import sqlalchemy as sa
 from dags.alerts import incidents, ingest, mutes, route
 from dags.alerts.decide import (
     STORM_WINDOW,
-    Outcome,
+    ExecutionOutcome,
+    Incident,
+    IncidentKind,
     Streak,
-    Thread,
-    ThreadKind,
     storm_of,
     streaks,
     thread_key,
@@ -22,7 +22,7 @@ from dags.alerts.decide import (
 from dags.alerts.incidents import threads
 from dags.alerts.ingest import attempts
 from dags.alerts.records import Policy
-from dags.alerts.settle import Settled
+from dags.alerts.settle import ClassifiedAttempt
 
 BACKFILL_SERIES = "backfill:"
 CHECK_SERIES = "check:"
@@ -32,12 +32,12 @@ CHECK_SERIES = "check:"
 class Opening:
     """A thread that may have to be opened, with its subject and what it is about in a line."""
 
-    thread: Thread
+    thread: Incident
     title: str
     subject: str = ""
 
 
-def write(connection: sa.Connection, found: Sequence[Settled], policy: Policy) -> int:
+def write(connection: sa.Connection, found: Sequence[ClassifiedAttempt], policy: Policy) -> int:
     """Writes down what became of attempts, and which threads follow. How many failures were new.
 
     What another tick has written meanwhile is left alone.
@@ -49,7 +49,7 @@ def write(connection: sa.Connection, found: Sequence[Settled], policy: Policy) -
     failing |= incidents.series_that_fail(connection, [outcome.series for outcome in new if not outcome.failed])
     new = [_in_backfill(outcome) for outcome in mutes.apply(connection, new) if outcome.series in failing]
     incidents.add_outcomes(connection, new, {one.attempt.run_id: one.attempt.job_name for one in found})
-    openings = [_opening(one.thread, ThreadKind.BACKFILL, one, 1, policy) for one in new if one.thread is not None]
+    openings = [_opening(one.thread, IncidentKind.BACKFILL, one, 1, policy) for one in new if one.thread is not None]
     openings += _judge(connection, [one for one in new if one.thread is None], policy)
     for opening in sorted(openings, key=lambda one: (one.thread.opened_at, one.thread.key)):
         open_thread(connection, opening)
@@ -70,7 +70,7 @@ def open_thread(connection: sa.Connection, opening: Opening, facts: str | None =
             threads.c.channel == thread.channel,
             threads.c.opened_at > thread.opened_at - STORM_WINDOW,
             threads.c.opened_at <= thread.opened_at,
-            threads.c.kind != ThreadKind.STORM.value,
+            threads.c.kind != IncidentKind.STORM.value,
         ),
     )
     storm = storm_of([one.storm for one in earlier], thread.key, thread.channel)
@@ -79,7 +79,7 @@ def open_thread(connection: sa.Connection, opening: Opening, facts: str | None =
         return
     if incidents.get_thread(connection, storm) is None:
         incidents.add_thread(
-            connection, Thread(storm, ThreadKind.STORM, thread.channel, thread.owner, thread.opened_at), "Storm"
+            connection, Incident(storm, IncidentKind.STORM, thread.channel, thread.owner, thread.opened_at), "Storm"
         )
     _recount(connection, storm)
 
@@ -94,7 +94,7 @@ def unaccounted(connection: sa.Connection) -> Sequence[str]:
     return list(connection.execute(query).scalars())
 
 
-def _still_undecided(connection: sa.Connection, found: Sequence[Settled]) -> Sequence[Settled]:
+def _still_undecided(connection: sa.Connection, found: Sequence[ClassifiedAttempt]) -> Sequence[ClassifiedAttempt]:
     states: dict[tuple[str, str, str], str] = {}
     for chunk in incidents.chunks([one.attempt.run_id for one in found], incidents.ROWS_IN_A_STATEMENT):
         for row in connection.execute(sa.select(attempts).where(attempts.c.run_id.in_(list(chunk)))):
@@ -104,13 +104,13 @@ def _still_undecided(connection: sa.Connection, found: Sequence[Settled]) -> Seq
     ]
 
 
-def _in_backfill(outcome: Outcome) -> Outcome:
+def _in_backfill(outcome: ExecutionOutcome) -> ExecutionOutcome:
     """A failure of a backfill has its thread at once: a backfill has no streaks."""
     is_told = outcome.series.startswith(BACKFILL_SERIES) and outcome.failed and outcome.muted is None
     return replace(outcome, thread=thread_key(outcome.series, outcome.owner)) if is_told else outcome
 
 
-def _judge(connection: sa.Connection, new: Sequence[Outcome], policy: Policy) -> list[Opening]:
+def _judge(connection: sa.Connection, new: Sequence[ExecutionOutcome], policy: Policy) -> list[Opening]:
     history = incidents.history(connection, new, ingest.HORIZON_OF_SWEEP)
     openings = []
     for series, known in sorted(history.items()):
@@ -121,28 +121,28 @@ def _judge(connection: sa.Connection, new: Sequence[Outcome], policy: Policy) ->
                 incidents.keep_streak(connection, series, streak, threshold)
                 if streak.thread is not None:
                     incidents.keep_incident(connection, streak.thread, series, streak.ended_at)
-                    openings.append(_opening(streak.thread, ThreadKind.RUN, _opener(streak), threshold, policy))
+                    openings.append(_opening(streak.thread, IncidentKind.RUN, _opener(streak), threshold, policy))
     incidents.close_quiet(connection, history.keys())
     return openings
 
 
-def _opener(streak: Streak) -> Outcome:
+def _opener(streak: Streak) -> ExecutionOutcome:
     return streak.reached_by or streak.failures[-1]
 
 
-def _threshold(series: str, seen: Sequence[Outcome], policy: Policy) -> int:
+def _threshold(series: str, seen: Sequence[ExecutionOutcome], policy: Policy) -> int:
     if series.startswith(CHECK_SERIES):
         return 1
     job_name = next((one.failure.job_name for one in seen if one.failure is not None), "")
     return policy.thresholds.get(job_name, 1)
 
 
-def _opening(key: str | None, kind: ThreadKind, opener: Outcome, threshold: int, policy: Policy) -> Opening:
+def _opening(key: str | None, kind: IncidentKind, opener: ExecutionOutcome, threshold: int, policy: Policy) -> Opening:
     failure = opener.failure
     about = opener.series if failure is None else failure.job_name
     if failure is not None and failure.asset_keys:
         about = f"{about}: {', '.join(failure.asset_keys)}"
-    thread = Thread(
+    thread = Incident(
         key=key or "",
         kind=kind,
         channel=route.channel_of(opener.owner, policy),
@@ -150,7 +150,7 @@ def _opening(key: str | None, kind: ThreadKind, opener: Outcome, threshold: int,
         opened_at=opener.at,
         threshold=threshold,
     )
-    subject = opener.series.removeprefix(BACKFILL_SERIES) if kind is ThreadKind.BACKFILL else ""
+    subject = opener.series.removeprefix(BACKFILL_SERIES) if kind is IncidentKind.BACKFILL else ""
     return Opening(thread, about[:200], subject)
 
 
@@ -159,13 +159,13 @@ def _recount(connection: sa.Connection, key: str) -> None:
     thread = incidents.get_thread(connection, key)
     if thread is None:
         return
-    if thread.kind is ThreadKind.STORM:
+    if thread.kind is IncidentKind.STORM:
         members = incidents.find_threads(connection, threads.c.storm == key)
         last = max((member.opened_at for member in members), default=None)
         incidents.keep_thread(connection, replace(thread, failures=len(members), last_failed_at=last))
         return
     failures, last = incidents.counts(connection, key)
-    closed_at = incidents.ended_at(connection, key) if thread.kind is ThreadKind.RUN else thread.closed_at
+    closed_at = incidents.ended_at(connection, key) if thread.kind is IncidentKind.RUN else thread.closed_at
     # A failure that came after the end was told makes one more thing to say.
     finished = thread.finished and failures <= thread.told
     incidents.keep_thread(
@@ -174,8 +174,8 @@ def _recount(connection: sa.Connection, key: str) -> None:
     )
 
 
-def _keep_attempts(connection: sa.Connection, found: Sequence[Settled], failing: Collection[str]) -> None:
-    def state_of(one: Settled) -> str:
+def _keep_attempts(connection: sa.Connection, found: Sequence[ClassifiedAttempt], failing: Collection[str]) -> None:
+    def state_of(one: ClassifiedAttempt) -> str:
         if one.held_until is not None:
             return ingest.HELD
         # A success that nothing waited for is looked at again when an earlier failure comes late.

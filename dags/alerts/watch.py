@@ -101,7 +101,7 @@ Workspace = Mapping[str, Location]
 
 
 @dataclass(frozen=True)
-class Sighting:
+class Observation:
     """What a rule sees now. It is told when it has been seen for `grace`; without `since`, it began when first seen."""
 
     finding: Finding
@@ -109,7 +109,7 @@ class Sighting:
 
 
 @dataclass(frozen=True)
-class Look:
+class WatchContext:
     """What the rules look with. `workspace` is None when nobody can be asked; `webserver_fault` is why."""
 
     instance: dg.DagsterInstance
@@ -120,9 +120,9 @@ class Look:
     webserver_fault: Exception | None = None
 
 
-Rule = Callable[[Look], Iterable[Sighting]]
+Rule = Callable[[WatchContext], Iterable[Observation]]
 # Sightings by key, each with the time when it was first seen.
-Seen = Mapping[str, tuple[dt.datetime, Sighting]]
+Seen = Mapping[str, tuple[dt.datetime, Observation]]
 
 
 def findings(
@@ -141,10 +141,10 @@ def findings(
     """
     now = clock()
     workspace, fault = _ask(webserver_url)
-    look = Look(instance, policy, now, redact, workspace, fault)
+    look = WatchContext(instance, policy, now, redact, workspace, fault)
     before = remembered(store)
     after: dict[str, Seen] = {}
-    faults: list[Sighting] = []
+    faults: list[Observation] = []
     for name, rule in (RULES if rules is None else rules).items():
         try:
             after[name] = _aged(rule(look), before.get(name, {}), now)
@@ -166,7 +166,7 @@ def findings(
     ]
 
 
-def failed_ticks(look: Look) -> Iterable[Sighting]:
+def failed_ticks(look: WatchContext) -> Iterable[Observation]:
     """Schedules and sensors that are on and whose newest ended tick failed."""
     for state in look.instance.all_instigator_state():
         if not state.is_running or not _exists(look, state):
@@ -177,7 +177,7 @@ def failed_ticks(look: Look) -> Iterable[Sighting]:
             yield _failing(look, state, failed)
 
 
-def broken_locations(look: Look) -> Iterable[Sighting]:
+def broken_locations(look: WatchContext) -> Iterable[Observation]:
     """Code locations that do not load. Raises what made the web interface unreadable."""
     if look.webserver_fault is not None:
         raise look.webserver_fault
@@ -191,13 +191,13 @@ def broken_locations(look: Look) -> Iterable[Sighting]:
             location=location.name,
         )
         if location.error is not None:
-            yield Sighting(finding, LOCATION_GRACE)
+            yield Observation(finding, LOCATION_GRACE)
         elif location.is_loading:
             detail = f"The web interface has been loading it for more than {_words(LOADING_GRACE)}."
-            yield Sighting(replace(finding, detail=detail), LOADING_GRACE)
+            yield Observation(replace(finding, detail=detail), LOADING_GRACE)
 
 
-def silent_daemons(look: Look) -> Iterable[Sighting]:
+def silent_daemons(look: WatchContext) -> Iterable[Observation]:
     """Daemons that the instance needs and that give no sign of life."""
     heartbeats = look.instance.get_daemon_heartbeats()
     for name in sorted(look.instance.get_required_daemon_types()):
@@ -210,15 +210,15 @@ def silent_daemons(look: Look) -> Iterable[Sighting]:
             since=look.now,
         )
         if heartbeat is None:
-            yield Sighting(finding, NEVER_STARTED_GRACE)
+            yield Observation(finding, NEVER_STARTED_GRACE)
             continue
         beat_at = dt.datetime.fromtimestamp(heartbeat.timestamp, dt.UTC)
         if look.now - beat_at > HEARTBEAT_TOLERANCE:
-            detail = f"The last was at {_at(beat_at)}. Look at the log of dagster-daemon, and start it again."
-            yield Sighting(replace(finding, since=beat_at, detail=detail))
+            detail = f"The last was at {_at(beat_at)}. WatchContext at the log of dagster-daemon, and start it again."
+            yield Observation(replace(finding, since=beat_at, detail=detail))
 
 
-def overdue_runs(look: Look) -> Iterable[Sighting]:
+def overdue_runs(look: WatchContext) -> Iterable[Observation]:
     """Runs that go on beyond their limit, or hang before they begin: one sighting for each job and state."""
     found: dict[tuple[str, str, str, str], list[tuple[dt.datetime, str]]] = {}
     plans = Plans(look.instance)
@@ -234,7 +234,7 @@ def overdue_runs(look: Look) -> Iterable[Sighting]:
         lines = [words for _, words in runs[:RUNS_NAMED]]
         if len(runs) > RUNS_NAMED:
             lines.append(f"and {len(runs) - RUNS_NAMED} more")
-        yield Sighting(
+        yield Observation(
             Finding(
                 key=f"{state}/{location or '-'}/{job_name}/{owner or 'unowned'}",
                 owner=owner or None,
@@ -336,8 +336,8 @@ def _ask(url: str | None) -> tuple[Workspace | None, Exception | None]:
         return None, error
 
 
-def _aged(sightings: Iterable[Sighting], before: Seen, now: dt.datetime) -> Seen:
-    found: dict[str, tuple[dt.datetime, Sighting]] = {}
+def _aged(sightings: Iterable[Observation], before: Seen, now: dt.datetime) -> Seen:
+    found: dict[str, tuple[dt.datetime, Observation]] = {}
     for one in sightings:
         first_seen_at = before[one.finding.key][0] if one.finding.key in before else now
         since = min(one.finding.since, first_seen_at)
@@ -345,10 +345,10 @@ def _aged(sightings: Iterable[Sighting], before: Seen, now: dt.datetime) -> Seen
     return found
 
 
-def _fault(look: Look, rule: str, error: Exception) -> Sighting:
+def _fault(look: WatchContext, rule: str, error: Exception) -> Observation:
     detail = shortened(look.redact(f"{type(error).__name__}: {error}"), MOST_DETAIL_CHARACTERS)
     is_webserver = isinstance(error, WebserverError)
-    return Sighting(
+    return Observation(
         Finding(
             key=f"watch/{rule}",
             owner=None,
@@ -362,7 +362,7 @@ def _fault(look: Look, rule: str, error: Exception) -> Sighting:
     )
 
 
-def _exists(look: Look, state: "InstigatorState") -> bool:
+def _exists(look: WatchContext, state: "InstigatorState") -> bool:
     """Whether there still is such a schedule or sensor. Dagster keeps the state of those that were removed."""
     if look.workspace is None:
         return True
@@ -379,7 +379,7 @@ def _failed_in_a_row(ticks: Sequence["InstigatorTick"]) -> Sequence["InstigatorT
     return ended[:good]
 
 
-def _failing(look: Look, state: "InstigatorState", failed: Sequence["InstigatorTick"]) -> Sighting:
+def _failing(look: WatchContext, state: "InstigatorState", failed: Sequence["InstigatorTick"]) -> Observation:
     location = _location_of(state)
     kind = state.instigator_type.value.lower()
     cause = cause_of(failed[0].error, look.redact)
@@ -388,7 +388,7 @@ def _failing(look: Look, state: "InstigatorState", failed: Sequence["InstigatorT
         lines.append(f"{len(failed)}{' or more' if len(failed) == TICKS_READ else ''} ticks in a row have failed.")
     if kind == "schedule":
         lines.append("A failed tick of a schedule starts no run, and is not made up for.")
-    return Sighting(
+    return Observation(
         Finding(
             key=f"{kind}/{location}/{state.instigator_name}",
             owner=_owner_of(look, state),
@@ -405,13 +405,13 @@ def _location_of(state: "InstigatorState") -> str:
     return state.origin.repository_origin.code_location_origin.location_name
 
 
-def _owner_of(look: Look, state: "InstigatorState") -> str | None:
+def _owner_of(look: WatchContext, state: "InstigatorState") -> str | None:
     location = _location_of(state)
     known = (look.workspace or {}).get(location, Location(location)).tags.get(state.instigator_name, {})
     return known.get(OWNER_TAG) or look.policy.owner_of_location.get(location)
 
 
-def _overdue(look: Look) -> Iterable[tuple[dg.RunRecord, str, dt.datetime, str]]:
+def _overdue(look: WatchContext) -> Iterable[tuple[dg.RunRecord, str, dt.datetime, str]]:
     """Runs with their state, since when they should have left it, and that in words."""
     now = look.now
     started = dg.RunsFilter(statuses=[dg.DagsterRunStatus.STARTED], created_before=now - RUNTIME_MARGIN)
@@ -433,7 +433,7 @@ def _overdue(look: Look) -> Iterable[tuple[dg.RunRecord, str, dt.datetime, str]]
         yield record, "queued", since, f"in the queue since {_at(since)}"
 
 
-def _records(look: Look, filters: dg.RunsFilter) -> Iterable[dg.RunRecord]:
+def _records(look: WatchContext, filters: dg.RunsFilter) -> Iterable[dg.RunRecord]:
     run_ids = look.instance.get_run_ids(filters, limit=RUNS_READ)
     records, _ = ingest.read_records(look.instance, run_ids)
     return records.values()
@@ -459,10 +459,10 @@ def remembered(store: sa.Engine) -> Mapping[str, Seen]:
         return {}
 
 
-def _seen(values: Mapping[str, Any]) -> tuple[dt.datetime, Sighting]:
+def _seen(values: Mapping[str, Any]) -> tuple[dt.datetime, Observation]:
     finding = Finding(**values["finding"] | {"since": dt.datetime.fromisoformat(values["finding"]["since"])})
     grace = dt.timedelta(seconds=values["grace_seconds"])
-    return dt.datetime.fromisoformat(values["first_seen_at"]), Sighting(finding, grace)
+    return dt.datetime.fromisoformat(values["first_seen_at"]), Observation(finding, grace)
 
 
 def _to_json(after: Mapping[str, Seen]) -> str:

@@ -45,7 +45,7 @@ MIGRATIONS: tuple[LiteralString, ...] = (
 )
 
 
-class Kind(StrEnum):
+class RequestKind(StrEnum):
     """What a request names: the value is the column `kind`, and decides what `key` is."""
 
     PERSON = "person"  # key: id of the person
@@ -54,7 +54,7 @@ class Kind(StrEnum):
     UUID = "uuid"  # key: uuid of one event
 
 
-class State(StrEnum):
+class RequestState(StrEnum):
     """What became of a request."""
 
     PENDING = "pending"
@@ -71,13 +71,13 @@ class DeletionRequest:
     """A row of `deletion_requests`."""
 
     id: int
-    kind: Kind
+    kind: RequestKind
     team_id: int
     key: str
     requested_by: str
     requested_at: dt.datetime
     reason: str = ""
-    state: State = State.PENDING
+    state: RequestState = RequestState.PENDING
     note: str = ""
     evidence: Mapping[str, Any] | None = None
     finished_at: dt.datetime | None = None
@@ -110,7 +110,7 @@ def prepare(postgres: Postgres) -> int:
 
 def ask(
     postgres: Postgres,
-    kind: Kind,
+    kind: RequestKind,
     team_id: int,
     keys: Sequence[str],
     *,
@@ -137,7 +137,11 @@ def ask(
 
 
 def requests(
-    postgres: Postgres, *, state: State | None = None, ids: Collection[int] | None = None, most: int | None = None
+    postgres: Postgres,
+    *,
+    state: RequestState | None = None,
+    ids: Collection[int] | None = None,
+    most: int | None = None,
 ) -> list[DeletionRequest]:
     """The requests of a state, or of these ids, or all of them; the oldest first, at most so many."""
     with postgres.connection() as connection, connection.cursor() as cursor:
@@ -151,7 +155,7 @@ def due(postgres: Postgres, most: int) -> list[DeletionRequest]:
     with postgres.connection() as connection, connection.cursor() as cursor:
         cursor.execute("SELECT clock_timestamp()")
         ((now,),) = cursor.fetchall()
-    return [one for one in requests(postgres, state=State.PENDING, most=most) if one.requested_at <= now]
+    return [one for one in requests(postgres, state=RequestState.PENDING, most=most) if one.requested_at <= now]
 
 
 def earliest_person_requests(postgres: Postgres) -> dict[int, dt.datetime]:
@@ -230,13 +234,13 @@ def _request(request_id: int, kind: str, team_id: int, key: str, *others: Any) -
     requested_by, requested_at, reason, state, note, evidence, finished_at = others
     return DeletionRequest(
         id=request_id,
-        kind=Kind(kind),
+        kind=RequestKind(kind),
         team_id=team_id,
         key=key,
         requested_by=requested_by,
         requested_at=requested_at,
         reason=reason,
-        state=State(state),
+        state=RequestState(state),
         note=note,
         evidence=evidence,
         finished_at=finished_at,

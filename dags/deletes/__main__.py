@@ -11,7 +11,7 @@ from uuid import UUID
 import click
 
 from dags.common import deletion_requests
-from dags.common.deletion_requests import DeletionRequest, Kind, State, UnknownRequestError
+from dags.common.deletion_requests import DeletionRequest, RequestKind, RequestState, UnknownRequestError
 from dags.common.resources import Postgres, make_postgres
 from dags.common.settings import SettingsError, get_settings
 
@@ -48,7 +48,7 @@ def request() -> None:
 @click.pass_obj
 def person(postgres: Postgres, team_id: int, requested_by: str, reason: str, person_ids: tuple[UUID, ...]) -> None:
     """The events of these persons."""
-    _ask(postgres, Kind.PERSON, team_id, [str(one) for one in person_ids], requested_by, reason)
+    _ask(postgres, RequestKind.PERSON, team_id, [str(one) for one in person_ids], requested_by, reason)
 
 
 @request.command()
@@ -58,7 +58,7 @@ def person(postgres: Postgres, team_id: int, requested_by: str, reason: str, per
 @click.pass_obj
 def team(postgres: Postgres, team_id: int, requested_by: str, reason: str) -> None:
     """Everything of a team."""
-    _ask(postgres, Kind.TEAM, team_id, [""], requested_by, reason)
+    _ask(postgres, RequestKind.TEAM, team_id, [""], requested_by, reason)
 
 
 @request.command()
@@ -69,7 +69,7 @@ def team(postgres: Postgres, team_id: int, requested_by: str, reason: str) -> No
 @click.pass_obj
 def event(postgres: Postgres, team_id: int, requested_by: str, reason: str, names: tuple[str, ...]) -> None:
     """The events of a team that have these names."""
-    _ask(postgres, Kind.EVENT, team_id, list(names), requested_by, reason)
+    _ask(postgres, RequestKind.EVENT, team_id, list(names), requested_by, reason)
 
 
 @request.command()
@@ -95,17 +95,17 @@ def uuid(
             ) from error
     if not wanted:
         raise click.UsageError("Give uuids, or a file with some.")
-    _ask(postgres, Kind.UUID, team_id, [str(one) for one in wanted], requested_by, reason)
+    _ask(postgres, RequestKind.UUID, team_id, [str(one) for one in wanted], requested_by, reason)
 
 
 @main.command("list")
-@click.option("--state", type=click.Choice([state.value for state in State]), help="Only those of this state.")
+@click.option("--state", type=click.Choice([state.value for state in RequestState]), help="Only those of this state.")
 @click.option("--most", type=click.IntRange(min=1), default=100, show_default=True, help="So many, the oldest first.")
 @click.pass_obj
 def list_requests(postgres: Postgres, state: str | None, most: int) -> None:
     """Print requests, one a line."""
     deletion_requests.prepare(postgres)
-    found = deletion_requests.requests(postgres, state=None if state is None else State(state), most=most)
+    found = deletion_requests.requests(postgres, state=None if state is None else RequestState(state), most=most)
     for one in found:
         click.echo(_line(one))
     if not found:
@@ -144,7 +144,7 @@ def refuse(postgres: Postgres, request_id: int, why: str) -> None:
     click.echo(f"Request {request_id} is refused.")
 
 
-def _ask(postgres: Postgres, kind: Kind, team_id: int, keys: list[str], requested_by: str, reason: str) -> None:
+def _ask(postgres: Postgres, kind: RequestKind, team_id: int, keys: list[str], requested_by: str, reason: str) -> None:
     deletion_requests.prepare(postgres)
     ids = deletion_requests.ask(postgres, kind, team_id, keys, requested_by=requested_by, reason=reason)
     for request_id in ids:

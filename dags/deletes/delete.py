@@ -33,7 +33,7 @@ from dags.common.clickhouse.rewrites import (
     stored_as,
 )
 from dags.common.clickhouse.tables import PERSON_DISTINCT_ID_OVERRIDES
-from dags.common.deletion_requests import DeletionRequest, Kind
+from dags.common.deletion_requests import DeletionRequest, RequestKind
 from dags.common.resources import Postgres
 from dags.deletes.registry import (
     ALWAYS,
@@ -77,7 +77,7 @@ RequestKey = tuple[Any, ...]
 class Lookup:
     """The requests of a run on every host: a table and a dictionary for each kind."""
 
-    tables: Mapping[Kind, str]
+    tables: Mapping[RequestKind, str]
     parameters: Mapping[str, str]
 
 
@@ -156,7 +156,7 @@ def delete_requested(job: Job, postgres: Postgres, compute_again: ComputeAgain, 
 
 def _waiting(job: Job, asked: Sequence[DeletionRequest], lookup: Lookup) -> dict[int, str]:
     """Why requests for persons must wait, by id: until the events say whose they were when the request was made."""
-    persons = [one for one in asked if one.kind is Kind.PERSON]
+    persons = [one for one in asked if one.kind is RequestKind.PERSON]
     if not persons:
         return {}
     teams, parameters = among_teams(sorted({one.team_id for one in persons}))
@@ -164,14 +164,14 @@ def _waiting(job: Job, asked: Sequence[DeletionRequest], lookup: Lookup) -> dict
     overrides = quoted(stored_as(job.cluster, PERSON_DISTINCT_ID_OVERRIDES))
     events = quoted(stored_as(job.cluster, EVENTS_TARGET.table))
     of_persons = OVERRIDES_OF_PERSONS_STATEMENT.format(
-        overrides=overrides, teams=teams, covered=OVERRIDES_TARGET.condition(Kind.PERSON)
+        overrides=overrides, teams=teams, covered=OVERRIDES_TARGET.condition(RequestKind.PERSON)
     )
     of_events = OVERRIDES_OF_EVENTS_STATEMENT.format(
         overrides=overrides,
         events=events,
         teams=teams,
-        among=EVENTS_TARGET.among(Kind.PERSON, lookup.tables[Kind.PERSON]),
-        covered=EVENTS_TARGET.condition(Kind.PERSON),
+        among=EVENTS_TARGET.among(RequestKind.PERSON, lookup.tables[RequestKind.PERSON]),
+        covered=EVENTS_TARGET.condition(RequestKind.PERSON),
     )
     earliest: dict[tuple[int, UUID], int] = {}
     any_override = ANY_OVERRIDE_STATEMENT.format(overrides=overrides, teams=teams)
@@ -207,7 +207,7 @@ def _lookup(job: Job, what: str, asked: Sequence[DeletionRequest]) -> Lookup:
         for one in asked:
             if one.kind is kind:
                 # A named event is meant whatever time it bears.
-                until = ALWAYS if kind is Kind.UUID else microseconds(one.requested_at)
+                until = ALWAYS if kind is RequestKind.UUID else microseconds(one.requested_at)
                 latest[_key(one)] = max(until, latest.get(_key(one), until))
         rows = [(*key, until) for key, until in latest.items()]
         insert = Insert(table, [column.name for column in columns], rows)
@@ -219,9 +219,9 @@ def _lookup(job: Job, what: str, asked: Sequence[DeletionRequest]) -> Lookup:
 
 
 def _key(request: DeletionRequest) -> RequestKey:
-    if request.kind is Kind.TEAM:
+    if request.kind is RequestKind.TEAM:
         return (request.team_id,)
-    return request.team_id, request.key if request.kind is Kind.EVENT else UUID(request.key)
+    return request.team_id, request.key if request.kind is RequestKind.EVENT else UUID(request.key)
 
 
 def _commands(lookup: Lookup, asked: Sequence[DeletionRequest]) -> list[tuple[Target, Command, str]]:
@@ -252,7 +252,7 @@ def _counts(job: Job, lookup: Lookup, asked: Sequence[DeletionRequest]) -> dict[
 
 
 def _counts_by_key(
-    job: Job, lookup: Lookup, target: Target, kind: Kind, asked: Sequence[DeletionRequest]
+    job: Job, lookup: Lookup, target: Target, kind: RequestKind, asked: Sequence[DeletionRequest]
 ) -> dict[RequestKey, int]:
     columns = ", ".join(target.columns[kind])
     teams, parameters = among_teams(sorted({one.team_id for one in asked}))

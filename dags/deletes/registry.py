@@ -22,15 +22,15 @@ from dags.common.clickhouse.tables import (
     WEB_STATS_DAILY,
     WEB_STATS_HOURLY,
 )
-from dags.common.deletion_requests import Kind
+from dags.common.deletion_requests import RequestKind
 
 # What a key is of each kind, beside the team: a column of the tables that a run makes for its requests.
 TEAM_ID = Column("team_id", "Int64", "Team.")
-KEYS: Mapping[Kind, tuple[Column, ...]] = {
-    Kind.PERSON: (TEAM_ID, Column("id", "UUID", "Of the person.")),
-    Kind.TEAM: (TEAM_ID,),
-    Kind.EVENT: (TEAM_ID, Column("name", "String", "Of the event.")),
-    Kind.UUID: (TEAM_ID, Column("id", "UUID", "Of the event.")),
+KEYS: Mapping[RequestKind, tuple[Column, ...]] = {
+    RequestKind.PERSON: (TEAM_ID, Column("id", "UUID", "Of the person.")),
+    RequestKind.TEAM: (TEAM_ID,),
+    RequestKind.EVENT: (TEAM_ID, Column("name", "String", "Of the event.")),
+    RequestKind.UUID: (TEAM_ID, Column("id", "UUID", "Of the event.")),
 }
 UNTIL = Column("until", "Int64", "Rows up to this time are covered, microseconds since 1970.")
 # Before and after every time that a column can hold.
@@ -47,15 +47,15 @@ class Target:
 
     table: Table
     time: str
-    columns: Mapping[Kind, tuple[str, ...]]
+    columns: Mapping[RequestKind, tuple[str, ...]]
 
-    def condition(self, kind: Kind) -> str:
+    def condition(self, kind: RequestKind) -> str:
         """Which rows requests of the kind cover; the parameter `requests_<kind>` is their dictionary."""
         key = ", ".join(self.columns[kind])
         until = f"dictGetOrDefault(%(requests_{kind})s, 'until', tuple({key}), toInt64({NEVER}))"
         return f"toUnixTimestamp64Micro({self.time}) <= {until}"
 
-    def among(self, kind: Kind, table: str) -> str:
+    def among(self, kind: RequestKind, table: str) -> str:
         """A cheaper question, which those rows pass: whether the last of the columns is in the table of requests."""
         return f"{self.columns[kind][-1]} IN (SELECT {KEYS[kind][-1].name} FROM {quoted(table)})"  # noqa: S608 - names from code
 
@@ -64,18 +64,20 @@ EVENTS_TARGET = Target(
     EVENTS,
     "timestamp",
     {
-        Kind.PERSON: ("team_id", "person_id"),
-        Kind.TEAM: ("team_id",),
-        Kind.EVENT: ("team_id", "CAST(event, 'String')"),
-        Kind.UUID: ("team_id", "uuid"),
+        RequestKind.PERSON: ("team_id", "person_id"),
+        RequestKind.TEAM: ("team_id",),
+        RequestKind.EVENT: ("team_id", "CAST(event, 'String')"),
+        RequestKind.UUID: ("team_id", "uuid"),
     },
 )
 OVERRIDES_TARGET = Target(
-    PERSON_DISTINCT_ID_OVERRIDES, "_timestamp", {Kind.PERSON: ("team_id", "person_id"), Kind.TEAM: ("team_id",)}
+    PERSON_DISTINCT_ID_OVERRIDES,
+    "_timestamp",
+    {RequestKind.PERSON: ("team_id", "person_id"), RequestKind.TEAM: ("team_id",)},
 )
-REJECTED_TARGET = Target(EVENTS_REJECTED, "rejected_at", {Kind.TEAM: ("team_id",)})
+REJECTED_TARGET = Target(EVENTS_REJECTED, "rejected_at", {RequestKind.TEAM: ("team_id",)})
 # Counts of a team's days: nothing in it is of one person.
-DIGEST_TARGET = Target(ANALYTICS_DIGEST_DAILY, "toDateTime64(day, 6, 'UTC')", {Kind.TEAM: ("team_id",)})
+DIGEST_TARGET = Target(ANALYTICS_DIGEST_DAILY, "toDateTime64(day, 6, 'UTC')", {RequestKind.TEAM: ("team_id",)})
 
 # In the order of the work: events last, so that a request whose other rows failed finds its events again.
 TARGETS = (REJECTED_TARGET, DIGEST_TARGET, OVERRIDES_TARGET, EVENTS_TARGET)

@@ -14,7 +14,7 @@ import dagster as dg
 from pydantic import Field
 
 from dags.common.clickhouse.cluster import ClickhouseCluster
-from dags.common.clickhouse.ddl import Form
+from dags.common.clickhouse.ddl import SchemaForm
 from dags.common.clickhouse.schema import is_clustered
 from dags.common.locks import exclusive
 from dags.common.owners import JobOwners, asset_owned_by, check_owned_by, owned_by
@@ -24,7 +24,7 @@ from dags.common.tags import MAX_RETRIES_TAG, MAX_RUNTIME_TAG
 from dags.events import manifest
 from dags.events.batches import BatchLimits, batches_of
 from dags.events.loading import BatchResult, Loader, Problem, load_batch, lock_name
-from dags.events.manifest import Entry, State
+from dags.events.manifest import Entry, ObjectState
 from dags.events.objects import (
     EVENTS_PREFIX,
     ObjectVersion,
@@ -99,7 +99,7 @@ def events(
         visitor_hash_key=event_source.visitor_hash_key,
         versions_now=functools.partial(current_versions, s3, bucket),
         run_id=context.run.run_id,
-        form=Form(cluster.database, cluster.name if is_clustered(get_settings()) else None),
+        form=SchemaForm(cluster.database, cluster.name if is_clustered(get_settings()) else None),
     )
     limits = BatchLimits(config.objects_per_batch, int(config.gigabytes_per_batch * 1024**3))
     results = []
@@ -220,9 +220,9 @@ def few_events_are_rejected(
     since = dt.datetime.now(dt.UTC) - dt.timedelta(hours=config.hours)
     tagged = cluster.tagged(query_tags(context.op_execution_context))
     entries = manifest.read_since(tagged, since).values()
-    percents = rejected_percents([entry for entry in entries if entry.state is State.LOADED])
+    percents = rejected_percents([entry for entry in entries if entry.state is ObjectState.LOADED])
     above = {team: percent for team, percent in percents.items() if percent > config.maximum_rejected_percent}
-    unreadable = [entry.key for entry in entries if entry.state is State.FAILED]
+    unreadable = [entry.key for entry in entries if entry.state is ObjectState.FAILED]
     return dg.AssetCheckResult(
         passed=not above,
         description=None
@@ -232,7 +232,7 @@ def few_events_are_rejected(
         + ". Reasons and lines are in the table events_rejected.",
         metadata={
             "highest_rejected_percent": max(percents.values(), default=0.0),
-            "rejected_rows": sum(entry.rejected_rows for entry in entries if entry.state is State.LOADED),
+            "rejected_rows": sum(entry.rejected_rows for entry in entries if entry.state is ObjectState.LOADED),
             "unreadable_objects": len(unreadable),
             "unreadable": ", ".join(sorted(unreadable)[:SHOWN]),
             "by_team": dg.MetadataValue.md(_table(("team", "rejected percent"), sorted(percents.items()))),

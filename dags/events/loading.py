@@ -26,13 +26,13 @@ from typing import NamedTuple
 from pydantic import SecretStr
 
 from dags.common.clickhouse.cluster import ClickhouseCluster, one_line
-from dags.common.clickhouse.ddl import Form, Table
+from dags.common.clickhouse.ddl import SchemaForm, Table
 from dags.common.clickhouse.object_storage import ObjectQuery, ObjectStorage
 from dags.common.clickhouse.query import Insert, Query, Rows, quoted
 from dags.common.clickhouse.tables import EVENTS, EVENTS_REJECTED
 from dags.common.locks import Lock
 from dags.events import access_logs, manifest, product_events, staging
-from dags.events.manifest import EPOCH, LONG_STATEMENT, Entry, Manifest, State
+from dags.events.manifest import EPOCH, LONG_STATEMENT, Entry, Manifest, ObjectState
 from dags.events.objects import Format, ObjectVersion, team_of
 from dags.events.user_agents import parse_user_agents
 
@@ -139,7 +139,7 @@ class Loader:
     visitor_hash_key: SecretStr
     versions_now: Callable[[Sequence[str]], Mapping[str, ObjectVersion]]
     run_id: str
-    form: Form
+    form: SchemaForm
     settings: Mapping[str, object] = field(default_factory=lambda: READING_SETTINGS)
 
 
@@ -164,7 +164,7 @@ def load_batch(loader: Loader, keys: Sequence[str], lock: Lock, *, again: bool =
         Problem(key, "is not in the bucket any more", is_unreadable=False) for key in keys if key not in versions
     ]
     known = manifest.read_keys(loader.cluster, sorted(versions))
-    settled = {State.LOADED} if again else manifest.SETTLED
+    settled = {ObjectState.LOADED} if again else manifest.SETTLED
     wanted = [
         version
         for version in sorted(versions.values())
@@ -366,19 +366,21 @@ class _Attempt:
         run_id = self.loader.run_id
         keys = {entry.key for entry in entries}
         others = [entry for entry in self.known.values() if entry.key in keys]
-        leftovers = [entry for entry in others if entry.state is State.LOADING]
-        replaced = [entry for entry in others if entry.state is State.LOADED]
+        leftovers = [entry for entry in others if entry.state is ObjectState.LOADING]
+        replaced = [entry for entry in others if entry.state is ObjectState.LOADED]
         self.lock.assert_held()
-        loading = [entry.now(State.LOADING, run_id) for entry in entries]
+        loading = [entry.now(ObjectState.LOADING, run_id) for entry in entries]
         manifest.write(self.loader.cluster, loading, f"{self.identity}-loading")
         self._remove(leftovers)
         self._insert(loading, [entry.object_id for entry in (*leftovers, *replaced, *loading)], first_log_chunk)
         self._remove(replaced)
         self.lock.assert_held()
-        loaded = [entry.now(State.LOADED, run_id) for entry in loading]
+        loaded = [entry.now(ObjectState.LOADED, run_id) for entry in loading]
         identities = {entry.identity for entry in loaded}
         gone = [
-            entry.now(State.REPLACED, run_id) for entry in (*leftovers, *replaced) if entry.identity not in identities
+            entry.now(ObjectState.REPLACED, run_id)
+            for entry in (*leftovers, *replaced)
+            if entry.identity not in identities
         ]
         manifest.write(self.loader.cluster, [*loaded, *gone], f"{self.identity}-loaded")
         return loaded
@@ -457,11 +459,11 @@ class _Attempt:
         broken = [version for version in versions if version.key in reasons]
         entries = [
             _entry(version, None, {}, self._next(version), reason=reasons[version.key]).now(
-                State.FAILED, self.loader.run_id
+                ObjectState.FAILED, self.loader.run_id
             )
             for version in broken
             # Rows of a dead attempt to load it are still to be removed, by a load that can read it.
-            if self.known.get(version.identity) is None or self.known[version.identity].state is not State.LOADING
+            if self.known.get(version.identity) is None or self.known[version.identity].state is not ObjectState.LOADING
         ]
         manifest.write(self.loader.cluster, entries, f"{self.identity}-failed")
 
@@ -500,7 +502,7 @@ def _entry(
         object_id=counts.object_id if counts else 0,
         team_id=team_of(version.key),
         format=version.format.value,
-        state=State.LOADING,
+        state=ObjectState.LOADING,
         lines=counts.lines if counts else 0,
         rows=counts.events - skipped.get(BOT_RULE, 0) if counts else 0,
         rejected_rows=counts.rejected if counts else 0,

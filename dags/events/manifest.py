@@ -37,7 +37,7 @@ COLUMNS = (
 SELECT = f"SELECT {', '.join(COLUMNS)} FROM {INGESTED_OBJECTS.name} FINAL"  # noqa: S608 - names from code
 
 
-class State(StrEnum):
+class ObjectState(StrEnum):
     """What is known of an object: see the comment of the column."""
 
     LOADING = "loading"
@@ -47,7 +47,7 @@ class State(StrEnum):
 
 
 # Asking for them again would change nothing.
-SETTLED = frozenset({State.LOADED, State.FAILED})
+SETTLED = frozenset({ObjectState.LOADED, ObjectState.FAILED})
 
 
 @dataclass(frozen=True)
@@ -60,7 +60,7 @@ class Entry:
     object_id: int
     team_id: int
     format: str
-    state: State
+    state: ObjectState
     lines: int = 0
     rows: int = 0
     rejected_rows: int = 0
@@ -76,7 +76,7 @@ class Entry:
         """Key and etag."""
         return self.key, self.etag
 
-    def now(self, state: State, run_id: str) -> "Entry":
+    def now(self, state: ObjectState, run_id: str) -> "Entry":
         """The row that says that the object is in another state."""
         return replace(self, version=self.version + 1, state=state, run_id=run_id)
 
@@ -148,5 +148,5 @@ def _read(cluster: ClickhouseCluster, query: Query) -> Manifest:
 def _entry(row: Sequence[object]) -> Entry:
     values = dict(zip(COLUMNS, row, strict=True))
     key = values.pop("object")
-    state = State(str(values.pop("state")))
+    state = ObjectState(str(values.pop("state")))
     return Entry(key=key, state=state, **values)  # type: ignore[arg-type]

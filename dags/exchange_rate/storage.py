@@ -67,7 +67,7 @@ Stored = Mapping[Key, StoredRate]
 
 
 @dataclass(frozen=True)
-class Outcome:
+class StorageOutcome:
     """What became of one quote's rates, in numbers of currencies."""
 
     rows_written: int
@@ -81,7 +81,7 @@ class Plan:
 
     rows: Mapping[Key, StoredRate]
     expected: Mapping[Key, StoredRate]
-    outcomes: Sequence[Outcome]
+    outcomes: Sequence[StorageOutcome]
 
 
 @dataclass(frozen=True)
@@ -164,7 +164,7 @@ def plan_rows(quotes: Sequence[Quote], views: Sequence[Stored]) -> Plan:
     for index, quote in enumerate(quotes):
         written = {key for key in rows if last_quote_of[key] == index and key not in superseded[index]}
         unchanged = len(quote.rates.figures) - len(written) - len(superseded[index])
-        outcomes.append(Outcome(len(written), unchanged, len(superseded[index])))
+        outcomes.append(StorageOutcome(len(written), unchanged, len(superseded[index])))
     return Plan(rows, expected, tuple(outcomes))
 
 
@@ -215,7 +215,7 @@ def store_rates(
     *,
     run_id: str,
     read_back_timeout_seconds: float,
-) -> Sequence[Outcome]:
+) -> Sequence[StorageOutcome]:
     """Write the rates that are new or differ, reload the dictionary everywhere, read them back; one outcome a quote.
 
     One read on each host, one INSERT (on each host where the table is not replicated), one reload and one read-back on

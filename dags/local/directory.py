@@ -79,7 +79,7 @@ class RunningService:
 
 
 @dataclasses.dataclass(frozen=True)
-class State:
+class DirectoryState:
     """A running stack, as it describes itself in `stack.json`."""
 
     supervisor: Process
@@ -178,14 +178,14 @@ def is_held(path: Path) -> bool:
     return False
 
 
-def write_state(path: Path, state: State) -> None:
+def write_state(path: Path, state: DirectoryState) -> None:
     """Replaces `stack.json` in one step."""
     unfinished = path / f"{STATE}.new"
     unfinished.write_text(json.dumps(dataclasses.asdict(state), indent=2))
     unfinished.replace(path / STATE)
 
 
-def read_state(path: Path) -> State | None:
+def read_state(path: Path) -> DirectoryState | None:
     """What the last stack wrote of itself; None when it stopped in order or never was. It may be dead by now."""
     try:
         fields = json.loads((path / STATE).read_text())
@@ -193,7 +193,7 @@ def read_state(path: Path) -> State | None:
         return None
     except ValueError as error:
         raise DirectoryError(f"{path / STATE} is damaged ({error}): remove that file.") from None
-    return State(
+    return DirectoryState(
         supervisor=Process(**fields["supervisor"]),
         phase=fields["phase"],
         services=tuple(

@@ -270,7 +270,7 @@ def write_record(path: Path, record: dict[str, Any]) -> None:
 
 
 @dataclasses.dataclass
-class Answer:
+class S3Response:
     """A whole WSGI response: what moto answered, held back until its effect is on disk."""
 
     status: str
@@ -283,9 +283,9 @@ class Answer:
         return self.status.startswith("2")
 
 
-def ask(application: "WSGIApplication", environ: "WSGIEnvironment") -> Answer:
+def ask(application: "WSGIApplication", environ: "WSGIEnvironment") -> S3Response:
     """Runs a WSGI application to its end."""
-    answer = Answer("500 Internal Server Error", [], [])
+    answer = S3Response("500 Internal Server Error", [], [])
 
     def start_response(
         status: str, headers: list[tuple[str, str]], _exception: object = None, /
@@ -303,13 +303,13 @@ def ask(application: "WSGIApplication", environ: "WSGIEnvironment") -> Answer:
     return answer
 
 
-def refusal(status: str, code: str, message: str) -> Answer:
+def refusal(status: str, code: str, message: str) -> S3Response:
     """An S3 error."""
     body = (
         f'<?xml version="1.0" encoding="UTF-8"?><Error><Code>{code}</Code><Message>{escape(message)}</Message></Error>'
     )
     encoded = body.encode()
-    return Answer(status, [("content-type", "application/xml"), ("content-length", str(len(encoded)))], [encoded])
+    return S3Response(status, [("content-type", "application/xml"), ("content-length", str(len(encoded)))], [encoded])
 
 
 def range_of(header: str, size: int) -> tuple[int, int] | None:
@@ -361,7 +361,7 @@ class Application:
         start_response(answer.status, answer.headers)
         return answer.body
 
-    def change(self, environ: "WSGIEnvironment", bucket: str, name: str, parameters: set[str]) -> Answer:
+    def change(self, environ: "WSGIEnvironment", bucket: str, name: str, parameters: set[str]) -> S3Response:
         """Lets moto make a change, and writes it before the answer is given."""
         from moto.s3.models import FakeKey, FakeMultipart
 

@@ -214,7 +214,7 @@ class Stack:
                     directory.RunningService(service.name, service.kind, service.port, str(service.directory), process)
                 )
         directory.write_state(
-            self.plan.directory, directory.State(supervisor, phase, tuple(running), self.plan.environment())
+            self.plan.directory, directory.DirectoryState(supervisor, phase, tuple(running), self.plan.environment())
         )
 
     def start(self, signals: Signals) -> None:

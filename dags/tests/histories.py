@@ -12,7 +12,7 @@ from uuid import UUID
 
 from hypothesis import strategies as st
 
-from dags.common.deletion_requests import Kind, State, ask, requests
+from dags.common.deletion_requests import RequestKind, RequestState, ask, requests
 from dags.tests.rewriting import Event, Override, World, at, person
 
 HOURS = 24
@@ -25,7 +25,7 @@ NAMES = ("$pageview", "signed up")
 class Asked:
     """A request of a history. `number` is the person, or counts the events of the team."""
 
-    kind: Kind
+    kind: RequestKind
     number: int
     at: dt.datetime
 
@@ -73,7 +73,7 @@ def stretches(draw: st.DrawFn, number: int, team_id: int) -> Stretch:
     written = st.builds(Written, st.sampled_from(VISITORS), st.one_of(st.integers(0, PERSONS - 1), st.none()), moments)
     asked = st.builds(
         Asked,
-        st.sampled_from([Kind.PERSON] * 5 + [Kind.UUID, Kind.EVENT, Kind.TEAM]),
+        st.sampled_from([RequestKind.PERSON] * 5 + [RequestKind.UUID, RequestKind.EVENT, RequestKind.TEAM]),
         st.integers(0, PERSONS - 1),
         moments,
     )
@@ -97,7 +97,7 @@ def histories(draw: st.DrawFn, jobs: int, teams: int) -> History:
 class ModelRequest:
     """A request as the model knows it."""
 
-    kind: Kind
+    kind: RequestKind
     team_id: int
     key: str
     at: dt.datetime
@@ -119,7 +119,7 @@ class Model:
             asked = [
                 one.at
                 for one in self.requests.values()
-                if not one.is_done and one.kind is Kind.PERSON and one.team_id == key[0]
+                if not one.is_done and one.kind is RequestKind.PERSON and one.team_id == key[0]
             ]
             if latest.written_at >= cutoff or any(latest.written_at > moment for moment in asked):
                 continue
@@ -146,7 +146,7 @@ class Model:
 
     def _waits(self, asked: ModelRequest, pending: Sequence[ModelRequest]) -> bool:
         """While an override is pending that was there when the request was made, and is about the person's events."""
-        if asked.kind is not Kind.PERSON:
+        if asked.kind is not RequestKind.PERSON:
             return False
         same = [one for one in pending if (one.kind, one.team_id, one.key) == (asked.kind, asked.team_id, asked.key)]
         visitors = {event.distinct_id for event in self.events.values() if any(covers(one, event) for one in same)}
@@ -162,15 +162,15 @@ class Model:
 
 def covers(asked: ModelRequest, event: Event) -> bool:
     """Whether the request is about the event as it is."""
-    if asked.kind is Kind.UUID:
+    if asked.kind is RequestKind.UUID:
         return (event.team_id, str(event.uuid)) == (asked.team_id, asked.key)
-    named = {Kind.PERSON: str(event.person_id), Kind.TEAM: "", Kind.EVENT: event.event}[asked.kind]
+    named = {RequestKind.PERSON: str(event.person_id), RequestKind.TEAM: "", RequestKind.EVENT: event.event}[asked.kind]
     return (event.team_id, named) == (asked.team_id, asked.key) and event.timestamp <= asked.at
 
 
 def covers_override(asked: ModelRequest, row: Override) -> bool:
     """Whether the request is about the override."""
-    named = {Kind.PERSON: str(row.person_id), Kind.TEAM: ""}.get(asked.kind)
+    named = {RequestKind.PERSON: str(row.person_id), RequestKind.TEAM: ""}.get(asked.kind)
     return (row.team_id, named) == (asked.team_id, asked.key) and row.written_at <= asked.at
 
 
@@ -212,7 +212,9 @@ def compare(world: World, model: Model) -> None:
         for (team_id, distinct_id), rows in model.overrides.items()
     }
     states = {one.id: one.state for one in requests(world.postgres)}
-    assert states == {id_: State.DONE if one.is_done else State.PENDING for id_, one in model.requests.items()}
+    assert states == {
+        id_: RequestState.DONE if one.is_done else RequestState.PENDING for id_, one in model.requests.items()
+    }
     assert world.run_tables() == []
 
 
@@ -236,7 +238,11 @@ def _ask(world: World, model: Model, team_id: int, asked: Sequence[Asked]) -> No
 
 
 def _key(asked: Asked, model: Model, team_id: int) -> str | None:
-    if asked.kind is Kind.UUID:
+    if asked.kind is RequestKind.UUID:
         known: list[Any] = sorted(uuid for uuid, event in model.events.items() if event.team_id == team_id)
         return str(known[asked.number % len(known)]) if known else None
-    return {Kind.PERSON: str(person(asked.number)), Kind.TEAM: "", Kind.EVENT: NAMES[asked.number % 2]}[asked.kind]
+    return {
+        RequestKind.PERSON: str(person(asked.number)),
+        RequestKind.TEAM: "",
+        RequestKind.EVENT: NAMES[asked.number % 2],
+    }[asked.kind]

@@ -82,7 +82,7 @@ class Day:
 
 
 @dataclass(frozen=True)
-class Outcome:
+class AggregationOutcome:
     """What one call did: each day, and the seconds, rows and bytes read and the highest memory of its statements."""
 
     days: Mapping[dt.date, Day]
@@ -101,7 +101,7 @@ def pre_aggregate(
     team_ids: Sequence[int] | None = None,
     drop_before: dt.date | None = None,
     events_of_a_pass: int = EVENTS_OF_A_PASS,
-) -> Outcome:
+) -> AggregationOutcome:
     """Compute these days (UTC) of both tables of the grain, of these teams or of all, and swap them in.
 
     Days in a row are one pass over their events. A day without sessions is emptied, and so is what other teams had on
@@ -114,7 +114,7 @@ def pre_aggregate(
     if not windows:
         raise ValueError("There is no day to compute: give at least one.")
 
-    def work(client: "Client") -> Outcome:
+    def work(client: "Client") -> AggregationOutcome:
         outcome = _work(client, grain, windows, run_id, cluster.database, events_of_a_pass)
         if drop_before is not None:
             _drop_days(client, grain, drop_before)
@@ -158,7 +158,7 @@ class _Statements:
 
 def _work(
     client: "Client", grain: Grain, windows: Sequence[Window], run_id: str, database: str, events_of_a_pass: int
-) -> Outcome:
+) -> AggregationOutcome:
     started = time.monotonic()
     statements = _Statements(client)
     days: dict[dt.date, Day] = {}
@@ -175,7 +175,7 @@ def _work(
                     statements.run(swap_statement(table, target, day, computed[day].rows[table.name]))
         days |= computed
     rows_read, bytes_read, memory = statements.cost()
-    return Outcome(days, time.monotonic() - started, rows_read, bytes_read, memory)
+    return AggregationOutcome(days, time.monotonic() - started, rows_read, bytes_read, memory)
 
 
 def _sessionise(statements: _Statements, window: Window, sessions: str, events_of_a_pass: int) -> None:
@@ -233,12 +233,12 @@ def _drop_days(client: "Client", grain: Grain, before: dt.date) -> None:
             client.execute(f"ALTER TABLE {quoted(table.name)} DROP PARTITION {int(partition)}")
 
 
-def _merged(outcomes: Sequence[Outcome]) -> Outcome:
+def _merged(outcomes: Sequence[AggregationOutcome]) -> AggregationOutcome:
     """Of hosts that have events of their own each: the numbers added, the busiest host's memory."""
     if len(outcomes) == 1:
         return outcomes[0]
     days = {day: _sum([outcome.days[day] for outcome in outcomes]) for day in outcomes[0].days}
-    return Outcome(
+    return AggregationOutcome(
         days,
         max(outcome.seconds for outcome in outcomes),
         sum(outcome.rows_read for outcome in outcomes),

@@ -19,7 +19,7 @@ from dags.common.resources import query_tags
 from dags.common.schedules import run_is_over
 from dags.common.settings import Settings, SettingsError
 from dags.common.tags import NO_CHECK_BECAUSE
-from dags.web_preaggregated.aggregate import Day, Outcome, pre_aggregate
+from dags.web_preaggregated.aggregate import AggregationOutcome, Day, pre_aggregate
 from dags.web_preaggregated.statements import DAILY, HOURLY, ONE_DAY, Grain
 from dags.web_preaggregated.teams import select_teams, selected_teams
 
@@ -179,7 +179,7 @@ def _computed(
     grain: Grain,
     days: list[dt.date],
     drop_before: dt.date | None = None,
-) -> Outcome:
+) -> AggregationOutcome:
     tagged = cluster.tagged(query_tags(context))
     dropped = drop_leftovers(tagged, lambda run_id: run_is_over(context.instance, run_id))
     if dropped:
@@ -195,7 +195,7 @@ def _computed(
     return outcome
 
 
-def _metadata(outcome: Outcome, table: str, day: Day) -> dict[str, dg.MetadataValue]:
+def _metadata(outcome: AggregationOutcome, table: str, day: Day) -> dict[str, dg.MetadataValue]:
     """What people see, and plot, of one day of a table. Cost is that of the run, which computes days together."""
     # Without sessions there is no rate: left out, since it is not zero.
     rates = (

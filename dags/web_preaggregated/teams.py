@@ -21,7 +21,7 @@ SELECTION_STATEMENT = "SELECT team_id FROM web_pre_aggregated_teams FINAL WHERE 
 
 
 @dataclass(frozen=True)
-class Change:
+class SelectionChange:
     """A change of the selection, and how many rows of the web tables went with it, by table."""
 
     added: tuple[int, ...]
@@ -35,7 +35,7 @@ def selected_teams(cluster: ClickhouseCluster) -> tuple[int, ...] | None:
     return teams or None
 
 
-def select_teams(cluster: ClickhouseCluster, team_ids: Sequence[int]) -> Change:
+def select_teams(cluster: ClickhouseCluster, team_ids: Sequence[int]) -> SelectionChange:
     """Select these teams and no others, or all teams when there are none, and remove what the others have stored.
 
     May be called again at any time: rows of teams that are not selected are removed whenever they came.
@@ -52,7 +52,7 @@ def select_teams(cluster: ClickhouseCluster, team_ids: Sequence[int]) -> Change:
         for name in removed:
             counts = _where_written(cluster, _Removal(name, tuple(sorted(after))))
             removed[name] = max(counts)
-    return Change(tuple(sorted(after - before)), tuple(sorted(before - after)), removed)
+    return SelectionChange(tuple(sorted(after - before)), tuple(sorted(before - after)), removed)
 
 
 @dataclass(frozen=True)

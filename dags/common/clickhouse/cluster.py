@@ -30,7 +30,7 @@ from dags.common.settings import Settings
 if TYPE_CHECKING:
     from clickhouse_driver import Client
 
-    from dags.common.clickhouse.session import Session
+    from dags.common.clickhouse.session import DriverSession
 
 logger = logging.getLogger(__name__)
 # The driver logs a traceback for each host that it cannot reach; here it is one line, or the error of the call.
@@ -126,12 +126,12 @@ class _Pool:
         self.host = host
         self._access = access
         self._slots = threading.BoundedSemaphore(size)
-        self._idle: list[Session] = []
+        self._idle: list[DriverSession] = []
         self._closed = False
         self._lock = threading.Lock()
 
     @contextlib.contextmanager
-    def session(self, settings: Mapping[str, Any], wait_seconds: float) -> Iterator["Session"]:
+    def session(self, settings: Mapping[str, Any], wait_seconds: float) -> Iterator["DriverSession"]:
         """A session, which may not be connected; it goes back to the pool only when it was left as it was found."""
         if not self._slots.acquire(timeout=max(wait_seconds, 0)):
             raise CallTimeoutError(f"No connection to {self.host} came free.")
@@ -169,15 +169,15 @@ class _Pool:
         for session in idle:
             session.disconnect()
 
-    def _idle_session(self) -> "Session | None":
+    def _idle_session(self) -> "DriverSession | None":
         with self._lock:
             return self._idle.pop() if self._idle else None
 
-    def _new_session(self) -> "Session":
+    def _new_session(self) -> "DriverSession":
         # The driver takes long to import, and most who import this module never connect.
-        from dags.common.clickhouse.session import Session
+        from dags.common.clickhouse.session import DriverSession
 
-        return Session(
+        return DriverSession(
             host=self.host.address,
             port=self.host.port,
             user=self._access.user,
@@ -193,7 +193,7 @@ class _Pool:
             disable_reconnect=True,
         )
 
-    def _give_back(self, session: "Session") -> None:
+    def _give_back(self, session: "DriverSession") -> None:
         connection = session.connection
         as_found = (
             connection.connected
@@ -223,7 +223,7 @@ class _Call(Generic[T]):
         self.failures: list[tuple[Host, BaseException]] = []
         # The host of the attempt under way, or of the last one.
         self.host = hosts[0]
-        self._session: Session | None = None
+        self._session: DriverSession | None = None
         self._kill: Callable[[str], None] | None = None
         # Reentrant: callbacks of the future run while it is held, and may end this call.
         self._lock = threading.RLock()
@@ -269,7 +269,7 @@ class _Call(Generic[T]):
             self._settle(lambda: self.future.set_result(result))
 
     @contextlib.contextmanager
-    def using(self, session: "Session", kill: Callable[[str], None]) -> Iterator[None]:
+    def using(self, session: "DriverSession", kill: Callable[[str], None]) -> Iterator[None]:
         """While the session is in use here, the end of the call ends it, and kills its query."""
         with self._lock:
             if self.over.is_set():

@@ -19,7 +19,7 @@ class Placement(Enum):
 
 
 @dataclass(frozen=True)
-class Form:
+class SchemaForm:
     """What the DDL is made for: a database, and the name of a cluster with Keeper; without it, one node by itself."""
 
     database: str
@@ -92,20 +92,20 @@ class Table:
         if (self.placement is Placement.SHARDED) != (self.sharding_key is not None):
             raise ValueError(f"Table {self.name}: a sharded table needs a sharding_key, any other has none.")
 
-    def stored_as(self, form: Form) -> str:
+    def stored_as(self, form: SchemaForm) -> str:
         """The name of the table that holds the rows."""
         return f"sharded_{self.name}" if form.cluster_name and self.placement is Placement.SHARDED else self.name
 
-    def names(self, form: Form) -> tuple[str, ...]:
+    def names(self, form: SchemaForm) -> tuple[str, ...]:
         """The names of everything that this table consists of, the one with the rows first."""
         stored_as = self.stored_as(form)
         return (stored_as,) if stored_as == self.name else (stored_as, self.name)
 
-    def settings_in(self, form: Form) -> dict[str, int]:
+    def settings_in(self, form: SchemaForm) -> dict[str, int]:
         """The settings of the table that holds the rows."""
         return dict(self.settings) if form.cluster_name else {**self.settings, **self.unreplicated_settings}
 
-    def create_statement(self, form: Form, name: str) -> str:
+    def create_statement(self, form: SchemaForm, name: str) -> str:
         """The CREATE TABLE of one of `names(form)`, which an existing table is safe from."""
         declarations = [column.declaration() for column in self.columns]
         if name == self.stored_as(form):
@@ -127,11 +127,11 @@ class Table:
         ]
         return head + "\n".join(clause for clause in clauses if clause)
 
-    def statements(self, form: Form) -> list[str]:
+    def statements(self, form: SchemaForm) -> list[str]:
         """Every statement that makes the table where nothing is yet."""
         return [self.create_statement(form, name) for name in self.names(form)]
 
-    def engine_in(self, form: Form) -> str:
+    def engine_in(self, form: SchemaForm) -> str:
         """The engine of the table that holds the rows, with its arguments, as ClickHouse prints it."""
         if form.cluster_name is None:
             arguments = f"({', '.join(self.engine_arguments)})" if self.engine_arguments else ""
@@ -160,16 +160,16 @@ class Dictionary:
     lifetime_seconds: tuple[int, int]
     value_range: tuple[str, str] | None = None
 
-    def statements(self, form: Form) -> list[str]:
+    def statements(self, form: SchemaForm) -> list[str]:
         """The one statement that makes or replaces the dictionary."""
         comment = f"{self.comment} {self.version_mark(form)}"
         return [f"{self._definition(form)}\nCOMMENT {literal(comment)}"]
 
-    def version_mark(self, form: Form) -> str:
+    def version_mark(self, form: SchemaForm) -> str:
         """What the comment of the dictionary ends with while the server has this definition of it."""
         return f"[definition {statement_hash([self._definition(form)])}]"
 
-    def _definition(self, form: Form) -> str:
+    def _definition(self, form: SchemaForm) -> str:
         columns = ",\n".join(
             f"    {quoted(column.name)} {column.type}"
             + (f" DEFAULT {column.default}" if column.default is not None else "")

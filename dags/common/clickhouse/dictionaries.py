@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from dags.common.clickhouse.cluster import ClickhouseCluster, Host, one_line
-from dags.common.clickhouse.ddl import Column, Dictionary, Form
+from dags.common.clickhouse.ddl import Column, Dictionary, SchemaForm
 from dags.common.clickhouse.query import Query, quoted
 
 if TYPE_CHECKING:
@@ -66,7 +66,7 @@ def snapshot_dictionary(
 
 def make(cluster: ClickhouseCluster, dictionary: Dictionary) -> None:
     """Makes or replaces the dictionary on every host. It is not loaded yet. Raises ClusterError."""
-    (statement,) = dictionary.statements(Form(cluster.database))
+    (statement,) = dictionary.statements(SchemaForm(cluster.database))
     cluster.map_all_hosts(Query(statement, retryable=True)).result()
 
 

@@ -50,7 +50,7 @@ WHERE database = currentDatabase() AND table = %(table)s AND (%(id)s IS NULL OR 
 KEPT_STATEMENT = "SELECT toUInt64(value) FROM system.merge_tree_settings WHERE name = 'finished_mutations_to_keep'"
 
 
-class Answer(Enum):
+class MutationState(Enum):
     """What a host can say of a mutation."""
 
     DONE = "done"
@@ -68,7 +68,7 @@ class Progress:
     host: Host
     table: str
     id: str
-    answer: Answer
+    answer: MutationState
     parts_to_do: int = 0
     reason: str = ""
 
@@ -103,10 +103,14 @@ class MutationTimeoutError(MutationError):
 
 
 # In the order in which they matter when hosts say different things.
-BAD_ANSWERS: tuple[tuple[Answer, type[MutationError], str], ...] = (
-    (Answer.KILLED, MutationKilledError, "A mutation was killed, so some of its rows may be as they were"),
-    (Answer.NOT_FOUND, MutationNotFoundError, "A mutation is not known, so whether it was done is not known either"),
-    (Answer.FAILING, MutationFailingError, "A mutation fails: mend the cause, or KILL MUTATION and begin anew"),
+BAD_ANSWERS: tuple[tuple[MutationState, type[MutationError], str], ...] = (
+    (MutationState.KILLED, MutationKilledError, "A mutation was killed, so some of its rows may be as they were"),
+    (
+        MutationState.NOT_FOUND,
+        MutationNotFoundError,
+        "A mutation is not known, so whether it was done is not known either",
+    ),
+    (MutationState.FAILING, MutationFailingError, "A mutation fails: mend the cause, or KILL MUTATION and begin anew"),
 )
 
 
@@ -200,7 +204,7 @@ def wait(
             if any(state.answer is answer for state in states):
                 raise error(headline, states)
         if all(_is_done(of_one) for of_one in states_by_mutation):
-            unreachable = {state.host for state in states if state.answer is Answer.UNREACHABLE}
+            unreachable = {state.host for state in states if state.answer is MutationState.UNREACHABLE}
             return Done(tuple(sorted(unreachable)))
         left = deadline - time.monotonic()
         if left <= 0:
@@ -266,7 +270,9 @@ def _ask(
                 answer, parts, reason = future.result()
                 states.append(Progress(host, mutation.table, mutation.id, answer, parts, reason))
             elif is_transient(error) or isinstance(error, CallTimeoutError):
-                states.append(Progress(host, mutation.table, mutation.id, Answer.UNREACHABLE, reason=one_line(error)))
+                states.append(
+                    Progress(host, mutation.table, mutation.id, MutationState.UNREACHABLE, reason=one_line(error))
+                )
             else:
                 wrong[host] = error
         states_by_mutation.append(states)
@@ -282,11 +288,11 @@ class _Look:
     mutation: EnqueuedMutation
     retryable: bool = True
 
-    def __call__(self, client: "Client") -> tuple[Answer, int, str]:
+    def __call__(self, client: "Client") -> tuple[MutationState, int, str]:
         mutation = self.mutation
         storages = client.execute(STORAGE_STATEMENT, {"table": mutation.table})
         if [storage for storage, _ in storages] != [mutation.storage]:
-            return Answer.NOT_FOUND, 0, "the table was dropped, or is another one by now"
+            return MutationState.NOT_FOUND, 0, "the table was dropped, or is another one by now"
         # Alone first: the server formats the commands of each that it lists.
         one = known_mutations(client, mutation.table, mutation.id).get(mutation.id)
         if one is None:
@@ -296,22 +302,22 @@ class _Look:
             ((kept,),) = client.execute(KEPT_STATEMENT)
             return _gone(mutation.id, [other.id for other in known.values() if other.is_done], kept)
         if tuple(one.commands) != mutation.commands:
-            return Answer.NOT_FOUND, 0, "its id belongs to other commands"
+            return MutationState.NOT_FOUND, 0, "its id belongs to other commands"
         if one.is_killed:
-            return Answer.KILLED, one.parts_to_do, one.latest_fail_reason
+            return MutationState.KILLED, one.parts_to_do, one.latest_fail_reason
         if one.is_done:
-            return Answer.DONE, 0, ""
+            return MutationState.DONE, 0, ""
         is_failing = bool(one.latest_fail_reason) and not passes_by_itself(
             one.latest_fail_error, one.latest_fail_reason
         )
-        return Answer.FAILING if is_failing else Answer.RUNNING, one.parts_to_do, one.latest_fail_reason
+        return MutationState.FAILING if is_failing else MutationState.RUNNING, one.parts_to_do, one.latest_fail_reason
 
 
-def _gone(id_: str, finished: Sequence[str], kept: int) -> tuple[Answer, int, str]:
+def _gone(id_: str, finished: Sequence[str], kept: int) -> tuple[MutationState, int, str]:
     """Killed, or forgotten: a server that has finished more mutations than it keeps forgets the oldest."""
     if len(finished) < kept or any(number_of(other) < number_of(id_) for other in finished):
-        return Answer.KILLED, 0, "it is gone, and the server still lists what it would have forgotten before"
-    return Answer.NOT_FOUND, 0, f"the server keeps the last {kept} that are finished"
+        return MutationState.KILLED, 0, "it is gone, and the server still lists what it would have forgotten before"
+    return MutationState.NOT_FOUND, 0, f"the server keeps the last {kept} that are finished"
 
 
 def passes_by_itself(error_name: str, reason: str) -> bool:
@@ -322,7 +328,7 @@ def passes_by_itself(error_name: str, reason: str) -> bool:
 
 def _is_done(states: Sequence[Progress]) -> bool:
     answers = {state.answer for state in states}
-    return Answer.DONE in answers and answers <= {Answer.DONE, Answer.UNREACHABLE}
+    return MutationState.DONE in answers and answers <= {MutationState.DONE, MutationState.UNREACHABLE}
 
 
 def number_of(id_: str) -> int:

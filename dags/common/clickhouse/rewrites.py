@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from dags.common.clickhouse import dictionaries
 from dags.common.clickhouse.cluster import ClickhouseCluster, Host
-from dags.common.clickhouse.ddl import Column, Form, Placement, Table
+from dags.common.clickhouse.ddl import Column, Placement, SchemaForm, Table
 from dags.common.clickhouse.mutation_progress import Enqueued, Progress, passes_by_itself, wait
 from dags.common.clickhouse.mutations import Command, Mutation, enqueue, enqueue_on_all_hosts, floor_time
 from dags.common.clickhouse.query import Insert, Query, Rows, quoted
@@ -139,7 +139,7 @@ def new_job(
 
 def stored_as(cluster: ClickhouseCluster, table: Table) -> str:
     """The name of the table that holds the rows on each host. The servers know in which form the schema is."""
-    clustered = Form(cluster.database, cluster.name or "-")
+    clustered = SchemaForm(cluster.database, cluster.name or "-")
     if cluster.is_replicated(EVENTS.stored_as(clustered)):
         return table.stored_as(clustered)
     return table.name

@@ -22,7 +22,7 @@ from dags.common.clickhouse.cluster import (
     connect,
     one_line,
 )
-from dags.common.clickhouse.ddl import Form, SchemaObject, Table, literal, statement_hash
+from dags.common.clickhouse.ddl import SchemaForm, SchemaObject, Table, literal, statement_hash
 from dags.common.clickhouse.query import Insert, Query, quoted
 from dags.common.clickhouse.retry import is_connection_error
 from dags.common.clickhouse.tables import SCHEMA, SCHEMA_MIGRATIONS
@@ -49,7 +49,7 @@ class SchemaConflictError(Exception):
 
 
 @dataclass(frozen=True)
-class Change:
+class SchemaChange:
     """One statement that was, or in a dry run would be, run for an object; `where` is a host or all of them."""
 
     object_name: str
@@ -88,7 +88,7 @@ def apply_schema(
     applied_by: str = "",
     dry_run: bool = False,
     schema: Sequence[SchemaObject] = SCHEMA,
-) -> list[Change]:
+) -> list[SchemaChange]:
     """Brings the cluster's database to the schema, and returns what was run for it, or would be in a dry run.
 
     Clustered, each statement runs once, ON CLUSTER; otherwise the single-node form is applied on every host. Every host
@@ -97,7 +97,7 @@ def apply_schema(
     """
     if clustered and cluster.name is None:
         raise ValueError("The clustered schema needs a named cluster: set CLICKHOUSE_CLUSTER.")
-    form = Form(cluster.database, cluster.name if clustered else None)
+    form = SchemaForm(cluster.database, cluster.name if clustered else None)
     author = applied_by or f"{getpass.getuser()}@{platform.node()}"
 
     def plan(client: "Client") -> list[_Step]:
@@ -115,7 +115,7 @@ def apply_schema(
     return [change for host, steps in plans.items() for change in _changes(steps, str(host))]
 
 
-def described(changes: Sequence[Change]) -> str:
+def described(changes: Sequence[SchemaChange]) -> str:
     """The statements for people, each once, with the object and the hosts before it."""
     hosts: dict[tuple[str, str], list[str]] = {}
     for change in changes:
@@ -134,7 +134,7 @@ def create_database(settings: Settings) -> None:
         cluster.map_all_hosts(Query(statement, retryable=True)).result()
 
 
-def _plan(client: "Client", form: Form, schema: Sequence[SchemaObject]) -> list[_Step]:
+def _plan(client: "Client", form: SchemaForm, schema: Sequence[SchemaObject]) -> list[_Step]:
     existing = _existing_tables(client, form.database)
     recorded = dict(client.execute(RECORDED_STATEMENT)) if SCHEMA_MIGRATIONS.name in existing else {}
     conflicts: list[str] = []
@@ -170,7 +170,7 @@ def _existing_tables(client: "Client", database: str) -> dict[str, _ExistingTabl
 
 
 def _table_statements(
-    client: "Client", form: Form, table: Table, existing: dict[str, _ExistingTable], conflicts: list[str]
+    client: "Client", form: SchemaForm, table: Table, existing: dict[str, _ExistingTable], conflicts: list[str]
 ) -> list[str]:
     types = _canonical_types(client, table)
     statements = []
@@ -205,7 +205,7 @@ def _type_conflicts(name: str, types: dict[str, str], found: _ExistingTable) -> 
     ]
 
 
-def _key_conflicts(form: Form, table: Table, name: str, found: _ExistingTable) -> list[str]:
+def _key_conflicts(form: SchemaForm, table: Table, name: str, found: _ExistingTable) -> list[str]:
     comparisons = [
         (
             "engine",
@@ -235,7 +235,7 @@ def _before(text: str, marks: tuple[str, ...]) -> str:
     return text
 
 
-def _column_statements(form: Form, table: Table, name: str, found: _ExistingTable) -> list[str]:
+def _column_statements(form: SchemaForm, table: Table, name: str, found: _ExistingTable) -> list[str]:
     alter = f"ALTER TABLE {form.full_name(name)}{form.on_cluster}"
     statements = []
     place = "FIRST"
@@ -250,7 +250,7 @@ def _column_statements(form: Form, table: Table, name: str, found: _ExistingTabl
     return statements
 
 
-def _setting_statements(form: Form, table: Table, name: str, found: _ExistingTable) -> list[str]:
+def _setting_statements(form: SchemaForm, table: Table, name: str, found: _ExistingTable) -> list[str]:
     _, _, listed = found.engine_full.partition(" SETTINGS ")
     has = {pair.strip() for pair in listed.split(",")}
     return [
@@ -270,7 +270,7 @@ def _index_conflicts(table: Table, name: str, found: _ExistingTable) -> list[str
     ]
 
 
-def _index_statements(form: Form, table: Table, name: str, found: _ExistingTable) -> list[str]:
+def _index_statements(form: SchemaForm, table: Table, name: str, found: _ExistingTable) -> list[str]:
     """Parts that are there get it when they are merged, or by MATERIALIZE INDEX, which is for people to decide."""
     return [
         f"ALTER TABLE {form.full_name(name)}{form.on_cluster} ADD INDEX IF NOT EXISTS {index.declaration()}"
@@ -291,7 +291,7 @@ def _merged(plans: list[list[_Step]]) -> list[_Step]:
     ]
 
 
-def _run(client: "Client", form: Form, steps: list[_Step], author: str) -> None:
+def _run(client: "Client", form: SchemaForm, steps: list[_Step], author: str) -> None:
     for step in steps:
         for statement in step.statements:
             client.execute(statement)
@@ -304,8 +304,8 @@ def _run(client: "Client", form: Form, steps: list[_Step], author: str) -> None:
         Insert(SCHEMA_MIGRATIONS.name, ("object", "statement_hash", "statements", "applied_by"), rows)(client)
 
 
-def _changes(steps: list[_Step], where: str) -> list[Change]:
-    return [Change(step.target.name, statement, where) for step in steps for statement in step.statements]
+def _changes(steps: list[_Step], where: str) -> list[SchemaChange]:
+    return [SchemaChange(step.target.name, statement, where) for step in steps for statement in step.statements]
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -367,7 +367,7 @@ def show(cluster_name: str | None, database: str) -> None:
     python -m dags.common.clickhouse.schema show                        # for one node
     python -m dags.common.clickhouse.schema show --clustered analytics  # replicated, for a cluster
     """  # noqa: D301 - as above
-    form = Form(database, cluster_name)
+    form = SchemaForm(database, cluster_name)
     for target in SCHEMA:
         for statement in target.statements(form):
             click.echo(f"{statement};\n")

@@ -36,7 +36,7 @@ class _Connection(Connection):  # type: ignore[misc] # clickhouse_driver has no 
         super().send_query(query, query_id=self.query_id, params=params)
 
 
-class Session(Client):  # type: ignore[misc] # clickhouse_driver has no types
+class DriverSession(Client):  # type: ignore[misc] # clickhouse_driver has no types
     """A client that adds a call's settings to every query, and that ends for good when the call's time is up."""
 
     call_settings: Mapping[str, Any]

@@ -13,7 +13,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from dags.common.clickhouse.cluster import ClickhouseCluster
-from dags.common.clickhouse.ddl import Form, Table
+from dags.common.clickhouse.ddl import SchemaForm, Table
 from dags.common.clickhouse.query import quoted
 
 if TYPE_CHECKING:
@@ -112,7 +112,7 @@ def drop_leftovers(cluster: ClickhouseCluster, is_over: Callable[[str], bool | N
 
 def _create_statement(table: Table, name: str, database: str) -> str:
     staged = replace(table, name=name, unreplicated_settings={}, comment=f"Staging of {table.name}.")
-    return staged.create_statement(Form(database), name)
+    return staged.create_statement(SchemaForm(database), name)
 
 
 def _run_id_of(part: str) -> str:

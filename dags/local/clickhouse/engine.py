@@ -99,10 +99,10 @@ class Engine:
         with self._control_lock, _engine_errors():
             return [line.split("\t") for line in str(self._control.query(sql, "TSVRaw")).splitlines()]
 
-    def session(self) -> "Session":
+    def session(self) -> "EngineSession":
         """A new session with settings, current database and temporary tables of its own."""
         with _engine_errors():
-            return Session(self, connect(self.address))
+            return EngineSession(self, connect(self.address))
 
     def kill(self, tag: str) -> None:
         """Stop the queries that run under `tag`; does nothing when none does."""
@@ -119,7 +119,7 @@ class Engine:
         self._control.close()
 
 
-class Session:
+class EngineSession:
     """One client's connection to the engine. Not for use by two threads at once."""
 
     def __init__(self, engine: Engine, connection: Connection) -> None:

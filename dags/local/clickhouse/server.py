@@ -18,7 +18,7 @@ from clickhouse_driver.varint import make_varint
 
 from dags.local.clickhouse import packets
 from dags.local.clickhouse.columns import UnsupportedTypeError, header_of, skip_columns, split_blocks, with_types
-from dags.local.clickhouse.engine import Engine, EngineError, Session, quoted_name
+from dags.local.clickhouse.engine import Engine, EngineError, EngineSession, quoted_name
 from dags.local.clickhouse.statements import Insert, Statement, analyse, parse_insert
 from dags.local.clickhouse.wire import ProtocolError, Reader, compressed_frames, frames_of
 from dags.local.ports import LOOPBACK
@@ -135,7 +135,7 @@ class Connection:
         self._progress: dict[str, int] = {}
         self._cancelled = threading.Event()
         self._watch_lock = threading.Lock()
-        self._session: Session
+        self._session: EngineSession
         self.running = False
 
     def serve(self) -> None:

@@ -6,9 +6,9 @@ from dags.alerts.decide import (
     LONGEST_BATCH,
     REMINDER,
     STORM_INCIDENTS,
-    Outcome,
-    Thread,
-    ThreadKind,
+    ExecutionOutcome,
+    Incident,
+    IncidentKind,
     batch_of,
     common_causes,
     is_due,
@@ -27,10 +27,10 @@ def at(minutes: float) -> dt.datetime:
     return START + dt.timedelta(minutes=minutes)
 
 
-def failure(minutes: float, name: str = "", *, muted: str | None = None, thread: str | None = None) -> Outcome:
+def failure(minutes: float, name: str = "", *, muted: str | None = None, thread: str | None = None) -> ExecutionOutcome:
     run_id = name or f"run_{minutes:g}"
     told = Failure(run_id, at(minutes), "web", "nightly_job", cause=Cause("ValueError", f"row {minutes:g}"))
-    return Outcome(
+    return ExecutionOutcome(
         run_id,
         run_id,
         "web/nightly_job/automated",
@@ -43,13 +43,15 @@ def failure(minutes: float, name: str = "", *, muted: str | None = None, thread:
     )
 
 
-def success(minutes: float) -> Outcome:
-    return Outcome(f"run_{minutes:g}", f"run_{minutes:g}", "web/nightly_job/automated", failed=False, at=at(minutes))
+def success(minutes: float) -> ExecutionOutcome:
+    return ExecutionOutcome(
+        f"run_{minutes:g}", f"run_{minutes:g}", "web/nightly_job/automated", failed=False, at=at(minutes)
+    )
 
 
-def thread(**changes: object) -> Thread:
+def thread(**changes: object) -> Incident:
     values = {"failures": 1, "last_failed_at": START, **changes}
-    return Thread("run_0/team-a", ThreadKind.RUN, "#a", "team-a", START, **values)  # type: ignore[arg-type]
+    return Incident("run_0/team-a", IncidentKind.RUN, "#a", "team-a", START, **values)  # type: ignore[arg-type]
 
 
 def test_a_streak_ends_with_a_success() -> None:
@@ -71,7 +73,7 @@ def test_the_failure_that_reaches_the_threshold_names_the_thread() -> None:
 
 
 def test_attempts_of_one_execution_count_once() -> None:
-    again = Outcome("other", "run_0", "web/nightly_job/automated", failed=True, at=at(1), owner="team-a")
+    again = ExecutionOutcome("other", "run_0", "web/nightly_job/automated", failed=True, at=at(1), owner="team-a")
     (streak,) = streaks([failure(0), again], 2)
     assert (streak.executions, streak.thread) == (1, None)
 
@@ -145,7 +147,7 @@ def test_a_detail_of_a_storm_is_a_reply_in_its_thread() -> None:
     after, (draft,) = speak(detail, [failure(0)], at(1))
     assert (draft.operation, draft.thread) == (Operation.REPLY, "storm/#a/run_0")
     _, (over,) = speak(
-        Thread(**{**vars(after), "closed_at": at(9), "finished": False}),
+        Incident(**{**vars(after), "closed_at": at(9), "finished": False}),
         [failure(0)],
         at(10),
     )
@@ -159,9 +161,9 @@ def test_a_storm_begins_after_twenty_and_goes_on_while_it_is_in_the_window() -> 
 
 
 def test_a_backfill_is_edited_at_most_once_a_minute() -> None:
-    told = Thread(
+    told = Incident(
         "backfill:b/team-a",
-        ThreadKind.BACKFILL,
+        IncidentKind.BACKFILL,
         "#a",
         "team-a",
         START,
@@ -183,7 +185,7 @@ def test_causes_that_differ_in_numbers_alone_are_one() -> None:
 
 
 def test_samples_are_the_newest_of_which_the_error_is_known() -> None:
-    unknown = Outcome(
+    unknown = ExecutionOutcome(
         "late",
         "late",
         "s",

@@ -19,9 +19,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from dags.alerts import incidents, ingest, outbox, speech, store, verdicts
-from dags.alerts.decide import Outcome, thread_key
+from dags.alerts.decide import ExecutionOutcome, thread_key
 from dags.alerts.records import Failure, Operation, Policy
-from dags.alerts.settle import Attempt, Settled
+from dags.alerts.settle import Attempt, ClassifiedAttempt
 
 START = dt.datetime(2026, 3, 1, tzinfo=dt.UTC)
 MINUTES = 400
@@ -46,11 +46,11 @@ class End:
     def at(self) -> dt.datetime:
         return START + dt.timedelta(minutes=self.minute)
 
-    def settled(self) -> Settled:
+    def settled(self) -> ClassifiedAttempt:
         """What reading the run would have said."""
         failure = Failure(self.run_id, self.at, "web", self.job)
         outcomes = [
-            Outcome(
+            ExecutionOutcome(
                 self.run_id,
                 self.run_id,
                 f"web/{self.job}/automated",
@@ -63,7 +63,7 @@ class End:
             for owner in (self.owners if self.failed else (None,))
         ]
         status = ingest.FAILED if self.failed else ingest.SUCCEEDED
-        return Settled(Attempt(self.run_id, "", status, 0, self.at, self.job, ingest.NEW), outcomes=outcomes)
+        return ClassifiedAttempt(Attempt(self.run_id, "", status, 0, self.at, self.job, ingest.NEW), outcomes=outcomes)
 
 
 @st.composite

@@ -9,9 +9,9 @@ import sqlalchemy as sa
 
 from dags.alerts import outbox
 from dags.alerts.deliver import Delivered, DeliveryError, Next, Pace, after_search, deliver
-from dags.alerts.outbox import State
+from dags.alerts.outbox import DeliveryState
 from dags.alerts.records import Cause, Draft, Failure, Notice, NoticeKind, Operation, Policy
-from dags.alerts.slack import Outcome, make_client
+from dags.alerts.slack import SlackOutcome, make_client
 from dags.alerts.store import reading, transaction
 from dags.tests.alerts.conftest import DEFAULT_CHANNEL, QUICK, Clock
 from dags.tests.alerts.fake_slack import TOKEN, FakeSlack, Kind
@@ -135,7 +135,7 @@ def test_a_waiting_edit_is_replaced_by_a_newer_one_of_its_thread(router: Router,
     [post] = slack.copies("post")
     assert "recovered" in post.text
     assert len(post.earlier_texts) == 1
-    assert router.state("second") == State.SUPERSEDED
+    assert router.state("second") == DeliveryState.SUPERSEDED
     assert router.put(edit("second", "post")) == 0
 
 
@@ -188,7 +188,7 @@ def test_a_channel_that_is_archived_later_sends_replies_to_the_default_channel(
     router.tick()
     [over] = slack.copies("over")
     assert (over.channel, over.thread_ts) == (DEFAULT_CHANNEL, None)
-    assert router.state("count") == State.DROPPED
+    assert router.state("count") == DeliveryState.DROPPED
 
 
 def test_a_reply_whose_thread_is_gone_goes_into_the_channel(router: Router, slack: FakeSlack) -> None:
@@ -199,7 +199,7 @@ def test_a_reply_whose_thread_is_gone_goes_into_the_channel(router: Router, slac
     assert router.tick().sent == 1
     [over] = slack.copies("over")
     assert (over.channel, over.thread_ts) == (A, None)
-    assert router.state("count") == State.DROPPED
+    assert router.state("count") == DeliveryState.DROPPED
 
 
 def test_a_refused_default_channel_keeps_the_messages_and_fails_loudly(router: Router, slack: FakeSlack) -> None:
@@ -238,7 +238,7 @@ def test_a_wrong_token_is_told_by_slack_itself(router: Router, slack: FakeSlack)
     router.client = make_client("xoxb-another", slack.base_url)
     router.put(draft("one"))
     assert "invalid_auth" in router.tick().problems[0]
-    assert router.state("one") == State.PENDING
+    assert router.state("one") == DeliveryState.PENDING
 
 
 def test_a_pause_that_slack_asks_for_is_kept_across_rounds_and_holds_for_that_channel_alone(
@@ -310,7 +310,7 @@ def test_a_message_is_found_behind_many_others(router: Router, slack: FakeSlack)
         arguments = {"channel": A, "text": f"chatter {number}"}
         slack.answer("chat.postMessage", arguments, TOKEN)
     router.tick()
-    assert router.state("one") == State.SENT
+    assert router.state("one") == DeliveryState.SENT
     assert len(slack.copies("one")) == 1
 
 
@@ -324,7 +324,7 @@ def test_an_unreadable_history_counts_as_not_found_and_there_is_never_a_third_co
     assert len(slack.copies("one")) == 2
     assert "Possibly repeated" not in slack.copies("one")[0].text
     assert "Possibly repeated" in slack.copies("one")[1].text
-    assert router.state("one") == State.UNCERTAIN
+    assert router.state("one") == DeliveryState.UNCERTAIN
     assert any("did not confirm message 'one'" in problem for report in reports for problem in report.problems)
     # What follows is told all the same, and not before it.
     assert len(slack.copies("over")) == 2
@@ -383,7 +383,7 @@ def test_an_edit_that_fails_is_done_again(router: Router, slack: FakeSlack) -> N
     slack.fail(Kind.DROP, stored=True, times=1)
     router.tick()
     router.tick(seconds_later=31)
-    assert router.state("count") == State.SENT
+    assert router.state("count") == DeliveryState.SENT
     [one] = slack.copies("one")
     assert "recovered" in one.text
     assert "repeated" not in one.text
@@ -462,7 +462,7 @@ def test_a_row_whose_holder_has_ended_is_looked_for_when_its_lease_is_over(
         row = outbox.next_row(connection, A, clock())
         assert row is not None
         lease_until = clock() + dt.timedelta(seconds=60)
-        outbox.change(connection, row, state=State.SENDING, lease_until=lease_until, first_called_at=clock())
+        outbox.change(connection, row, state=DeliveryState.SENDING, lease_until=lease_until, first_called_at=clock())
     assert router.tick(seconds_later=50).waiting == 1
     assert slack.calls == []
     assert router.tick(seconds_later=11).sent == 1
@@ -505,17 +505,17 @@ def test_the_secrets_of_the_settings_are_not_stored(router: Router) -> None:
 @pytest.mark.parametrize(
     ("outcome", "unsure_calls", "seconds", "expected"),
     [
-        (Outcome.SENT, 1, 1, Next.SENT),
-        (Outcome.SENT, 2, 1, Next.SENT),
-        (Outcome.ABSENT, 1, 1, Next.REPEAT),
-        (Outcome.UNREADABLE, 1, 1, Next.REPEAT),
-        (Outcome.AMBIGUOUS, 1, 1, Next.REPEAT),
-        (Outcome.NOT_SENT, 2, 900, Next.LOOK_AGAIN),
-        (Outcome.ABSENT, 2, 299, Next.LOOK_AGAIN),
-        (Outcome.ABSENT, 2, 300, Next.REPEAT),
-        (Outcome.AMBIGUOUS, 2, 900, Next.LOOK_AGAIN),
-        (Outcome.UNREADABLE, 2, 900, Next.GIVE_UP),
+        (SlackOutcome.SENT, 1, 1, Next.SENT),
+        (SlackOutcome.SENT, 2, 1, Next.SENT),
+        (SlackOutcome.ABSENT, 1, 1, Next.REPEAT),
+        (SlackOutcome.UNREADABLE, 1, 1, Next.REPEAT),
+        (SlackOutcome.AMBIGUOUS, 1, 1, Next.REPEAT),
+        (SlackOutcome.NOT_SENT, 2, 900, Next.LOOK_AGAIN),
+        (SlackOutcome.ABSENT, 2, 299, Next.LOOK_AGAIN),
+        (SlackOutcome.ABSENT, 2, 300, Next.REPEAT),
+        (SlackOutcome.AMBIGUOUS, 2, 900, Next.LOOK_AGAIN),
+        (SlackOutcome.UNREADABLE, 2, 900, Next.GIVE_UP),
     ],
 )
-def test_what_follows_a_search(outcome: Outcome, unsure_calls: int, seconds: float, expected: Next) -> None:
+def test_what_follows_a_search(outcome: SlackOutcome, unsure_calls: int, seconds: float, expected: Next) -> None:
     assert after_search(outcome, unsure_calls, seconds, 300) is expected

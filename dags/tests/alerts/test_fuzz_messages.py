@@ -10,7 +10,7 @@ import pytest
 
 from dags.alerts import message as messages
 from dags.alerts.records import Cause, Failure, Notice, NoticeKind, Policy
-from dags.alerts.slack import Outcome, make_client, post
+from dags.alerts.slack import SlackOutcome, make_client, post
 from dags.tests.alerts.fake_slack import (
     TOKEN,
     FakeSlack,
@@ -151,7 +151,7 @@ def send(slack: FakeSlack, seed: int) -> None:
     message = messages.compose(odd.notice, POLICY, odd.known)
     message = messages.with_line(messages.with_line(message, "↪️ Meant for `#x`."), "♻️ Possibly repeated.")
     answer = post(make_client(TOKEN, slack.base_url), CHANNEL, message.text, message.blocks, str(seed))
-    assert answer.outcome is Outcome.SENT, (seed, answer)
+    assert answer.outcome is SlackOutcome.SENT, (seed, answer)
     [stored] = slack.copies(str(seed))
     check_message({"text": message.text})
     check_message({"text": message.stub})

@@ -4,7 +4,7 @@ import pytest
 import sqlalchemy as sa
 
 from dags.alerts import incidents, mutes, store
-from dags.alerts.mutes import Kind, Mute, MuteError, Subject, matches, mute_of, parse_duration, parse_match
+from dags.alerts.mutes import Mute, MuteError, MuteKind, Subject, matches, mute_of, parse_duration, parse_match
 from dags.alerts.records import Finding
 from dags.tests.alerts.site import DEFAULT_CHANNEL, Site
 from dags.tests.alerts.world import ASSET_JOB, asset_job, op_job
@@ -69,7 +69,7 @@ def test_a_match_that_is_none_is_refused_with_those_that_are(text: str) -> None:
 
 def test_times_are_in_minutes_hours_and_days() -> None:
     assert [parse_duration(text) for text in ("30m", "4h", "14d")] == [HOUR / 2, 4 * HOUR, dt.timedelta(days=14)]
-    assert parse_match("asset:a:b") == (Kind.ASSET, "a:b")
+    assert parse_match("asset:a:b") == (MuteKind.ASSET, "a:b")
 
 
 @pytest.mark.parametrize("text", ["4", "4 h", "0h", "-1h", "1w", "1.5h", ""])

@@ -6,7 +6,7 @@ import pytest
 import sqlalchemy as sa
 
 from dags.alerts import outbox
-from dags.alerts.outbox import Channel, State
+from dags.alerts.outbox import Channel, DeliveryState
 from dags.alerts.records import Draft, Notice, NoticeKind, Operation, Policy
 from dags.alerts.store import reading, transaction
 from dags.tests.alerts.conftest import Clock
@@ -37,8 +37,8 @@ def test_a_row_is_there_when_its_decision_is_committed_and_not_otherwise(
     with transaction(store) as connection:
         assert outbox.enqueue(connection, [draft("one"), draft("two")], policy, clock()) == 2
     assert [(row["key"], row["state"], row["created_at"]) for row in rows(store)] == [
-        ("one", State.PENDING, clock()),
-        ("two", State.PENDING, clock()),
+        ("one", DeliveryState.PENDING, clock()),
+        ("two", DeliveryState.PENDING, clock()),
     ]
 
 
@@ -49,13 +49,13 @@ def test_what_is_next_goes_thread_by_thread_posts_first(store: sa.Engine, policy
         outbox.enqueue(connection, drafts, policy, clock())
         while (row := outbox.next_row(connection, A, clock())) is not None:
             order.append(row.key)
-            outbox.change(connection, row, state=State.SENT)
+            outbox.change(connection, row, state=DeliveryState.SENT)
     assert order == ["a", "b", "c", "a1", "a2"]
 
 
-@pytest.mark.parametrize("state", [State.SENDING, State.UNSURE])
+@pytest.mark.parametrize("state", [DeliveryState.SENDING, DeliveryState.UNSURE])
 def test_nothing_overtakes_a_post_whose_fate_is_unknown(
-    store: sa.Engine, policy: Policy, clock: Clock, state: State
+    store: sa.Engine, policy: Policy, clock: Clock, state: DeliveryState
 ) -> None:
     later = clock() + dt.timedelta(seconds=60)
     with transaction(store) as connection:
@@ -74,18 +74,18 @@ def test_only_a_pending_edit_is_superseded(store: sa.Engine, policy: Policy, clo
         outbox.enqueue(connection, [draft("a"), draft("a1", "a", Operation.EDIT)], policy, clock())
         post = outbox.next_row(connection, A, clock())
         assert post is not None
-        outbox.change(connection, post, state=State.SENT)
+        outbox.change(connection, post, state=DeliveryState.SENT)
         edit = outbox.next_row(connection, A, clock())
         assert edit is not None
-        outbox.change(connection, edit, state=State.SENDING, lease_until=clock())
+        outbox.change(connection, edit, state=DeliveryState.SENDING, lease_until=clock())
         outbox.enqueue(connection, [draft("a2", "a", Operation.EDIT), draft("b")], policy, clock())
         outbox.enqueue(connection, [draft("a3", "a", Operation.EDIT)], policy, clock())
     assert [(row["key"], row["state"]) for row in rows(store)] == [
-        ("a", State.SENT),
-        ("a1", State.SENDING),
-        ("a2", State.SUPERSEDED),
-        ("b", State.PENDING),
-        ("a3", State.PENDING),
+        ("a", DeliveryState.SENT),
+        ("a1", DeliveryState.SENDING),
+        ("a2", DeliveryState.SUPERSEDED),
+        ("b", DeliveryState.PENDING),
+        ("a3", DeliveryState.PENDING),
     ]
 
 

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from dags.alerts.slack import Answer, Outcome, classify, edit, find, make_client, post, probe, start
+from dags.alerts.slack import SlackAnswer, SlackOutcome, classify, edit, find, make_client, post, probe, start
 from dags.common.resources import make_slack
 from dags.common.settings import Settings
 from dags.tests.alerts.conftest import Clock
@@ -20,30 +20,30 @@ A = "#alerts-a"
 @pytest.mark.parametrize(
     ("code", "status", "outcome"),
     [
-        ("invalid_blocks", 200, Outcome.CONTENT_REFUSED),
-        ("invalid_blocks_format", 200, Outcome.CONTENT_REFUSED),
-        ("msg_too_long", 200, Outcome.CONTENT_REFUSED),
-        ("msg_blocks_too_long", 200, Outcome.CONTENT_REFUSED),
-        ("some_code_of_tomorrow", 200, Outcome.CONTENT_REFUSED),
-        ("channel_not_found", 200, Outcome.CHANNEL_REFUSED),
-        ("not_in_channel", 200, Outcome.CHANNEL_REFUSED),
-        ("is_archived", 200, Outcome.CHANNEL_REFUSED),
-        ("thread_not_found", 200, Outcome.THREAD_REFUSED),
-        ("message_not_found", 200, Outcome.THREAD_REFUSED),
-        ("invalid_auth", 200, Outcome.AUTH_REFUSED),
-        ("token_expired", 200, Outcome.AUTH_REFUSED),
-        ("missing_scope", 200, Outcome.AUTH_REFUSED),
-        ("ratelimited", 200, Outcome.RATE_LIMITED),
-        ("ratelimited", 429, Outcome.RATE_LIMITED),
-        ("", 429, Outcome.RATE_LIMITED),
-        ("internal_error", 200, Outcome.AMBIGUOUS),
-        ("fatal_error", 200, Outcome.AMBIGUOUS),
-        ("invalid_auth", 500, Outcome.AMBIGUOUS),
-        ("", 200, Outcome.AMBIGUOUS),
-        ("Received a response in a non-JSON format: <html>", 200, Outcome.AMBIGUOUS),
+        ("invalid_blocks", 200, SlackOutcome.CONTENT_REFUSED),
+        ("invalid_blocks_format", 200, SlackOutcome.CONTENT_REFUSED),
+        ("msg_too_long", 200, SlackOutcome.CONTENT_REFUSED),
+        ("msg_blocks_too_long", 200, SlackOutcome.CONTENT_REFUSED),
+        ("some_code_of_tomorrow", 200, SlackOutcome.CONTENT_REFUSED),
+        ("channel_not_found", 200, SlackOutcome.CHANNEL_REFUSED),
+        ("not_in_channel", 200, SlackOutcome.CHANNEL_REFUSED),
+        ("is_archived", 200, SlackOutcome.CHANNEL_REFUSED),
+        ("thread_not_found", 200, SlackOutcome.THREAD_REFUSED),
+        ("message_not_found", 200, SlackOutcome.THREAD_REFUSED),
+        ("invalid_auth", 200, SlackOutcome.AUTH_REFUSED),
+        ("token_expired", 200, SlackOutcome.AUTH_REFUSED),
+        ("missing_scope", 200, SlackOutcome.AUTH_REFUSED),
+        ("ratelimited", 200, SlackOutcome.RATE_LIMITED),
+        ("ratelimited", 429, SlackOutcome.RATE_LIMITED),
+        ("", 429, SlackOutcome.RATE_LIMITED),
+        ("internal_error", 200, SlackOutcome.AMBIGUOUS),
+        ("fatal_error", 200, SlackOutcome.AMBIGUOUS),
+        ("invalid_auth", 500, SlackOutcome.AMBIGUOUS),
+        ("", 200, SlackOutcome.AMBIGUOUS),
+        ("Received a response in a non-JSON format: <html>", 200, SlackOutcome.AMBIGUOUS),
     ],
 )
-def test_each_error_code_means_one_thing(code: str, status: int, outcome: Outcome) -> None:
+def test_each_error_code_means_one_thing(code: str, status: int, outcome: SlackOutcome) -> None:
     assert classify(code, status).outcome is outcome
 
 
@@ -54,7 +54,7 @@ def test_slack_says_how_long_to_wait(retry_after: str | None, seconds: float) ->
 
 def test_a_post_says_where_it_is(client: "WebClient", slack: FakeSlack) -> None:
     answer = post(client, A, "text", [], "key")
-    assert (answer.outcome, answer.channel_id) == (Outcome.SENT, slack.channels[A])
+    assert (answer.outcome, answer.channel_id) == (SlackOutcome.SENT, slack.channels[A])
     assert [(one.ts, one.key) for one in slack.messages] == [(answer.ts, "key")]
 
 
@@ -62,19 +62,21 @@ def test_a_call_is_made_once_whatever_comes_back(client: "WebClient", slack: Fak
     for kind in (Kind.DROP, Kind.STATUS, Kind.HTML, Kind.RATE_LIMIT):
         slack.calls.clear()
         slack.fail(kind, times=1, seconds=1)
-        assert post(client, A, "text", [], "key").outcome is not Outcome.SENT
+        assert post(client, A, "text", [], "key").outcome is not SlackOutcome.SENT
         assert len(slack.calls) == 1
 
 
 def test_the_length_of_a_pause_comes_from_the_answer(client: "WebClient", slack: FakeSlack) -> None:
     slack.fail(Kind.RATE_LIMIT, seconds=17)
-    assert post(client, A, "text", [], "key") == Answer(Outcome.RATE_LIMITED, "ratelimited", retry_after_seconds=17)
+    assert post(client, A, "text", [], "key") == SlackAnswer(
+        SlackOutcome.RATE_LIMITED, "ratelimited", retry_after_seconds=17
+    )
 
 
 def test_an_edit_replaces_text_and_blocks(client: "WebClient", slack: FakeSlack) -> None:
     section = {"type": "section", "text": {"type": "mrkdwn", "text": "one"}}
     sent = post(client, A, "one", [section], "key")
-    assert edit(client, sent.channel_id or "", sent.ts or "", "two", [], "key").outcome is Outcome.SENT
+    assert edit(client, sent.channel_id or "", sent.ts or "", "two", [], "key").outcome is SlackOutcome.SENT
     [message] = slack.messages
     assert (message.text, message.blocks, message.earlier_texts, message.key) == ("two", [], ["one"], "key")
 
@@ -86,21 +88,21 @@ def test_a_message_is_found_by_its_key_in_the_channel_and_in_the_thread(
     opener = post(client, A, "one", [], "opener")
     answer = post(client, A, "two", [], "reply", opener.ts)
     assert find(client, channel_id, "opener", clock()).ts == opener.ts
-    assert find(client, channel_id, "reply", clock()).outcome is Outcome.ABSENT
+    assert find(client, channel_id, "reply", clock()).outcome is SlackOutcome.ABSENT
     assert find(client, channel_id, "reply", clock(), opener.ts).ts == answer.ts
-    assert find(client, channel_id, "never", clock(), opener.ts).outcome is Outcome.ABSENT
+    assert find(client, channel_id, "never", clock(), opener.ts).outcome is SlackOutcome.ABSENT
     # What is older than the first attempt is not looked through.
-    assert find(client, channel_id, "opener", clock() + dt.timedelta(hours=1)).outcome is Outcome.ABSENT
+    assert find(client, channel_id, "opener", clock() + dt.timedelta(hours=1)).outcome is SlackOutcome.ABSENT
 
 
 def test_a_history_that_is_refused_is_unreadable_and_one_that_fails_is_not(
     client: "WebClient", slack: FakeSlack, clock: Clock
 ) -> None:
-    assert find(client, "C-unknown", "key", clock()).outcome is Outcome.UNREADABLE
+    assert find(client, "C-unknown", "key", clock()).outcome is SlackOutcome.UNREADABLE
     slack.fail(Kind.ERROR, code="missing_scope", times=1)
-    assert find(client, slack.channels[A], "key", clock()).outcome is Outcome.UNREADABLE
+    assert find(client, slack.channels[A], "key", clock()).outcome is SlackOutcome.UNREADABLE
     slack.fail(Kind.STATUS, status=500, times=1)
-    assert find(client, slack.channels[A], "key", clock()).outcome is Outcome.AMBIGUOUS
+    assert find(client, slack.channels[A], "key", clock()).outcome is SlackOutcome.AMBIGUOUS
     slack.fail(Kind.RATE_LIMIT, seconds=3, times=1)
     assert find(client, slack.channels[A], "key", clock()).retry_after_seconds == 3
 
@@ -108,19 +110,19 @@ def test_a_history_that_is_refused_is_unreadable_and_one_that_fails_is_not(
 def test_too_many_messages_to_look_through_prove_nothing(client: "WebClient", slack: FakeSlack, clock: Clock) -> None:
     for number in range(21):
         post(client, A, "text", [], f"key {number}")
-    assert find(client, slack.channels[A], "never", clock(), page_size=2).outcome is Outcome.AMBIGUOUS
-    assert find(client, slack.channels[A], "key 5", clock(), page_size=2).outcome is Outcome.SENT
+    assert find(client, slack.channels[A], "never", clock(), page_size=2).outcome is SlackOutcome.AMBIGUOUS
+    assert find(client, slack.channels[A], "key 5", clock(), page_size=2).outcome is SlackOutcome.SENT
 
 
 def test_a_probe_changes_nothing_and_knows_the_token(client: "WebClient", slack: FakeSlack) -> None:
-    assert probe(client).outcome is Outcome.SENT
-    assert probe(make_client("xoxb-another", slack.base_url)).outcome is Outcome.AUTH_REFUSED
+    assert probe(client).outcome is SlackOutcome.SENT
+    assert probe(make_client("xoxb-another", slack.base_url)).outcome is SlackOutcome.AUTH_REFUSED
     assert slack.messages == []
 
 
 def test_a_connection_that_was_never_made_has_sent_nothing() -> None:
     for address in ("http://127.0.0.1:9/", "http://no-such-host.invalid/"):
-        assert post(make_client(TOKEN, address), A, "text", [], "key").outcome is Outcome.NOT_SENT
+        assert post(make_client(TOKEN, address), A, "text", [], "key").outcome is SlackOutcome.NOT_SENT
 
 
 def test_the_token_is_in_no_answer_and_in_no_log(slack: FakeSlack, caplog: pytest.LogCaptureFixture) -> None:
@@ -136,20 +138,20 @@ def test_the_token_is_in_no_answer_and_in_no_log(slack: FakeSlack, caplog: pytes
 def test_outside_of_production_a_message_counts_as_sent_and_goes_nowhere(clock: Clock) -> None:
     client = make_slack(Settings())
     answer = post(client, A, "text", [], "key")
-    assert answer.outcome is Outcome.SENT
-    assert find(client, "C1", "key", clock()).outcome is Outcome.ABSENT
+    assert answer.outcome is SlackOutcome.SENT
+    assert find(client, "C1", "key", clock()).outcome is SlackOutcome.ABSENT
 
 
 def test_calls_that_nobody_answers_are_limited_in_number() -> None:
     unanswered = threading.BoundedSemaphore(2)
     release = threading.Event()
-    told: list[Answer] = []
+    told: list[SlackAnswer] = []
 
-    def hang() -> Answer:
+    def hang() -> SlackAnswer:
         release.wait(30)
-        return Answer(Outcome.SENT)
+        return SlackAnswer(SlackOutcome.SENT)
 
     for _ in range(3):
         start(hang, told.append, unanswered)
-    assert [answer.outcome for answer in told] == [Outcome.NOT_SENT]
+    assert [answer.outcome for answer in told] == [SlackOutcome.NOT_SENT]
     release.set()

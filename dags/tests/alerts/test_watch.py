@@ -27,7 +27,7 @@ from dagster._daemon.types import DaemonHeartbeat
 
 from dags.alerts import ingest, redact, store, watch
 from dags.alerts.records import Finding
-from dags.alerts.watch import Location, Look, Sighting, WebserverError, read_workspace
+from dags.alerts.watch import Location, Observation, WatchContext, WebserverError, read_workspace
 from dags.local import ports
 from dags.tests.alerts.site import POLICY, Site
 from dags.tests.alerts.world import op_job, origin, user_error
@@ -145,8 +145,8 @@ def test_a_schedule_that_is_not_in_the_code_any_more_is_left_alone_when_that_is_
     assert [[one.finding.owner for one in some] for some in found] == [["team-b"], ["team-a"], [], []]
 
 
-def look_with(site: Site, workspace: Mapping[str, Location]) -> Look:
-    return Look(site.world.instance, POLICY, site.world.now, str, workspace)
+def look_with(site: Site, workspace: Mapping[str, Location]) -> WatchContext:
+    return WatchContext(site.world.instance, POLICY, site.world.now, str, workspace)
 
 
 def beat(site: Site, name: str) -> None:
@@ -217,7 +217,7 @@ def test_runs_that_do_not_start_and_that_stay_queued_for_very_long_are_found(sit
     assert set(looked(site, rules=only("runs"))) == {"starting/web/a/team-a", "queued/web/b/team-a"}
 
 
-def boom(look: Look) -> Iterable[Sighting]:
+def boom(look: WatchContext) -> Iterable[Observation]:
     raise RuntimeError(f"no {SECRET} for {look.now}")
 
 
@@ -248,11 +248,11 @@ def test_a_memory_that_cannot_be_read_begins_anew(site: Site) -> None:
     assert set(looked(site, rules=only("ticks"))) == {"schedule/web/nightly"}
 
 
-Answer = Callable[[http.server.BaseHTTPRequestHandler], None]
+SlackAnswer = Callable[[http.server.BaseHTTPRequestHandler], None]
 
 
 @contextlib.contextmanager
-def webserver(answer: Answer) -> Iterator[str]:
+def webserver(answer: SlackAnswer) -> Iterator[str]:
     """A web server that answers as told; its address."""
 
     class Handler(http.server.BaseHTTPRequestHandler):
@@ -268,7 +268,7 @@ def webserver(answer: Answer) -> Iterator[str]:
         server.shutdown()
 
 
-def says(body: bytes, status: int = 200) -> Answer:
+def says(body: bytes, status: int = 200) -> SlackAnswer:
     def answer(request: http.server.BaseHTTPRequestHandler) -> None:
         request.send_response(status)
         request.send_header("Content-Length", str(len(body)))
@@ -299,7 +299,7 @@ def drips(request: http.server.BaseHTTPRequestHandler) -> None:
     ],
     ids=["a page", "a proxy's fault", "an error of GraphQL", "no workspace", "no locations"],
 )
-def test_an_answer_that_is_no_workspace_is_an_error(answer: Answer) -> None:
+def test_an_answer_that_is_no_workspace_is_an_error(answer: SlackAnswer) -> None:
     with webserver(answer) as url, pytest.raises(WebserverError):
         read_workspace(url)
 

@@ -7,7 +7,16 @@ import psycopg2.errors
 import pytest
 from click.testing import CliRunner, Result
 
-from dags.common.deletion_requests import Kind, State, UnknownRequestError, ask, mark_done, prepare, refuse, requests
+from dags.common.deletion_requests import (
+    RequestKind,
+    RequestState,
+    UnknownRequestError,
+    ask,
+    mark_done,
+    prepare,
+    refuse,
+    requests,
+)
 from dags.common.resources import Postgres
 from dags.common.settings import describe_variables, get_settings
 from dags.deletes.__main__ import main
@@ -56,10 +65,10 @@ def test_requests_of_every_kind_can_be_made(postgres: Postgres, tmp_path: Path) 
     path.write_text(f"{person(1)}\n\n{person(2)}\n")
     assert command("request", "uuid", "--team", "2", "--by", "alice", "--file", str(path)).exit_code == 0
     assert [(one.kind, one.key) for one in requests(postgres)] == [
-        (Kind.TEAM, ""),
-        (Kind.EVENT, "signed up"),
-        (Kind.UUID, str(person(1))),
-        (Kind.UUID, str(person(2))),
+        (RequestKind.TEAM, ""),
+        (RequestKind.EVENT, "signed up"),
+        (RequestKind.UUID, str(person(1))),
+        (RequestKind.UUID, str(person(2))),
     ]
 
 
@@ -75,10 +84,10 @@ def test_a_line_that_is_no_uuid_is_named_and_nothing_is_asked(postgres: Postgres
 
 def test_a_refused_request_is_told_why_and_cannot_be_refused_or_done_again(postgres: Postgres) -> None:
     prepare(postgres)
-    (id_,) = ask(postgres, Kind.TEAM, 1, [""], requested_by="a test")
+    (id_,) = ask(postgres, RequestKind.TEAM, 1, [""], requested_by="a test")
     assert command("refuse", str(id_), "--why", "they have changed their mind").exit_code == 0
     (one,) = requests(postgres)
-    assert (one.state, one.note) == (State.REFUSED, "they have changed their mind")
+    assert (one.state, one.note) == (RequestState.REFUSED, "they have changed their mind")
     assert command("refuse", str(id_), "--why", "again").exit_code != 0
     with pytest.raises(UnknownRequestError):
         mark_done(postgres, {id_: {}})
@@ -111,7 +120,7 @@ def test_postgres_refuses_a_key_that_does_not_fit_the_kind(postgres: Postgres, k
 
 def test_the_tables_can_be_prepared_again_and_again(postgres: Postgres) -> None:
     assert prepare(postgres) == prepare(postgres) == 1
-    (id_,) = ask(postgres, Kind.TEAM, 1, [""], requested_by="a test")
+    (id_,) = ask(postgres, RequestKind.TEAM, 1, [""], requested_by="a test")
     prepare(postgres)
     mark_done(postgres, {id_: {"run_id": "a run"}})
     (one,) = requests(postgres, ids=[id_])

@@ -13,7 +13,7 @@ import pytest
 from dags.common.clickhouse.cluster import Access, ClickhouseCluster
 from dags.common.clickhouse.query import Query
 from dags.common.clickhouse.schema import apply_schema
-from dags.common.deletion_requests import Kind, State, ask, prepare, remembered_days, requests
+from dags.common.deletion_requests import RequestKind, RequestState, ask, prepare, remembered_days, requests
 from dags.person_overrides.jobs import squash_person_overrides
 from dags.tests.local.clickhouse.nodes import RunningNode, running_node
 from dags.tests.rewriting import Event, Override, World, at, hosts_of, person, postgres_of
@@ -152,7 +152,7 @@ def assert_deleted(world: World, events: tuple[Event, ...]) -> None:
     kept = world.persons()
     assert {event.uuid for event in events if event.uuid not in kept} == gone
     for request in requests(world.postgres):
-        assert request.state is State.DONE
+        assert request.state is RequestState.DONE
         assert request.evidence is not None
         assert request.evidence["rows_after"]["events"] == 0
     assert remembered_days(world.postgres) == []
@@ -166,7 +166,7 @@ def prepare_deletes(world: World, round_: int) -> tuple[Event, ...]:
     days = [at(24 * day).date() for day in range(4)]
     pre_aggregate(world.cluster, DAILY, days, run_id="before")
     for number in (1, 3):
-        ask(world.postgres, Kind.PERSON, 1, [str(person(number))], requested_by="a test", requested_at=at(1))
+        ask(world.postgres, RequestKind.PERSON, 1, [str(person(number))], requested_by="a test", requested_at=at(1))
     return events
 
 

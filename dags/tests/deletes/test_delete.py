@@ -4,7 +4,7 @@ import pytest
 
 from dags.common.clickhouse.cluster import Access, ClickhouseCluster, ClusterError, Host
 from dags.common.clickhouse.query import Insert
-from dags.common.deletion_requests import Kind, State, ask, remembered_days, requests
+from dags.common.deletion_requests import RequestKind, RequestState, ask, remembered_days, requests
 from dags.deletes.delete import MOST_DAY_RANGES, day_ranges
 from dags.local import ports
 from dags.tests.rewriting import Event, Override, World, at, person
@@ -17,11 +17,11 @@ def test_the_events_of_a_person_until_the_request_are_deleted_and_later_ones_are
     gone, later, other = Event(person(1)), Event(person(1), timestamp=at(2)), Event(person(2))
     other_team = Event(person(1), team_id=2)
     world.add([gone, later, other, other_team])
-    ask(world.postgres, Kind.PERSON, 1, [str(person(1))], requested_by="a test", requested_at=at(1))
+    ask(world.postgres, RequestKind.PERSON, 1, [str(person(1))], requested_by="a test", requested_at=at(1))
     deleted = world.delete()
     assert set(world.persons()) == {later.uuid, other.uuid, other_team.uuid}
     (request,) = requests(world.postgres)
-    assert request.state is State.DONE
+    assert request.state is RequestState.DONE
     assert request.finished_at is not None
     assert request.evidence is not None
     assert request.evidence["rows_before"] == {"events": 1, "person_distinct_id_overrides": 0}
@@ -34,7 +34,7 @@ def test_the_events_of_a_person_until_the_request_are_deleted_and_later_ones_are
 
 
 def test_an_event_that_comes_late_and_before_the_run_is_covered(world: World) -> None:
-    ask(world.postgres, Kind.PERSON, 1, [str(person(1))], requested_by="a test", requested_at=at(1))
+    ask(world.postgres, RequestKind.PERSON, 1, [str(person(1))], requested_by="a test", requested_at=at(1))
     world.add([Event(person(1))])
     world.delete()
     assert world.persons() == {}
@@ -42,7 +42,7 @@ def test_an_event_that_comes_late_and_before_the_run_is_covered(world: World) ->
 
 def test_an_event_that_comes_in_while_the_run_deletes_is_covered_with_its_day(world: World) -> None:
     world.add([Event(person(1))])
-    ask(world.postgres, Kind.PERSON, 1, [str(person(1))], requested_by="a test", requested_at=at(1))
+    ask(world.postgres, RequestKind.PERSON, 1, [str(person(1))], requested_by="a test", requested_at=at(1))
     days: list[list[dt.date]] = []
 
     def come_late(step: str) -> None:
@@ -66,7 +66,7 @@ def test_a_team_goes_with_its_overrides_and_the_lines_that_were_no_events(world:
         [(team, "object", 1, "no event", "a line", 1, "a run", at(0)) for team in (1, 2)],
     )
     world.cluster.only(world.cluster.hosts[0]).any_host(rejected).result()
-    ask(world.postgres, Kind.TEAM, 1, [""], requested_by="a test", requested_at=at(1))
+    ask(world.postgres, RequestKind.TEAM, 1, [""], requested_by="a test", requested_at=at(1))
     world.delete()
     assert set(world.persons()) == {kept.uuid}
     assert world.overrides() == {(2, "visitor", 1, 0)}
@@ -78,8 +78,8 @@ def test_single_events_and_events_of_a_name_go_and_their_neighbours_stay(world: 
     named, kept = Event(person(1), event="it's"), Event(person(1))
     world.add([single, future, named, kept])
     keys = [str(single.uuid), str(future.uuid)]
-    ask(world.postgres, Kind.UUID, 1, keys, requested_by="a test", requested_at=at(1))
-    ask(world.postgres, Kind.EVENT, 1, ["it's"], requested_by="a test", requested_at=at(1))
+    ask(world.postgres, RequestKind.UUID, 1, keys, requested_by="a test", requested_at=at(1))
+    ask(world.postgres, RequestKind.EVENT, 1, ["it's"], requested_by="a test", requested_at=at(1))
     world.delete()
     assert set(world.persons()) == {kept.uuid}
 
@@ -90,23 +90,23 @@ def test_a_request_waits_while_an_override_of_the_person_is_pending_and_says_so(
     world.override([Override(person(2), "a", _timestamp=at(0)), Override(person(4), "c", _timestamp=at(0))])
     # Person 2 owns the event of person 1 by now; what says person 3 is of person 4.
     wanted = [str(person(2)), str(person(3))]
-    ask(world.postgres, Kind.PERSON, 1, wanted, requested_by="a test", requested_at=at(1))
+    ask(world.postgres, RequestKind.PERSON, 1, wanted, requested_by="a test", requested_at=at(1))
     world.delete()
     assert set(world.persons()) == {merged_into.uuid, merged_away.uuid}
     for request in requests(world.postgres):
-        assert request.state is State.PENDING
+        assert request.state is RequestState.PENDING
         assert "Waits for squash_person_overrides" in request.note
     world.squash()
     world.delete()
     assert set(world.persons()) == {merged_away.uuid}
-    assert {(request.state, request.note) for request in requests(world.postgres)} == {(State.DONE, "")}
+    assert {(request.state, request.note) for request in requests(world.postgres)} == {(RequestState.DONE, "")}
 
 
 def test_a_request_does_not_wait_for_an_override_that_was_written_after_it(world: World) -> None:
     event = Event(person(1))
     world.add([event])
     world.override([Override(person(2), _timestamp=at(2))])
-    ask(world.postgres, Kind.PERSON, 1, [str(person(1))], requested_by="a test", requested_at=at(1))
+    ask(world.postgres, RequestKind.PERSON, 1, [str(person(1))], requested_by="a test", requested_at=at(1))
     world.delete()
     assert world.persons() == {}
 
@@ -114,7 +114,7 @@ def test_a_request_does_not_wait_for_an_override_that_was_written_after_it(world
 def test_a_request_of_the_future_is_not_done_before_its_time(world: World) -> None:
     world.add([Event(person(1))])
     later = dt.datetime.now(dt.UTC) + dt.timedelta(hours=1)
-    ask(world.postgres, Kind.TEAM, 1, [""], requested_by="a test", requested_at=later)
+    ask(world.postgres, RequestKind.TEAM, 1, [""], requested_by="a test", requested_at=later)
     assert world.delete().done == ()
     assert len(world.persons()) == 1
 
@@ -122,22 +122,22 @@ def test_a_request_of_the_future_is_not_done_before_its_time(world: World) -> No
 def test_a_dry_run_counts_and_changes_nothing(world: World) -> None:
     event = Event(person(1))
     world.add([event])
-    (id_,) = ask(world.postgres, Kind.PERSON, 1, [str(person(1))], requested_by="a test", requested_at=at(1))
+    (id_,) = ask(world.postgres, RequestKind.PERSON, 1, [str(person(1))], requested_by="a test", requested_at=at(1))
     deleted = world.delete(dry_run=True)
     assert deleted.rows_by_request == {id_: {"events": 1, "person_distinct_id_overrides": 0}}
     assert set(world.persons()) == {event.uuid}
-    assert requests(world.postgres)[0].state is State.PENDING
+    assert requests(world.postgres)[0].state is RequestState.PENDING
     assert remembered_days(world.postgres) == []
     assert world.run_tables() == []
 
 
 def test_with_a_host_that_does_not_answer_the_request_stays_pending(world: World) -> None:
     world.add([Event(person(1))])
-    ask(world.postgres, Kind.PERSON, 1, [str(person(1))], requested_by="a test", requested_at=at(1))
+    ask(world.postgres, RequestKind.PERSON, 1, [str(person(1))], requested_by="a test", requested_at=at(1))
     hosts = [*world.cluster.hosts, Host(ports.LOOPBACK, ports.free_port(), 3)]
     with ClickhouseCluster(hosts, Access(database=world.cluster.database)) as cluster, pytest.raises(ClusterError):
         World(cluster, world.postgres).delete()
-    assert requests(world.postgres)[0].state is State.PENDING
+    assert requests(world.postgres)[0].state is RequestState.PENDING
 
 
 def test_the_days_of_the_web_tables_are_computed_again(world: World) -> None:
@@ -151,7 +151,7 @@ def test_the_days_of_the_web_tables_are_computed_again(world: World) -> None:
         ]
     )
     pre_aggregate(world.cluster, DAILY, days, run_id="before")
-    ask(world.postgres, Kind.PERSON, 1, [str(person(1))], requested_by="a test", requested_at=at(24))
+    ask(world.postgres, RequestKind.PERSON, 1, [str(person(1))], requested_by="a test", requested_at=at(24))
     deleted = world.delete()
     assert len(world.persons()) == 2
     assert deleted.days_computed_again == tuple(days[:2])

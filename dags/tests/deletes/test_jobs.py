@@ -3,7 +3,7 @@ from typing import Any
 
 import dagster as dg
 
-from dags.common.deletion_requests import Kind, State, ask, requests
+from dags.common.deletion_requests import RequestKind, RequestState, ask, requests
 from dags.deletes.jobs import deletes_job, deletes_schedule, start_deletes_after_squash
 from dags.person_overrides.jobs import squash_person_overrides
 from dags.tests.rewriting import Event, World, at, person
@@ -24,7 +24,7 @@ def run(world: World, config: dict[str, Any] | None = None) -> dict[str, Any]:
 
 def test_a_run_by_hand_is_a_dry_run_that_shows_what_it_would_delete(world: World) -> None:
     world.add([Event(person(1))])
-    (id_,) = ask(world.postgres, Kind.TEAM, 1, [""], requested_by="a test", requested_at=at(1))
+    (id_,) = ask(world.postgres, RequestKind.TEAM, 1, [""], requested_by="a test", requested_at=at(1))
     metadata = run(world)
     assert metadata["dry_run"] is True
     assert metadata["requests_that_would_be_done"] == 1
@@ -35,7 +35,7 @@ def test_a_run_by_hand_is_a_dry_run_that_shows_what_it_would_delete(world: World
 
 def test_the_schedule_asks_for_deletes_that_are_no_dry_run(world: World) -> None:
     world.add([Event(person(1))])
-    ask(world.postgres, Kind.TEAM, 1, [""], requested_by="a test", requested_at=at(1))
+    ask(world.postgres, RequestKind.TEAM, 1, [""], requested_by="a test", requested_at=at(1))
     with (
         dg.instance_for_test() as instance,
         dg.build_schedule_context(instance=instance, scheduled_execution_time=NOW) as context,
@@ -44,7 +44,7 @@ def test_the_schedule_asks_for_deletes_that_are_no_dry_run(world: World) -> None
     metadata = run(world, dict(request.run_config))
     assert metadata["requests_done"] == 1
     assert metadata["events_rows_deleted"] == 1
-    assert requests(world.postgres)[0].state is State.DONE
+    assert requests(world.postgres)[0].state is RequestState.DONE
     assert world.persons() == {}
 
 

@@ -1,6 +1,6 @@
 from dags.common.clickhouse.ddl import Table
 from dags.common.clickhouse.tables import SCHEMA
-from dags.common.deletion_requests import Kind
+from dags.common.deletion_requests import RequestKind
 from dags.deletes.registry import DERIVED, EVENTS_TARGET, EXEMPT, KEYS, TARGETS
 
 
@@ -14,7 +14,7 @@ def test_every_table_of_the_schema_is_reached_or_computed_from_one_that_is_or_ex
 
 
 def test_events_are_reached_by_every_kind_of_request() -> None:
-    assert set(EVENTS_TARGET.columns) == set(Kind) == set(KEYS)
+    assert set(EVENTS_TARGET.columns) == set(RequestKind) == set(KEYS)
 
 
 def test_a_key_is_compared_with_as_many_columns_as_it_has() -> None:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from pydantic import SecretStr
 
 from dags.common.clickhouse.cluster import ClickhouseCluster
-from dags.common.clickhouse.ddl import Form
+from dags.common.clickhouse.ddl import SchemaForm
 from dags.common.clickhouse.object_storage import ObjectStorage
 from dags.common.clickhouse.query import Query, Rows
 from dags.common.locks import exclusive
@@ -88,7 +88,7 @@ class World:
             "visitor_hash_key": VISITOR_HASH_KEY,
             "versions_now": functools.partial(current_versions, self.s3, self.storage.bucket),
             "run_id": run_id,
-            "form": Form(self.cluster.database),
+            "form": SchemaForm(self.cluster.database),
         }
         return Loader(**{**given, **changes})
 

@@ -96,7 +96,7 @@ def test_the_state_is_read_back_as_written(tmp_path: Path) -> None:
     process = directory.Process.of(os.getpid())
     assert process is not None
     service = directory.RunningService("s3", "s3", 1, "/d/s3", process)
-    state = directory.State(process, "ready", (service,), {"DEBUG": "1"})
+    state = directory.DirectoryState(process, "ready", (service,), {"DEBUG": "1"})
     directory.write_state(tmp_path, state)
     assert directory.read_state(tmp_path) == state
     directory.remove_state(tmp_path)

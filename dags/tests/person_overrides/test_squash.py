@@ -3,7 +3,7 @@ import pytest
 from dags.common.clickhouse.cluster import Access, ClickhouseCluster, ClusterError, Host
 from dags.common.clickhouse.query import Query
 from dags.common.clickhouse.rewrites import PREFIX
-from dags.common.deletion_requests import Kind, ask
+from dags.common.deletion_requests import RequestKind, ask
 from dags.local import ports
 from dags.tests.rewriting import Event, Override, World, at, person
 
@@ -93,7 +93,7 @@ def test_an_override_that_is_younger_than_a_request_for_a_person_of_its_team_wai
     held, other_team = Event(person(1), "a"), Event(person(1), "a", team_id=2)
     world.add([held, other_team])
     world.override([Override(person(5), "a", _timestamp=at(3)), Override(person(5), "a", 2, _timestamp=at(3))])
-    ask(world.postgres, Kind.PERSON, 1, [str(person(1))], requested_by="a test", requested_at=at(2))
+    ask(world.postgres, RequestKind.PERSON, 1, [str(person(1))], requested_by="a test", requested_at=at(2))
     squashed = world.squash()
     assert world.persons() == {held.uuid: person(1), other_team.uuid: person(5)}
     assert squashed.held_teams == (1,)

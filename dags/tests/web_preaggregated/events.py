@@ -8,7 +8,7 @@ from uuid import UUID, uuid4
 
 from dags.common.clickhouse.cluster import ClickhouseCluster
 from dags.common.clickhouse.query import Insert, Query, Rows
-from dags.web_preaggregated.aggregate import Outcome, pre_aggregate
+from dags.web_preaggregated.aggregate import AggregationOutcome, pre_aggregate
 from dags.web_preaggregated.statements import DAILY, EVENTS_OF_A_PASS, Grain
 
 DAY = dt.date(2026, 3, 11)
@@ -216,7 +216,7 @@ class Web:
         grain: Grain = DAILY,
         team_ids: Sequence[int] | None = None,
         events_of_a_pass: int = EVENTS_OF_A_PASS,
-    ) -> Outcome:
+    ) -> AggregationOutcome:
         """Pre-aggregate these days; none means `DAY`."""
         return pre_aggregate(
             self.cluster,

@@ -15,11 +15,11 @@ import pytest
 
 from dags.common.clickhouse.cluster import Access, ClickhouseCluster, ClusterError, Host, UnknownShardError
 from dags.common.clickhouse.mutation_progress import (
-    Answer,
     Enqueued,
     MutationFailingError,
     MutationKilledError,
     MutationNotFoundError,
+    MutationState,
     MutationTimeoutError,
     Progress,
     _gone,
@@ -350,8 +350,8 @@ def test_progress_is_told_from_parts_to_do_to_done(cluster: ClickhouseCluster, s
     done = wait(cluster, enqueued, deadline_seconds=WAIT_SECONDS, on_progress=on_progress)
     assert done.unreachable == ()
     assert {one.host for one in told[0]} == set(cluster.hosts)
-    assert {(one.answer, one.parts_to_do) for one in told[0]} == {(Answer.RUNNING, 2)}
-    assert {(one.answer, one.parts_to_do) for one in told[-1]} == {(Answer.DONE, 0)}
+    assert {(one.answer, one.parts_to_do) for one in told[0]} == {(MutationState.RUNNING, 2)}
+    assert {(one.answer, one.parts_to_do) for one in told[-1]} == {(MutationState.DONE, 0)}
     assert all(before != after for before, after in itertools.pairwise(told))
 
 
@@ -390,7 +390,10 @@ def test_a_mutation_that_somebody_kills_is_an_error_at_once(cluster: ClickhouseC
         )
     killer.join(WAIT_SECONDS)
     assert f"- {cluster.hosts[2]}: {enqueued.ids[str(cluster.hosts[2])]} of t is killed" in str(caught.value)
-    assert {one.host.shard: one.answer for one in caught.value.states} == {1: Answer.RUNNING, 2: Answer.KILLED}
+    assert {one.host.shard: one.answer for one in caught.value.states} == {
+        1: MutationState.RUNNING,
+        2: MutationState.KILLED,
+    }
 
 
 def test_a_mutation_that_fails_is_an_error_with_the_servers_reason_and_once_killed_bars_no_other(
@@ -423,10 +426,16 @@ def test_a_mutation_of_a_table_that_was_made_anew_is_not_found(cluster: Clickhou
 
 
 def test_one_that_is_gone_was_killed_unless_the_server_may_have_forgotten_it() -> None:
-    assert _gone("mutation_5.txt", [], 100)[0] is Answer.KILLED
-    assert _gone("mutation_5.txt", [f"mutation_{number}.txt" for number in range(6, 106)], 100)[0] is Answer.NOT_FOUND
-    assert _gone("mutation_50.txt", [f"mutation_{number}.txt" for number in range(49, 149)], 100)[0] is Answer.KILLED
-    assert _gone("0000000005", [f"{number:010}" for number in range(6, 106)], 100)[0] is Answer.NOT_FOUND
+    assert _gone("mutation_5.txt", [], 100)[0] is MutationState.KILLED
+    assert (
+        _gone("mutation_5.txt", [f"mutation_{number}.txt" for number in range(6, 106)], 100)[0]
+        is MutationState.NOT_FOUND
+    )
+    assert (
+        _gone("mutation_50.txt", [f"mutation_{number}.txt" for number in range(49, 149)], 100)[0]
+        is MutationState.KILLED
+    )
+    assert _gone("0000000005", [f"{number:010}" for number in range(6, 106)], 100)[0] is MutationState.NOT_FOUND
 
 
 def test_a_failure_that_passes_by_itself_is_told_by_the_table_of_retries() -> None:
@@ -478,7 +487,7 @@ def test_a_mutation_goes_on_after_its_node_was_killed_and_the_wait_finds_it_done
             cluster.any_host(Insert("t", ["k", "v", "big", "month"], ROWS)).result()
             floor = floor_time(cluster)
             enqueued = enqueue(cluster, {1: SET_Y}, not_before=floor)
-            answers: list[Answer] = []
+            answers: list[MutationState] = []
             ended: list[object] = []
 
             def waiting() -> None:
@@ -493,9 +502,9 @@ def test_a_mutation_goes_on_after_its_node_was_killed_and_the_wait_finds_it_done
 
             thread = threading.Thread(target=waiting)
             thread.start()
-            until(lambda: Answer.RUNNING in answers)
+            until(lambda: MutationState.RUNNING in answers)
             node.kill()
-            until(lambda: Answer.UNREACHABLE in answers)
+            until(lambda: MutationState.UNREACHABLE in answers)
             # What was stopped begins again with the server.
             with running_node(tmp_path / "node", port=node.port):
                 thread.join(WAIT_SECONDS)

@@ -12,7 +12,7 @@ from click.testing import CliRunner
 from clickhouse_driver import Client
 
 from dags.common.clickhouse.cluster import Access, ClickhouseCluster, ClusterError, Host, connect
-from dags.common.clickhouse.ddl import Column, Dictionary, Form, Placement, Table, literal
+from dags.common.clickhouse.ddl import Column, Dictionary, Placement, SchemaForm, Table, literal
 from dags.common.clickhouse.query import Insert, Query
 from dags.common.clickhouse.schema import (
     COLUMNS_STATEMENT,
@@ -284,8 +284,8 @@ def test_the_clustered_schema_needs_a_name(cluster: ClickhouseCluster) -> None:
         apply_schema(cluster, clustered=True)
 
 
-@pytest.mark.parametrize("form", [Form("analytics"), Form("analytics", "prod-1")])
-def test_every_statement_is_valid_to_the_engine(clickhouse_port: int, form: Form) -> None:
+@pytest.mark.parametrize("form", [SchemaForm("analytics"), SchemaForm("analytics", "prod-1")])
+def test_every_statement_is_valid_to_the_engine(clickhouse_port: int, form: SchemaForm) -> None:
     targets = (*SCHEMA, VISITS)
     statements = [statement for target in targets for statement in target.statements(form)]
     sharded = [target for target in targets if isinstance(target, Table) and target.placement is Placement.SHARDED]
@@ -296,7 +296,7 @@ def test_every_statement_is_valid_to_the_engine(clickhouse_port: int, form: Form
 
 
 def test_a_sharded_table_is_replicated_in_its_shard_and_seen_whole_through_a_distributed_one() -> None:
-    form = Form("analytics", "prod-1")
+    form = SchemaForm("analytics", "prod-1")
     stored, whole = VISITS.statements(form)
     assert stored.startswith("CREATE TABLE IF NOT EXISTS `analytics`.`sharded_visits` ON CLUSTER 'prod-1'\n")
     path = "/clickhouse/tables/{shard}/analytics.sharded_visits"
@@ -307,14 +307,14 @@ def test_a_sharded_table_is_replicated_in_its_shard_and_seen_whole_through_a_dis
 
 
 def test_a_table_on_every_node_is_one_group_of_replicas() -> None:
-    (statement,) = EXCHANGE_RATE.statements(Form("analytics", "prod-1"))
+    (statement,) = EXCHANGE_RATE.statements(SchemaForm("analytics", "prod-1"))
     path = "/clickhouse/tables/every_node/analytics.exchange_rate"
     assert f"ENGINE = ReplicatedReplacingMergeTree('{path}', '{{shard}}-{{replica}}', version)" in statement
     assert "non_replicated" not in statement
 
 
 def test_the_distributed_part_is_a_table_to_the_engine(two_shards: ClickhouseCluster) -> None:
-    _, whole = VISITS.statements(Form(two_shards.database, "local"))
+    _, whole = VISITS.statements(SchemaForm(two_shards.database, "local"))
     two_shards.map_all_hosts(Query(whole.replace(" ON CLUSTER 'local'", ""))).result()
     engine = Query(
         "SELECT engine_full FROM system.tables WHERE name = 'visits' AND database = %(database)s",
@@ -352,7 +352,7 @@ def clustered_server(stored_engine: str, whole_engine: str, columns: dict[str, s
     return ClusteredServer({"sharded_visits": (stored_engine, columns), "visits": (whole_engine, columns)})
 
 
-CLUSTERED = Form("analytics", "prod-1")
+CLUSTERED = SchemaForm("analytics", "prod-1")
 STORED_ENGINE = (
     f"{VISITS.engine_in(CLUSTERED)} PARTITION BY toYYYYMM(day) ORDER BY (team_id, day) "
     "TTL day + toIntervalYear(10) SETTINGS index_granularity = 4096"

@@ -17,7 +17,7 @@ from dags.local.clickhouse.columns import (
     split_blocks,
 )
 from dags.local.clickhouse.configuration import write_configuration
-from dags.local.clickhouse.engine import Engine, Session
+from dags.local.clickhouse.engine import Engine, EngineSession
 from dags.local.clickhouse.wire import ProtocolError, Reader
 from dags.tests.local.clickhouse.test_wire import chunks
 
@@ -58,7 +58,7 @@ EXPRESSIONS = [
 
 
 @pytest.fixture(scope="module")
-def session(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Session]:
+def session(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EngineSession]:
     path: Path = tmp_path_factory.mktemp("engine")
     engine = Engine(path / "data", write_configuration(path, [], 1))
     session = engine.session()
@@ -67,13 +67,13 @@ def session(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Session]:
     engine.close()
 
 
-def native(session: Session, sql: str) -> bytes:
+def native(session: EngineSession, sql: str) -> bytes:
     return session.execute(sql)[0]
 
 
 @pytest.mark.parametrize("expression", EXPRESSIONS)
 @pytest.mark.parametrize("rows", [0, 1, 300])
-def test_the_end_of_a_column_is_found(session: Session, expression: str, rows: int) -> None:
+def test_the_end_of_a_column_is_found(session: EngineSession, expression: str, rows: int) -> None:
     body = native(session, f"SELECT {expression} AS value, 'after' AS last FROM numbers({rows})")  # noqa: S608 - the test made the names
     for size in (7, 1 << 16):
         reader = Reader(chunks(body + b"rest", size))
@@ -84,7 +84,7 @@ def test_the_end_of_a_column_is_found(session: Session, expression: str, rows: i
             assert reader.read(4) == b"rest"
 
 
-def test_blocks_are_split_and_headers_read(session: Session) -> None:
+def test_blocks_are_split_and_headers_read(session: EngineSession) -> None:
     body = native(session, "SELECT number, toString(number) AS text FROM numbers(100) SETTINGS max_block_size = 30")
     blocks = split_blocks(body)
     assert b"".join(blocks) == body
@@ -92,7 +92,7 @@ def test_blocks_are_split_and_headers_read(session: Session) -> None:
     assert header_of(blocks[0]) == [("number", "UInt64"), ("text", "String")]
 
 
-def test_the_header_is_known_when_only_the_last_column_hides_its_end(session: Session) -> None:
+def test_the_header_is_known_when_only_the_last_column_hides_its_end(session: EngineSession) -> None:
     body = native(session, "SELECT 1 AS one, sumState(number) AS state FROM numbers(3)")
     assert header_of(body) == [("one", "UInt8"), ("state", "AggregateFunction(sum, UInt64)")]
 
