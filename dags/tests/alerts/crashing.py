@@ -25,7 +25,7 @@ from dags.alerts.records import Policy
 from dags.tests.alerts.fake_slack import TOKEN
 
 CRASHED = 9
-ROOT = Path(__file__).parents[4]
+ROOT = Path(__file__).parents[3]
 
 
 @dataclass(eq=False)

@@ -23,7 +23,7 @@ from dags.tests.alerts.world import op_job, user_error
 if TYPE_CHECKING:
     from slack_sdk import WebClient
 
-ROOT = Path(__file__).resolve().parents[4]
+ROOT = Path(__file__).resolve().parents[3]
 clients: "list[WebClient]" = []
 
 

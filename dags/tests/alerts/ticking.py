@@ -26,7 +26,7 @@ from dags.tests.alerts.crashing import CRASHED, Points
 from dags.tests.alerts.fake_slack import TOKEN
 from dags.tests.alerts.site import POLICY, QUICK
 
-ROOT = Path(__file__).parents[4]
+ROOT = Path(__file__).parents[3]
 NEVER = 0
 
 

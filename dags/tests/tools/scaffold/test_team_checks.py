@@ -6,7 +6,7 @@ from tools.scaffold import team_checks
 from tools.scaffold.project import ScaffoldError
 from tools.scaffold.team_checks import locations_of, run_all, selection
 
-ROOT = Path(__file__).parents[3]
+ROOT = Path(__file__).parents[4]
 
 
 @pytest.mark.parametrize("text", ["web_analytics", "web-analytics", "team-web-analytics"])
