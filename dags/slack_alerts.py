@@ -53,7 +53,7 @@ def get_job_owner_for_alert(run: dg.DagsterRun, step_owner: str | None = None) -
 
     None is nobody: such a failure goes to the default channel.
     """
-    return route.get_job_owner_for_alert(run, step_owner, team_per_location)
+    return route.get_job_owner_for_alert(run, step_owner)
 
 
 def alert_policy(settings: "Settings") -> Policy:
@@ -62,7 +62,6 @@ def alert_policy(settings: "Settings") -> Policy:
         channel_of_owner=notification_channel_per_team,
         default_channel=settings.dagster_default_slack_alerts_channel,
         thresholds=CONSECUTIVE_FAILURE_THRESHOLDS,
-        owner_of_location=team_per_location,
         domain=settings.dagster_domain,
     )
 

@@ -23,6 +23,7 @@ from dags.alerts.records import Finding, Policy
 from dags.alerts.redact import redact
 from dags.alerts.settle import Attempt, ClassifiedAttempt
 from dags.alerts.store import reading, transaction
+from dags.common.tags import RETRY_RUN_TAG
 
 if TYPE_CHECKING:
     from slack_sdk import WebClient
@@ -211,7 +212,7 @@ def _decide(engine: Engine, reader: settle.Reader, due: Sequence[Attempt], horiz
     if unreadable:
         logger.error("Runs that this version of Dagster cannot read, told of all the same: %s", unreadable)
     runs = [record.dagster_run for record in records.values()]
-    retry_ids = {retry_id for run in runs if (retry_id := run.tags.get(settle.RETRY_RUN_TAG)) is not None}
+    retry_ids = {retry_id for run in runs if (retry_id := run.tags.get(RETRY_RUN_TAG)) is not None}
     retries, _ = ingest.read_records(engine.instance, sorted(retry_ids - records.keys()))
     parent_ids = {run.parent_run_id for run in runs if run.parent_run_id is not None}
     with reading(engine.store) as connection:

@@ -15,6 +15,7 @@ from typing import Any
 
 from dags.alerts.records import Cause, Failure, Notice, NoticeKind, Policy
 from dags.alerts.redact import redact
+from dags.common.tags import ASSET_JOB
 
 # Slack's limits, in UTF-16 units to be on the safe side. Text may have 4,000: ours leaves room for `with_line`.
 HEADER_LIMIT = 150
@@ -226,7 +227,6 @@ _BUILDERS: Mapping[NoticeKind, Callable[[_Foreign, Notice, Policy], _Content]] =
     NoticeKind.MUTE_ENDED: _titled,
     NoticeKind.TEST: _titled,
 }
-_ASSET_RUN = "__ASSET_JOB"
 _OVER = (NoticeKind.RECOVERED, NoticeKind.FAILED_AND_RECOVERED, NoticeKind.BACKFILL_ENDED)
 
 
@@ -235,7 +235,7 @@ def _subject(notice: Notice) -> str:
         return notice.title
     if notice.backfill_id is not None:
         return f"Backfill {notice.backfill_id}"
-    if notice.job_name not in (None, _ASSET_RUN):
+    if notice.job_name not in (None, ASSET_JOB):
         return str(notice.job_name)
     if len(notice.asset_keys) == 1:
         return f"Asset {notice.asset_keys[0]}"
@@ -277,7 +277,7 @@ def _reason(foreign: _Foreign, newest: Failure | None) -> str:
 def _place(foreign: _Foreign, notice: Notice) -> Iterator[tuple[str, str]]:
     job = notice.job_name
     if job is not None:
-        yield ("Job", "asset run" if job == _ASSET_RUN else foreign.name(job))
+        yield ("Job", "asset run" if job == ASSET_JOB else foreign.name(job))
     if notice.asset_keys:
         yield ("Assets" if len(notice.asset_keys) > 1 else "Asset", foreign.names(notice.asset_keys))
     yield ("Owner", foreign.name(notice.owner) if notice.owner else "nobody: give it one with `owned_by(…)`")

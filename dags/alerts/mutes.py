@@ -21,6 +21,7 @@ from dags.alerts import incidents, outbox, route
 from dags.alerts.incidents import outcomes
 from dags.alerts.records import Draft, Failure, Finding, Notice, NoticeKind, Operation, Policy
 from dags.alerts.store import Timestamp, metadata, reading, transaction
+from dags.common.tags import ASSET_JOB
 
 if TYPE_CHECKING:
     from dags.alerts.decide import ExecutionOutcome
@@ -28,8 +29,6 @@ if TYPE_CHECKING:
 LONGEST = dt.timedelta(days=14)
 SAMPLES = 5
 LINES = 20
-# Dagster's name for the job of every run that was started on assets.
-ASSET_JOB = "__ASSET_JOB"
 UNITS: Mapping[str, dt.timedelta] = {
     "m": dt.timedelta(minutes=1),
     "h": dt.timedelta(hours=1),

@@ -25,6 +25,7 @@ from dags.alerts.message import Message
 from dags.alerts.records import Policy
 from dags.alerts.settle import Attempt, ClassifiedAttempt, Reader
 from dags.common.owners import OWNER_TAG
+from dags.common.tags import RETRY_RUN_TAG
 
 STATUSES: Mapping[dg.DagsterRunStatus, str] = {
     dg.DagsterRunStatus.FAILURE: ingest.FAILED,
@@ -80,7 +81,7 @@ def previews(
     status = STATUSES.get(run.status)
     if status is None:
         return [Preview([("Run", f"{run_id}, {run.status.value}"), ("Disposition", "not ended: nothing to tell yet")])]
-    retry_id = run.tags.get(settle.RETRY_RUN_TAG)
+    retry_id = run.tags.get(RETRY_RUN_TAG)
     retries, _ = ingest.read_records(instance, [retry_id] if retry_id else [])
     reader = Reader(instance, policy, redact)
     with store.reading(opened) as connection:
@@ -212,7 +213,7 @@ def _why(question: _Question, outcome: ExecutionOutcome) -> str:
         return f"by the tag of the failed step {', '.join(steps)}"
     if run.tags.get(OWNER_TAG) == outcome.owner:
         return "by the tag of the run"
-    if question.policy.owner_of_location.get(location or "") == outcome.owner:
+    if question.policy.team_of_location(location or "") == outcome.owner:
         return f"the team of the location {location}"
     return "by the plan of the run"
 

@@ -4,9 +4,11 @@ All times are aware and in UTC. All text that came from a run or an error has be
 """
 
 import datetime as dt
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
+
+from dags.common.owners import team_of_location
 
 
 @dataclass(frozen=True)
@@ -16,7 +18,7 @@ class Policy:
     channel_of_owner: Mapping[str, str]
     default_channel: str
     thresholds: Mapping[str, int] = field(default_factory=dict)
-    owner_of_location: Mapping[str, str] = field(default_factory=dict)
+    team_of_location: Callable[[str], str | None] = team_of_location
     # Host of the web interface in links, such as dagster.example.com; without it messages have no buttons.
     domain: str | None = None
 

@@ -3,11 +3,11 @@
 Belongs here: the order of owners. Not here: the teams and their channels (`dags/slack_alerts.py`).
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING
 
 from dags.alerts.records import Policy
-from dags.common.owners import OWNER_TAG
+from dags.common.owners import OWNER_TAG, team_of_location
 
 if TYPE_CHECKING:
     import dagster as dg
@@ -16,13 +16,15 @@ MUTE_TAG = "disable_slack_notifications"
 
 
 def get_job_owner_for_alert(
-    run: "dg.DagsterRun", step_owner: str | None = None, owner_of_location: Mapping[str, str] | None = None
+    run: "dg.DagsterRun",
+    step_owner: str | None = None,
+    team_of_location: Callable[[str], str | None] = team_of_location,
 ) -> str | None:
     """The team that hears of a failed run: that of the failed step, else of the run's tag, else of its location.
 
     None is nobody: such a failure goes to the default channel.
     """
-    return step_owner or run.tags.get(OWNER_TAG) or (owner_of_location or {}).get(location_of(run) or "")
+    return step_owner or run.tags.get(OWNER_TAG) or team_of_location(location_of(run) or "")
 
 
 def location_of(run: "dg.DagsterRun") -> str | None:

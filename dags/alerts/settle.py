@@ -19,22 +19,18 @@ from dags.alerts import ingest, route
 from dags.alerts.decide import RETRY_PROMISE, ExecutionOutcome
 from dags.alerts.records import Cause, Failure, Policy
 from dags.alerts.steps import FailedPart, Plans, RunResult, only_owner, read_run
-from dags.common.tags import BACKFILL_TAG
+from dags.common.tags import (
+    ASSET_JOB,
+    AUTOMATION_TAGS,
+    BACKFILL_TAG,
+    PARTITION_TAG,
+    RETRY_NUMBER_TAG,
+    RETRY_RUN_TAG,
+    WILL_RETRY_TAG,
+)
 
 logger = logging.getLogger(__name__)
 
-RETRY_NUMBER_TAG = "dagster/retry_number"
-WILL_RETRY_TAG = "dagster/will_retry"
-RETRY_RUN_TAG = "dagster/auto_retry_run_id"
-PARTITION_TAG = "dagster/partition"
-AUTOMATED_TAGS = (
-    "dagster/schedule_name",
-    "dagster/sensor_name",
-    "dagster/auto_materialize",
-    "dagster/from_automation_condition",
-)
-# Dagster's name for the job of every run that was started on assets.
-ASSET_JOB = "__ASSET_JOB"
 # Logs read in a tick of the runs of one series whose owner the plan tells: a few of them show what is wrong.
 LOGS_OF_A_SERIES = 8
 LOGS_OF_A_BACKFILL = 40
@@ -168,7 +164,7 @@ def series_of(run: dg.DagsterRun) -> tuple[str, str | None]:
     backfill_id = run.tags.get(BACKFILL_TAG)
     if backfill_id is not None:
         return f"backfill:{backfill_id}", backfill_id
-    kind = "automated" if any(tag in run.tags for tag in AUTOMATED_TAGS) else "manual"
+    kind = "automated" if any(tag in run.tags for tag in AUTOMATION_TAGS) else "manual"
     return f"{route.location_of(run) or '-'}/{run.job_name}/{kind}", None
 
 
@@ -212,7 +208,7 @@ def _failures(
     result = _result(reader, settled, run)
     found: list[ExecutionOutcome] = []
     for part in result.parts:
-        owner = route.get_job_owner_for_alert(run, part.owner, reader.policy.owner_of_location)
+        owner = route.get_job_owner_for_alert(run, part.owner, reader.policy.team_of_location)
         failure = _failure(run, settled.attempt, part, backfill_id=settled.backfill_id, reason=reason or result.note)
         by_asset = _is_by_asset(run, settled) and part.asset_keys
         found += [
@@ -301,7 +297,7 @@ def _check(reader: Reader, attempt: Attempt, run: dg.DagsterRun) -> ClassifiedAt
     owners = [step.owner for step in plan.values() if asset_key in step.asset_keys]
     owners += [step.owner for step in plan.values() if attempt.subject in step.check_names]
     owner = route.get_job_owner_for_alert(
-        run, next((owner for owner in owners if owner), None), reader.policy.owner_of_location
+        run, next((owner for owner in owners if owner), None), reader.policy.team_of_location
     )
     part = FailedPart(
         owner=owner,

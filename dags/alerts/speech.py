@@ -25,9 +25,9 @@ from dags.alerts.decide import (
 )
 from dags.alerts.incidents import threads
 from dags.alerts.records import Finding, Notice, NoticeKind, Policy
-from dags.alerts.settle import ASSET_JOB
 from dags.alerts.store import reading, transaction
 from dags.alerts.verdicts import Opening, open_thread
+from dags.common.tags import ASSET_JOB
 
 logger = logging.getLogger(__name__)
 

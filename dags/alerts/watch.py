@@ -184,7 +184,7 @@ def broken_locations(look: WatchContext) -> Iterable[Observation]:
     for location in (look.workspace or {}).values():
         finding = Finding(
             key=f"location/{location.name}",
-            owner=look.policy.owner_of_location.get(location.name),
+            owner=look.policy.team_of_location(location.name),
             title=f"Code location {location.name} does not load",
             detail=shortened(look.redact(location.error or ""), MOST_DETAIL_CHARACTERS),
             since=look.now,
@@ -225,7 +225,7 @@ def overdue_runs(look: WatchContext) -> Iterable[Observation]:
     for record, state, since, words in _overdue(look):
         run = record.dagster_run
         owner = route.get_job_owner_for_alert(
-            run, (only_owner(plans.of(run)) or (None,))[0], look.policy.owner_of_location
+            run, (only_owner(plans.of(run)) or (None,))[0], look.policy.team_of_location
         )
         key = (state, route.location_of(run) or "", run.job_name, owner or "")
         found.setdefault(key, []).append((since, f"run {run.run_id}: {words}"))
@@ -408,7 +408,7 @@ def _location_of(state: "InstigatorState") -> str:
 def _owner_of(look: WatchContext, state: "InstigatorState") -> str | None:
     location = _location_of(state)
     known = (look.workspace or {}).get(location, Location(location)).tags.get(state.instigator_name, {})
-    return known.get(OWNER_TAG) or look.policy.owner_of_location.get(location)
+    return known.get(OWNER_TAG) or look.policy.team_of_location(location)
 
 
 def _overdue(look: WatchContext) -> Iterable[tuple[dg.RunRecord, str, dt.datetime, str]]:

@@ -5,6 +5,7 @@
 Channels and thresholds of a team are alert policy and live in `dags/slack_alerts.py`.
 """
 
+from collections.abc import Mapping
 from enum import StrEnum
 from typing import TypedDict
 
@@ -20,6 +21,10 @@ class JobOwners(StrEnum):
     TEAM_INGESTION = "team-ingestion"
     TEAM_REVENUE_ANALYTICS = "team-revenue-analytics"
     TEAM_WEB_ANALYTICS = "team-web-analytics"
+
+
+# A location named like its team, such as `web_analytics` of `team-web-analytics`, needs no entry.
+TEAM_OF_OTHER_LOCATIONS: Mapping[str, JobOwners] = {"shared": JobOwners.TEAM_DATA_PLATFORM}
 
 
 class Ownership(TypedDict):
@@ -52,6 +57,13 @@ class CheckOwnership(TypedDict):
 
     op_tags: dict[str, str]
     metadata: dict[str, str]
+
+
+def team_of_location(location: str) -> str | None:
+    """Return the team that owns a code location; None when no team is known to."""
+    named_like_it = f"team-{location.replace('_', '-')}"
+    team = TEAM_OF_OTHER_LOCATIONS.get(location, named_like_it)
+    return team if team in set(JobOwners) else None
 
 
 def owner_tags(owner: JobOwners, /, **more_tags: str) -> dict[str, str]:

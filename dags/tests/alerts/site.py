@@ -22,7 +22,7 @@ POLICY = Policy(
     channel_of_owner={"team-a": "#a", "team-b": "#b"},
     default_channel=DEFAULT_CHANNEL,
     thresholds={"thrice": 3},
-    owner_of_location={"web": "team-a"},
+    team_of_location={"web": "team-a"}.get,
     domain="dagster.example.com",
 )
 SETTLED_SECONDS = 21

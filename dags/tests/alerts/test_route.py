@@ -18,10 +18,10 @@ def run(tags: Mapping[str, str], location: str | None = "web") -> dg.DagsterRun:
 
 def test_the_owner_is_that_of_the_step_else_of_the_run_else_of_the_location_else_nobody() -> None:
     tagged = run({"owner": "team-of-run"})
-    assert get_job_owner_for_alert(tagged, "team-of-step", LOCATIONS) == "team-of-step"
-    assert get_job_owner_for_alert(tagged, None, LOCATIONS) == "team-of-run"
-    assert get_job_owner_for_alert(run({}), None, LOCATIONS) == "team-of-web"
-    assert get_job_owner_for_alert(run({}, "elsewhere"), None, LOCATIONS) is None
+    assert get_job_owner_for_alert(tagged, "team-of-step", LOCATIONS.get) == "team-of-step"
+    assert get_job_owner_for_alert(tagged, None, LOCATIONS.get) == "team-of-run"
+    assert get_job_owner_for_alert(run({}), None, LOCATIONS.get) == "team-of-web"
+    assert get_job_owner_for_alert(run({}, "elsewhere"), None, LOCATIONS.get) is None
     assert get_job_owner_for_alert(run({}, None)) is None
 
 

@@ -13,6 +13,7 @@ from dags.common.owners import (
     owner_tags,
     step_owned_by,
     tagged_as_owned_by,
+    team_of_location,
 )
 
 OWNER = JobOwners.TEAM_CLICKHOUSE
@@ -139,3 +140,9 @@ def test_what_tagged_as_owned_by_is_for_takes_tags_and_still_no_owners(definitio
     parameters = set(inspect.signature(definition).parameters)
     assert "tags" in parameters
     assert "owners" not in parameters, "Dagster has learnt it: use owned_by for it, and say so in owners.py"
+
+
+def test_a_location_belongs_to_the_team_that_it_is_named_like() -> None:
+    assert team_of_location("web_analytics") == "team-web-analytics"
+    assert team_of_location("shared") == "team-data-platform"
+    assert team_of_location("elsewhere") is None
