@@ -41,9 +41,9 @@ test-all: setup ## Run every test, slow proofs included
 
 snapshot: setup ## Write the files that follow from the definitions: their snapshot and CODEOWNERS; then look at the diff
 	@$(BIN)/python -m dags.tests.policy.snapshot --write
-	@$(BIN)/python -m dags.common.owners codeowners --write
+	@$(BIN)/python -m tools.ownership codeowners --write
 
-lint: setup ## Check style, types, the direction of imports and the Dockerfile
+lint: setup ## Check style, types, import contracts and the Dockerfile
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy

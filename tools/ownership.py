@@ -1,8 +1,4 @@
-"""Who owns what: the command `python -m dags.common.owners`, and the file with which GitHub asks a team for review.
-
-Belongs here: what is derived from the definitions and the alert policy. Not here: walking them
-(`common/inventory.py`), and whether everything has an owner (`dags/tests/policy`).
-"""
+"""The report of who owns what (`python -m tools.ownership`), and .github/CODEOWNERS."""
 
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -11,41 +7,41 @@ import click
 import dagster as dg
 
 from dags.common.inventory import everything_of, name_of, owner_of
-from dags.common.location_files import dags_of
 from dags.common.owners import JobOwners
 from dags.definitions import load_locations
 from dags.slack_alerts import notification_channel_per_team, team_per_location
+from tools.location_files import pipelines_of
 
 ROOT = Path(__file__).parents[1]
 CODEOWNERS = ROOT / ".github" / "CODEOWNERS"
-# The account on GitHub that has the repository, and in it a team for each of JobOwners.
-ACCOUNT = "analytics-platform"
-# Owns what no location registers.
-TEAM_OF_THE_REST = JobOwners.TEAM_DATA_PLATFORM.value
-NOBODY = "nobody"
+# The organization on GitHub, which has a team for each member of JobOwners.
+ORGANIZATION = "analytics-platform"
+# Reviews what no location registers.
+DEFAULT_TEAM = JobOwners.TEAM_DATA_PLATFORM.value
+NO_OWNER = "no owner"
 
 HEAD = """\
-# Who reviews what: the last line that matches a path counts.
-# Written by `make snapshot`; compared with the locations by a test.
+# Who reviews what. The last line that matches a path applies.
+# Written by `make snapshot`, and compared with the locations by a test.
 """
 
 
 def owned(locations: Mapping[str, dg.Definitions]) -> dict[str, dict[str, list[str]]]:
-    """Team -> kind -> names, with each team of JobOwners, and `nobody` if anything has no owner."""
+    """Return team -> kind -> names, with every team of JobOwners, and NO_OWNER if a definition has none."""
     found: dict[str, dict[str, list[str]]] = {owner.value: {} for owner in JobOwners}
     for definitions in locations.values():
-        for kind, one in everything_of(definitions):
-            found.setdefault(owner_of(one) or NOBODY, {}).setdefault(kind, []).append(name_of(one))
+        for kind, definition in everything_of(definitions):
+            found.setdefault(owner_of(definition) or NO_OWNER, {}).setdefault(kind, []).append(name_of(definition))
     return found
 
 
 def report(
     team: str, names_by_kind: Mapping[str, list[str]], channels: Mapping[str, str], team_of_location: Mapping[str, str]
 ) -> str:
-    """What one team owns, a line a thing."""
+    """Return what a team owns as text, one definition per line."""
     rows = [
         ("channel", [channels.get(team, "none")]),
-        ("location", [location for location, its in team_of_location.items() if its == team] or ["none"]),
+        ("location", [location for location, owner in team_of_location.items() if owner == team] or ["none"]),
         *names_by_kind.items(),
     ]
     lines = [f"  {title if n == 0 else '':<12}{name}" for title, names in rows for n, name in enumerate(names)]
@@ -53,46 +49,46 @@ def report(
 
 
 def codeowners(root: Path, team_of_location: Mapping[str, str]) -> str:
-    """The text of CODEOWNERS: each location's file, the dags that it registers and their tests are its team's.
+    """Return the text of CODEOWNERS: a team owns its location, the pipelines that it registers, and their tests.
 
-    A dag that two locations register is of both their teams.
+    Two teams that register the same pipeline own it together.
     """
     teams_by_path: dict[str, list[str]] = {}
     for file in sorted((root / "dags" / "locations").glob("*.py")):
         team = team_of_location.get(file.stem)
         if team is not None:
-            for path in [f"/dags/locations/{file.name}", *_paths_of_dags(root, file)]:
+            for path in [f"/dags/locations/{file.name}", *_paths_of_pipelines(root, file)]:
                 teams_by_path.setdefault(path, []).append(team)
-    everything = {"*": [TEAM_OF_THE_REST], **teams_by_path}
+    everything = {"*": [DEFAULT_TEAM], **teams_by_path}
     width = max(map(len, everything))
     lines = (
-        f"{path:<{width}} {' '.join(f'@{ACCOUNT}/{team}' for team in teams)}" for path, teams in everything.items()
+        f"{path:<{width}} {' '.join(f'@{ORGANIZATION}/{team}' for team in teams)}" for path, teams in everything.items()
     )
     return HEAD + "\n".join(lines) + "\n"
 
 
-def _paths_of_dags(root: Path, location: Path) -> Iterator[str]:
-    """The dags that a location's file imports, and their tests, as paths of CODEOWNERS."""
-    for dag in dags_of(location):
-        candidates = (f"dags/{dag}/", f"dags/{dag}.py", f"dags/tests/{dag}/", f"dags/tests/test_{dag}.py")
+def _paths_of_pipelines(root: Path, location: Path) -> Iterator[str]:
+    """Yield the paths of the pipelines that a location imports, and of their tests, as CODEOWNERS has them."""
+    for name in pipelines_of(location):
+        candidates = (f"dags/{name}/", f"dags/{name}.py", f"dags/tests/{name}/", f"dags/tests/test_{name}.py")
         yield from (f"/{path}" for path in candidates if (root / path).exists())
 
 
 @click.group(invoke_without_command=True)
-@click.option("--team", type=click.Choice([owner.value for owner in JobOwners]), help="Of this team alone.")
+@click.option("--team", type=click.Choice([owner.value for owner in JobOwners]), help="Print this team only.")
 @click.pass_context
 def main(context: click.Context, *, team: str | None) -> None:
-    """Print who owns what: by team its channel, locations, assets, jobs, schedules, sensors and asset checks."""
+    """Print who owns what: channel, locations, assets, jobs, schedules, sensors and asset checks of each team."""
     if context.invoked_subcommand is None:
         found = owned(load_locations())
-        for one in [team] if team else found:
-            click.echo(report(one, found[one], notification_channel_per_team, team_per_location) + "\n")
+        for name in [team] if team else found:
+            click.echo(report(name, found[name], notification_channel_per_team, team_per_location) + "\n")
 
 
 @main.command("codeowners")
-@click.option("--write", is_flag=True, help="Write .github/CODEOWNERS, in place of printing it.")
+@click.option("--write", is_flag=True, help="Write the file instead of printing it.")
 def codeowners_command(*, write: bool) -> None:
-    """Print .github/CODEOWNERS as it follows from the locations."""
+    """Print .github/CODEOWNERS, derived from the locations."""
     text = codeowners(ROOT, team_per_location)
     if not write:
         click.echo(text, nl=False)
@@ -103,4 +99,4 @@ def codeowners_command(*, write: bool) -> None:
 
 
 if __name__ == "__main__":
-    main(prog_name="python -m dags.common.owners")
+    main(prog_name="python -m tools.ownership")

@@ -1,6 +1,6 @@
 """The teams, and the one way to say that a definition belongs to one of them.
 
-`python -m dags.common.owners` prints who owns what.
+`python -m tools.ownership` prints who owns what.
 
 Channels and thresholds of a team are alert policy and live in `dags/slack_alerts.py`.
 """
@@ -115,10 +115,3 @@ def check_owned_by(owner: JobOwners, /, **more_metadata: str) -> CheckOwnership:
     `more_metadata` is added to the metadata. Raises ValueError when it sets another owner.
     """
     return {"op_tags": owner_tags(owner), "metadata": owner_tags(owner, **more_metadata)}
-
-
-if __name__ == "__main__":
-    # The command shows what all layers above define: the process becomes theirs, and nothing here imports them.
-    import runpy
-
-    runpy.run_module("tools.ownership", run_name="__main__")

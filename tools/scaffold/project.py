@@ -26,7 +26,7 @@ CHANNELS, TEAMS = "notification_channel_per_team", "team_per_location"
 
 # What is derived from the code is written by its own command, where that exists: (a file that tells so, the command).
 DERIVED = (
-    (".github/CODEOWNERS", ("dags.common.owners", "codeowners", "--write")),
+    (".github/CODEOWNERS", ("tools.ownership", "codeowners", "--write")),
     ("dags/tests/policy/snapshot.py", ("dags.tests.policy.snapshot", "--write")),
 )
 

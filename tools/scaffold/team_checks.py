@@ -10,7 +10,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from dags.common.location_files import dags_of
+from tools.location_files import pipelines_of
 from tools.scaffold import edits, project
 from tools.scaffold.names import Team
 
@@ -46,7 +46,7 @@ def selection(own: Sequence[str], every: Sequence[str]) -> str:
 
 def tests_of(root: Path, location: str) -> list[str]:
     """The tests of the dags that a location imports from."""
-    dags = dags_of(root / "dags" / "locations" / f"{location}.py")
+    dags = pipelines_of(root / "dags" / "locations" / f"{location}.py")
     paths = [path for dag in dags for path in (f"dags/tests/{dag}", f"dags/tests/test_{dag}.py")]
     return [path for path in paths if (root / path).exists()]
 

@@ -7,7 +7,7 @@ from click.testing import CliRunner
 
 from dags.common.owners import JobOwners, owned_by
 from dags.slack_alerts import team_per_location
-from tools.ownership import CODEOWNERS, HEAD, NOBODY, ROOT, codeowners, main, owned, report
+from tools.ownership import CODEOWNERS, HEAD, NO_OWNER, ROOT, codeowners, main, owned, report
 
 
 def lines_of(*arguments: str) -> list[str]:
@@ -16,8 +16,8 @@ def lines_of(*arguments: str) -> list[str]:
     return result.output.splitlines()
 
 
-def test_the_command_of_the_owners_prints_each_team_with_its_channel_location_and_definitions() -> None:
-    command = [sys.executable, "-m", "dags.common.owners"]
+def test_the_command_prints_each_team_with_its_channel_location_and_definitions() -> None:
+    command = [sys.executable, "-m", "tools.ownership"]
     result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60, check=False)
     assert result.returncode == 0, result.stderr
     assert result.stderr == ""
@@ -36,40 +36,40 @@ def test_the_command_of_the_owners_prints_each_team_with_its_channel_location_an
         assert line in lines
 
 
-def test_one_team_can_be_asked_for() -> None:
+def test_the_report_can_be_limited_to_one_team() -> None:
     lines = lines_of("--team", "team-ingestion")
     assert lines[0] == "team-ingestion"
     assert not [line for line in lines[1:] if line.startswith("team-")]
 
 
-def test_a_team_that_is_none_is_refused_with_the_names_of_those_that_are() -> None:
+def test_an_unknown_team_is_refused_with_the_names_of_the_known_ones() -> None:
     result = CliRunner().invoke(main, ["--team", "team-x"])
     assert result.exit_code == 2
     assert "'team-clickhouse'" in result.output
 
 
-def test_what_has_no_owner_is_shown_as_nobodys() -> None:
+def test_a_definition_without_owner_is_listed_under_no_owner() -> None:
     @dg.job(**owned_by(JobOwners.TEAM_CLICKHOUSE))
     def lift_job() -> None: ...
 
     found = owned({"cranes": dg.Definitions(jobs=[lift_job], assets=[dg.AssetSpec("beams")])})
     assert found["team-clickhouse"] == {"job": ["lift_job"]}
-    assert found[NOBODY] == {"asset": ["beams"]}
-    assert report(NOBODY, found[NOBODY], {}, {}).splitlines() == [
-        "nobody",
+    assert found[NO_OWNER] == {"asset": ["beams"]}
+    assert report(NO_OWNER, found[NO_OWNER], {}, {}).splitlines() == [
+        "no owner",
         "  channel     none",
         "  location    none",
         "  asset       beams",
     ]
 
 
-def test_codeowners_follows_from_the_locations() -> None:
+def test_codeowners_matches_the_locations() -> None:
     expected = codeowners(ROOT, team_per_location)
-    assert CODEOWNERS.read_text() == expected, f"{CODEOWNERS} is not what the locations say: run `make snapshot`"
+    assert CODEOWNERS.read_text() == expected, f"{CODEOWNERS} does not match the locations: run `make snapshot`"
     assert lines_of("codeowners") == expected.splitlines()
 
 
-def test_each_team_owns_its_location_the_dags_it_registers_and_their_tests(tmp_path: Path) -> None:
+def test_each_team_owns_its_location_its_pipelines_and_their_tests(tmp_path: Path) -> None:
     dags = tmp_path / "dags"
     for directory in ("locations", "common", "cranes", "tests/cranes", "bolts"):
         (dags / directory).mkdir(parents=True)
