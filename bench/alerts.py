@@ -510,7 +510,7 @@ def measure_telling(server: str, home: Path, jobs: int, failures: int, *, is_bac
             durations.append(time.monotonic() - start)
 
         names = [BACKFILL_ID] if is_backfill else sorted({job for _, job in runs})
-        count = f"{failures:,} runs of it failed"
+        count = f"{failures:,} runs failed"
 
         def is_told() -> bool:
             return all(sights.first(name) < math.inf for name in names)

@@ -133,7 +133,7 @@ def test_a_waiting_edit_is_replaced_by_a_newer_one_of_its_thread(router: Router,
     router.put(edit("third", "post", NoticeKind.RECOVERED))
     router.tick()
     [post] = slack.copies("post")
-    assert "recovered" in post.text
+    assert "Resolved" in post.text
     assert len(post.earlier_texts) == 1
     assert router.state("second") == DeliveryState.SUPERSEDED
     assert router.put(edit("second", "post")) == 0
@@ -385,7 +385,7 @@ def test_an_edit_that_fails_is_done_again(router: Router, slack: FakeSlack) -> N
     router.tick(seconds_later=31)
     assert router.state("count") == DeliveryState.SENT
     [one] = slack.copies("one")
-    assert "recovered" in one.text
+    assert "Resolved" in one.text
     assert "repeated" not in one.text
 
 

@@ -61,7 +61,7 @@ class Round:
                 return
 
     def check(self) -> None:
-        """None lost, none told three times, "recovered" never before "failing"."""
+        """None lost, none sent three times, "Resolved" never before "failing"."""
         names = ("post", "more", "over", "other")
         copies = {name: self.slack.copies(self.key(name)) for name in names}
         assert {name: len(found) for name, found in copies.items() if not 1 <= len(found) <= 2} == {}
@@ -71,7 +71,7 @@ class Round:
         # A repetition says so.
         for found in copies.values():
             assert all("Possibly repeated" in repeated.text for repeated in found[1:])
-        assert "recovered" in copies["post"][-1].text
+        assert "Resolved" in copies["post"][-1].text
         with reading(self.store) as connection:
             still_open = sa.select(outbox.outbox.c.key).where(outbox.outbox.c.state.in_(OPEN_STATES))
             assert connection.execute(still_open).scalars().all() == []

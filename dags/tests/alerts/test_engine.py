@@ -56,8 +56,8 @@ def test_a_success_closes_the_incident_in_its_thread_and_in_the_message(site: Si
     site.world.succeed(job)
     site.settle()
     (post,), (reply,) = site.posts("#a"), site.replies("#a")
-    assert "recovered" in post.text
-    assert "recovered" in reply.text
+    assert "Resolved" in post.text
+    assert "Resolved" in reply.text
     assert reply.thread_ts == post.ts
 
 
@@ -67,7 +67,7 @@ def test_a_failure_and_a_success_that_one_tick_sees_are_one_message(site: Site) 
     site.world.forward(60)
     site.world.succeed(job)
     site.settle()
-    assert "recovered" in first_line(site)
+    assert "Resolved" in first_line(site)
     assert site.replies("#a") == []
 
 
@@ -85,7 +85,7 @@ def test_a_success_that_nothing_waited_for_ends_a_failure_that_comes_late(site: 
     site.world.end(late, job.name, dg.DagsterEventType.RUN_FAILURE)
     site.world.now = seen_at
     site.settle()
-    assert ["recovered" in post.text for post in site.posts("#a")] == [False, True]
+    assert ["Resolved" in post.text for post in site.posts("#a")] == [False, True]
 
 
 def test_a_job_with_a_threshold_is_told_when_it_is_reached_and_not_before(site: Site) -> None:
@@ -99,7 +99,7 @@ def test_a_job_with_a_threshold_is_told_when_it_is_reached_and_not_before(site: 
     site.world.fail(job)
     site.settle()
     assert len(site.posts("#a")) == 1
-    assert "3 failures in a row" in site.posts("#a")[0].text
+    assert "3 consecutive failures" in site.posts("#a")[0].text
 
 
 def test_a_success_between_failures_starts_the_count_again(site: Site) -> None:
@@ -131,7 +131,7 @@ def test_further_failures_go_into_the_thread_and_the_message_keeps_count(site: S
         site.settle(60)
     site.settle(600)
     assert len(site.posts("#a")) == 1
-    assert "4 failures in a row" in site.posts("#a")[0].text
+    assert "4 consecutive failures" in site.posts("#a")[0].text
     assert 1 <= len(site.replies("#a")) <= 3
 
 
@@ -210,7 +210,7 @@ def test_a_re_execution_by_hand_mends_what_a_schedule_has_broken(site: Site) -> 
     assert "is failing" in first_line(site)
     site.world.succeed(job, parent=first)
     site.settle()
-    assert "recovered" in first_line(site)
+    assert "Resolved" in first_line(site)
 
 
 def test_one_run_that_fails_several_assets_of_an_owner_is_one_message_that_recovers_when_all_have(site: Site) -> None:
@@ -222,11 +222,11 @@ def test_one_run_that_fails_several_assets_of_an_owner_is_one_message_that_recov
     assert "`z`" in site.posts("#b")[0].text
     site.world.succeed(job, assets=["x"])
     site.settle()
-    assert "recovered" not in site.posts("#a")[0].text
+    assert "Resolved" not in site.posts("#a")[0].text
     site.world.succeed(job, assets=["y"])
     site.settle()
-    assert "recovered" in first_line(site, "#a")
-    assert "recovered" not in first_line(site, "#b")
+    assert "Resolved" in first_line(site, "#a")
+    assert "Resolved" not in first_line(site, "#b")
 
 
 def test_assets_are_series_of_their_own_under_the_common_name_of_their_runs(site: Site) -> None:
@@ -235,7 +235,7 @@ def test_assets_are_series_of_their_own_under_the_common_name_of_their_runs(site
     site.settle()
     site.world.succeed(job, assets=["y"])
     site.settle()
-    assert "recovered" not in first_line(site)
+    assert "Resolved" not in first_line(site)
 
 
 def test_an_asset_that_succeeds_in_a_run_that_fails_elsewhere_is_mended(site: Site) -> None:
@@ -247,7 +247,7 @@ def test_an_asset_that_succeeds_in_a_run_that_fails_elsewhere_is_mended(site: Si
     site.world.step_fails(run_id, job.name, "z")
     site.world.end(run_id, job.name, dg.DagsterEventType.RUN_FAILURE)
     site.settle()
-    assert "recovered" in first_line(site, "#a")
+    assert "Resolved" in first_line(site, "#a")
     assert "failing" in first_line(site, "#b")
 
 
@@ -306,7 +306,7 @@ def test_more_than_twenty_incidents_in_five_minutes_are_a_storm_with_details_in_
     site.settle()
     site.settle(400)
     assert len(site.posts("#a")) == 21
-    assert sum("has recovered" in message.text.splitlines()[0] for message in site.slack.in_channel("#a")) == 42
+    assert sum("Resolved:" in message.text.splitlines()[0] for message in site.slack.in_channel("#a")) == 42
 
 
 def test_a_failed_check_of_severity_error_is_told_and_a_warning_is_not(site: Site) -> None:
@@ -319,7 +319,7 @@ def test_a_failed_check_of_severity_error_is_told_and_a_warning_is_not(site: Sit
     assert "z:rows" in site.posts("#b")[0].text
     site.world.check(job, "z", "rows", passed=True)
     site.settle()
-    assert "recovered" in first_line(site, "#b")
+    assert "Resolved" in first_line(site, "#b")
 
 
 def test_a_run_that_fails_outside_its_steps_is_told_to_the_owners_of_what_it_had_not_done(site: Site) -> None:
@@ -353,7 +353,7 @@ def test_a_run_that_turns_from_failure_to_success_has_recovered(site: Site) -> N
     site.world.end(run_id, job.name, dg.DagsterEventType.RUN_FAILURE)
     site.world.end(run_id, job.name, dg.DagsterEventType.RUN_SUCCESS)
     site.settle()
-    assert "recovered" in first_line(site)
+    assert "Resolved" in first_line(site)
     assert len(site.replies("#a")) == 1
 
 
@@ -366,7 +366,7 @@ def test_a_failure_that_becomes_visible_after_its_success_is_told_as_recovered(s
     site.world.fail(job)
     site.world.now = now
     site.settle()
-    assert "recovered" in first_line(site)
+    assert "Resolved" in first_line(site)
 
 
 def test_an_undecodable_event_is_set_aside_and_holds_up_no_other(site: Site) -> None:
@@ -494,7 +494,7 @@ def test_while_slack_is_down_nothing_is_lost_and_afterwards_all_is_told(site: Si
     assert site.posts("#a") == []
     site.slack.mend()
     site.settle(120)
-    assert "recovered" in first_line(site)
+    assert "Resolved" in first_line(site)
 
 
 def test_a_secret_in_an_error_reaches_neither_the_store_nor_slack(site: Site) -> None:
@@ -555,4 +555,4 @@ def test_an_open_incident_recovers_even_after_the_retention(site: Site) -> None:
     site.tick()
     site.world.succeed(job)
     site.settle()
-    assert "recovered" in first_line(site)
+    assert "Resolved" in first_line(site)

@@ -65,18 +65,18 @@ class Round:
                 return
 
     def check(self) -> None:
-        """None lost, none told three times, "recovered" never before "failing", and every failure accounted for."""
+        """None lost, none sent three times, "Resolved" never before "failing", and every failure accounted for."""
         slack = self.site.slack
         copies = {key: len(slack.copies(key)) for key in self.posts}
         # One that was told as failed and recovered in one message has no reply.
-        both = {key for key in self.recovered if "recovered" in first_text(slack.copies(key)[0])}
+        both = {key for key in self.recovered if "Resolved" in first_text(slack.copies(key)[0])}
         copies |= {f"{key}/over": len(slack.copies(f"{key}/over")) for key in self.recovered if key not in both}
         assert {key: count for key, count in copies.items() if not 1 <= count <= 2} == {}
         keys = slack.all_keys()
         for key in set(self.recovered) - both:
             assert keys.index(key) < keys.index(f"{key}/over")
         for key in self.recovered:
-            assert "recovered" in slack.copies(key)[-1].text.splitlines()[0]
+            assert "Resolved" in slack.copies(key)[-1].text.splitlines()[0]
         assert self.site.unaccounted() == []
         assert None not in self.site.fates().values()
         with store.reading(self.site.store) as connection:

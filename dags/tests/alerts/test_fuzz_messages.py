@@ -90,7 +90,7 @@ def text_of(chance: random.Random, odd: Odd, length: int) -> str:
         else:
             secret, planted = KINDS[kind](chance)
         odd.secrets.append(secret)
-        limits = (messages.ERROR_LIMIT, messages.ERROR_LIMIT_IN_TEXT, messages.NAME_LIMIT)
+        limits = (messages.MAX_ERROR_UNITS, messages.MAX_ERROR_IN_TEXT_UNITS, messages.MAX_NAME_UNITS)
         cuts = [cut for limit in limits for cut in (limit // 2, len(text) - limit // 2)]
         at = chance.choice(cuts) - chance.randrange(len(planted) + 1) if chance.random() < 0.7 else 0
         pieces.append((min(max(at, 0), len(text)), planted))
@@ -149,7 +149,7 @@ def send(slack: FakeSlack, seed: int) -> None:
     """One odd message, in each of its forms."""
     odd = odd_one(seed)
     message = messages.compose(odd.notice, POLICY, odd.known)
-    message = messages.with_line(messages.with_line(message, "↪️ Meant for `#x`."), "♻️ Possibly repeated.")
+    message = messages.with_line(messages.with_line(message, "↪️ Rerouted from `#x`."), "♻️ Possibly repeated.")
     answer = post(make_client(TOKEN, slack.base_url), CHANNEL, message.text, message.blocks, str(seed))
     assert answer.outcome is SlackOutcome.SENT, (seed, answer)
     [stored] = slack.copies(str(seed))

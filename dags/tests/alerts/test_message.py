@@ -60,9 +60,9 @@ def test_blocks_and_text_each_say_everything() -> None:
         for part in (
             "web_hourly_job",
             "is failing",
-            "3 failures in a row",
-            "since Fri 21 Nov 05:22 UTC, the last at Fri 21 Nov 07:22 UTC",
-            "from 3 failures in a row on",
+            "3 consecutive failures",
+            "since Fri 21 Nov 05:22 UTC, most recently at Fri 21 Nov 07:22 UTC",
+            "Alerting after 3 consecutive failures.",
             "`web/stats`, `web/bounces`",
             "team-web-analytics",
             "`web_analytics`",
@@ -107,7 +107,7 @@ def test_a_storm_lists_its_runs_and_has_no_button_to_one_of_them() -> None:
     assert buttons(message) == {}
 
 
-def test_a_backfill_is_told_with_counts_causes_and_sample_runs() -> None:
+def test_a_backfill_is_reported_with_counts_causes_and_sample_runs() -> None:
     samples = [replace(FAILURE, run_id=f"{number}" * 8, partition=f"2025-11-0{number}") for number in range(1, 8)]
     causes = [
         (Cause("ValueError", "no rows"), 40),
@@ -139,17 +139,17 @@ def test_a_backfill_is_told_with_counts_causes_and_sample_runs() -> None:
     assert "Partition:" not in text
 
 
-def test_a_recovery_says_after_how_long() -> None:
-    recovered = replace(FAILING, kind=NoticeKind.RECOVERED, recovered_at=NOW + dt.timedelta(minutes=31))
-    message = compose(recovered, POLICY)
-    assert "🟢 `web_hourly_job` has recovered" in message.text
+def test_a_resolved_message_says_after_how_long() -> None:
+    resolved = replace(FAILING, kind=NoticeKind.RECOVERED, recovered_at=NOW + dt.timedelta(minutes=31))
+    message = compose(resolved, POLICY)
+    assert "🟢 Resolved: `web_hourly_job`" in message.text
     assert "Succeeded at *Fri 21 Nov 07:53 UTC*, after 2 h 31 min." in message.text
     assert "Last success" not in message.text
 
 
-def test_a_run_that_left_no_error_says_so() -> None:
+def test_a_run_without_a_recorded_error_says_so() -> None:
     text = compose(replace(FAILING, samples=[replace(FAILURE, cause=None)]), POLICY).text
-    assert "its process was probably killed" in text
+    assert "No error was recorded. The run's process was probably killed" in text
 
 
 def test_a_failure_that_the_run_does_not_show_says_why_it_counts() -> None:
@@ -160,12 +160,12 @@ def test_a_failure_that_the_run_does_not_show_says_why_it_counts() -> None:
     )
 
 
-def test_what_nobody_owns_says_how_to_mend_that() -> None:
-    assert "Owner: nobody: give it one with `owned_by(…)`" in compose(replace(FAILING, owner=None), POLICY).text
+def test_a_failure_without_an_owner_says_how_to_assign_one() -> None:
+    assert "Owner: none; assign one with `owned_by(…)`" in compose(replace(FAILING, owner=None), POLICY).text
 
 
 @pytest.mark.parametrize("kind", NoticeKind)
-def test_a_notice_of_any_kind_is_worded_with_whatever_facts_it_has(kind: NoticeKind) -> None:
+def test_a_notice_of_any_kind_is_formatted_with_whatever_facts_it_has(kind: NoticeKind) -> None:
     full = replace(FAILING, kind=kind, title="A title", detail="A detail", lines=["one", "two"], recovered_at=NOW)
     for notice in (full, Notice(kind, None)):
         message = compose(notice, POLICY)
@@ -175,7 +175,7 @@ def test_a_notice_of_any_kind_is_worded_with_whatever_facts_it_has(kind: NoticeK
         assert all(part in compose(full, POLICY).text for part in ("A title", "A detail", "• `one`", "• `two`"))
 
 
-def test_the_least_message_is_accepted_too() -> None:
+def test_the_minimal_message_is_accepted_too() -> None:
     message = messages.plain(replace(FAILING, job_name="a<!channel>_job"))
     check_message({"text": message.text})
     assert "<!" not in message.text
@@ -206,8 +206,8 @@ def test_a_long_error_keeps_its_head_and_its_tail_and_says_what_is_missing() -> 
     check_message({"text": message.text, "blocks": list(message.blocks)})
 
 
-def test_a_secret_across_the_cut_is_not_told() -> None:
-    limit = messages.ERROR_LIMIT // 2
+def test_a_secret_across_the_cut_is_not_sent() -> None:
+    limit = messages.MAX_ERROR_UNITS // 2
     for start in range(limit - 60, limit + 10, 7):
         failure = replace(FAILURE, cause=Cause("ValueError", "x" * start + " ghp_" + "a1B2" * 9 + " " + "y" * 9000))
         message = compose(replace(FAILING, samples=[failure]), POLICY)

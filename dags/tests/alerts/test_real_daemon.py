@@ -261,7 +261,7 @@ def test_a_backfill_of_fifty_partitions_that_all_fail_is_one_message_with_its_en
     assert platform.posts("bad_parts") == [post]
     assert post.channel == CHANNELS[JobOwners.TEAM_WEB_ANALYTICS.value]
     assert platform.replies(post) == [reply]
-    assert "50 runs of it failed" in reply.text
+    assert "50 runs failed" in reply.text
 
 
 @pytest.mark.slow
@@ -298,7 +298,7 @@ def test_the_third_failure_in_a_row_is_told_while_a_fourth_run_is_in_progress(pl
     gates[0].touch()
     post = platform.wait_for_post(THRESHOLD_JOB)
     assert platform.status(fourth) is dg.DagsterRunStatus.STARTED
-    assert "3 failures in a row" in post.text
+    assert "3 consecutive failures" in post.text
 
     gates[1].touch()
     platform.wait_for_end(fourth)
@@ -360,4 +360,4 @@ def test_a_location_whose_import_breaks_is_told_to_its_team_once_and_when_it_is_
         control(tmp_path, clock_ahead_seconds=390, webserver_url=platform.server.address)
         (reply,) = wait_for(lambda: platform.replies(post) or None, TELL_SECONDS, "Slack hears that it is mended")
         assert platform.posts(BREAKABLE) == [post]
-    assert "Over: `Code location web_analytics does not load`" in reply.text
+    assert "Resolved: `Code location web_analytics does not load`" in reply.text
