@@ -34,10 +34,12 @@ from dags.common.clickhouse.schema import apply_schema
 from dags.common.clickhouse.tables import EVENTS
 from dags.common.locks import exclusive
 from dags.common.resources import Postgres
-from dags.events import access_logs, product_events, staging
+from dags.events import access_logs, product_events
 from dags.events.batches import BatchLimits, batches_of
-from dags.events.loading import READING_SETTINGS, Loader, load_batch, lock_name
+from dags.events.loading import Loader, load_batch, lock_name
 from dags.events.objects import Format, current_versions
+from dags.events.staging import SETTINGS
+from dags.events.staging_table import EVENT_NAMES, IS_EVENT
 from dags.events.user_agents import parse_user_agents
 from dags.local import ports, services
 
@@ -121,11 +123,11 @@ def floor_seconds(kind: Format, file: Path, directory: Path) -> tuple[float, int
     """The shortest of a few INSERT … SELECT from a local file in the bare engine, and the rows that it inserts."""
     from chdb.state.sqlitelike import connect
 
-    settings = ", ".join(f"{name} = {value}" for name, value in READING_SETTINGS.items() if isinstance(value, int))
+    settings = ", ".join(f"{name} = {value}" for name, value in SETTINGS.items() if isinstance(value, int))
     rows = access_logs.rows_statement() if kind is Format.ACCESS_LOG else product_events.rows_statement(kind)
     source = rows.replace(f"s3({OBJECT}, ", f"file('{file}', ").replace("_etag AS quoted_etag", "'' AS quoted_etag")
     select = bound(source, {"chunk": 1, "bucket": "", **access_logs.patterns()})
-    names = ", ".join(staging.EVENT_NAMES)
+    names = ", ".join(EVENT_NAMES)
     engine: Any = connect(str(directory))
     engine.query(EVENTS.create_statement(SchemaForm("default"), "events"))
     if kind is Format.ACCESS_LOG:
@@ -147,7 +149,7 @@ def floor_seconds(kind: Format, file: Path, directory: Path) -> tuple[float, int
         views = f"{head}), starts AS ({rest.partition('starts AS (')[2]}"
         select = bound(views, {"first_log_chunk": 0}).replace("`STAGED`", f"({select})")
     else:
-        select = f"SELECT {names} FROM ({select}) WHERE {staging.IS_EVENT}"
+        select = f"SELECT {names} FROM ({select}) WHERE {IS_EVENT}"
     statement = f"INSERT INTO events ({names}) {select} SETTINGS {settings}"
     seconds = []
     for _ in range(ROUNDS):
@@ -197,8 +199,8 @@ def write_lines(file: Path, make: Callable[[int], str], numbers: range) -> None:
 
 def load(cluster: ClickhouseCluster, postgres: Postgres, s3: Any, storage: ObjectStorage, keys: Sequence[str]) -> None:
     """Load these objects as a run does."""
-    versions_now = functools.partial(current_versions, s3, storage.bucket)
-    loader = Loader(cluster, storage, KEY, versions_now, str(uuid.uuid4()), SchemaForm("default"))
+    list_versions = functools.partial(current_versions, s3, storage.bucket)
+    loader = Loader(cluster, storage, KEY, list_versions, str(uuid.uuid4()), SchemaForm("default"))
     with exclusive(postgres, lock_name(cluster), 60) as lock:
         result = load_batch(loader, keys, lock)
     assert not result.problems, result.problems

@@ -1,6 +1,5 @@
-"""Events from object storage into ClickHouse, each object once. team-ingestion.
+"""Events from object storage into ClickHouse, each object exactly once. Owned by team-ingestion.
 
-`objects.py` says what an object is, `batches.py` what is loaded together, `loading.py` how it becomes exactly once.
-What a line means is in `product_events.py` (JSON lines, Parquet) and `access_logs.py`. What is computed from events
-lives with other teams.
+`loading.py` is the entry point and lists the steps of a load. What a line of each format means is in
+`product_events.py` and `access_logs.py`.
 """

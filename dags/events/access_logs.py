@@ -1,15 +1,16 @@
-"""Page views from web access logs in the combined format: which lines are page views, whose, and of which visit.
+"""Page views from web access logs in the combined format: which lines are page views, their visitors and visits.
 
     address identity user [time] "request" status bytes "referrer" "agent"
 
-A page view is a GET for a page, answered with 2xx or 3xx, by somebody who is not a bot. What else is well formed is
-skipped, and counted by the first of the rules below that it meets; what is not of the format is rejected. A visitor is
-a keyed hash of team, address and agent. The address itself is stored nowhere, not even in the raw text of a rejected
-line. Query strings are dropped, but for the names of campaigns.
+A page view is a GET request for a page by a visitor who is not a bot, answered with 2xx or 3xx. Other well-formed lines
+are skipped and counted by the first rule below that matches; lines in another format are rejected. A visitor is a keyed
+hash of team, address and user agent. The address itself is never stored, not even in the raw text of a rejected line.
+Query strings are dropped, except for the campaign parameters.
 
-A visit ends with 30 minutes of silence, and after 24 hours at the latest. It goes on over the border of two objects,
-in whatever order they are loaded; only where an object fills the gap between two visits that are loaded already do
-those two stay two. The id of a visit is a UUID of version 7, so that its beginning can be read off it.
+A visit is a session of page views, stored in `session_id`. It ends after 30 minutes without a page view, and after 24
+hours at the latest. It continues across objects, whatever the order in which they are loaded, with one exception: two
+visits that are already loaded stay separate when a later object fills the gap between them. The id of a visit is a
+UUIDv7 that holds the time of its first page view.
 """
 
 import hashlib
@@ -21,23 +22,23 @@ from pydantic import SecretStr
 from dags.common.clickhouse.query import quoted
 from dags.common.clickhouse.tables import EVENTS
 from dags.events.objects import Format
-from dags.events.staging import (
-    EARLIEST_YEAR,
+from dags.events.staging_table import (
     EVENT_NAMES,
     IS_EVENT,
-    LATEST_YEAR,
-    RAW_CHARACTERS,
+    MAX_RAW_CHARACTERS,
+    MAX_YEAR,
+    MIN_YEAR,
     line_uuid,
     objects_source,
     person_id,
     text,
 )
 
-VISIT_SILENCE_MINUTES = 30
-VISIT_HOURS = 24
+VISIT_TIMEOUT_MINUTES = 30
+MAX_VISIT_HOURS = 24
 
-# A quote inside a field is written \" by Apache and \x22 by nginx; the second half of the end takes bare ones as well,
-# and the first allows fields after the agent.
+# Apache escapes a quote inside a field as \", nginx as \x22. The first alternative at the end allows fields after the
+# agent; the second accepts unescaped quotes.
 LINE_PATTERN = (
     r'^(\S+) \S+ (?:.*?) \[([^\]]+)\] "(.*?)" (\d{3}) (?:\d+|-) '
     r'(?:"((?:[^"\\]|\\.)*)" "((?:[^"\\]|\\.)*)"(?: [^"]*(?:"[^"]*"[^"]*)*)?|"(.*?)" "(.*)")\s*$'
@@ -55,14 +56,14 @@ PROPERTIES = "toJSONString(map('$pathname', pathname, '$referring_domain', refer
 
 
 def visitor_key_table(key: SecretStr) -> Mapping[str, Any]:
-    """The key of the visitors' hash as a table that travels beside the statement, so that no log has it."""
+    """Return the key of the visitor hash as an external table, so that no query log contains it."""
     digest = hashlib.sha256(key.get_secret_value().encode()).digest()
     halves = {"low": int.from_bytes(digest[:8], "big"), "high": int.from_bytes(digest[8:16], "big")}
     return {"name": KEY_TABLE, "structure": [("low", "UInt64"), ("high", "UInt64")], "data": [halves]}
 
 
 def patterns() -> dict[str, str]:
-    """The parameters of `rows_statement` besides those of the objects."""
+    """Return the parameters of `rows_statement`, apart from those of the objects."""
     return {
         "line_pattern": LINE_PATTERN,
         "request_pattern": REQUEST_PATTERN,
@@ -73,11 +74,11 @@ def patterns() -> dict[str, str]:
 
 
 def rows_statement() -> str:
-    """A SELECT of every line of access logs, in the columns of the staging table.
+    """Return a SELECT of every line of access logs, in the columns of the staging table.
 
-    Browser, system, device, bots and visits are not known yet: they need the distinct agents, and all lines.
+    Browser, system, device, bots and visits follow in `page_views_statement`, which needs all lines and their agents.
     """
-    nothing = ", ".join(f"'' AS {name}" for name in ("browser", "os", "device_type", "session_id", "country_code"))
+    no_values = ", ".join(f"'' AS {name}" for name in ("browser", "os", "device_type", "session_id", "country_code"))
     campaign = ", ".join(
         text(f"decodeURLFormComponent(extractURLParameter(target, '{name}'))") + f" AS {name}"
         for name in ("utm_source", "utm_medium", "utm_campaign", "utm_term", "utm_content")
@@ -101,10 +102,10 @@ def rows_statement() -> str:
             skipped_by != '', '',
             empty(parts), 'not a line of the combined log format',
             time IS NULL, 'time is not a time',
-            toYear(time) NOT BETWEEN {EARLIEST_YEAR} AND {LATEST_YEAR}, 'time is out of range',
+            toYear(time) NOT BETWEEN {MIN_YEAR} AND {MAX_YEAR}, 'time is out of range',
             ''
         ) AS rejected_because,
-        if(rejected_because = '', '', substringUTF8({text(without_addresses)}, 1, {RAW_CHARACTERS})) AS raw,
+        if(rejected_because = '', '', substringUTF8({text(without_addresses)}, 1, {MAX_RAW_CHARACTERS})) AS raw,
         if({IS_EVENT}, {text("concat(parts[6], parts[8])")}, '') AS agent,
         {line_uuid()} AS uuid,
         '$pageview' AS event,
@@ -117,7 +118,7 @@ def rows_statement() -> str:
         if(referrer IN ('', '-'), '$direct', {text("domain(referrer)")}) AS referring_domain,
         {campaign},
         toInt32(0) AS viewport_width, toInt32(0) AS viewport_height,
-        {nothing}
+        {no_values}
     FROM (
         SELECT
             *,
@@ -132,20 +133,21 @@ def rows_statement() -> str:
 
 
 def page_views_statement(staging: str, agents: str) -> str:
-    """A SELECT of the staged page views as events, in the order of `EVENT_NAMES`, with their visits.
+    """Return a SELECT of the staged page views as events, in the order of `EVENT_NAMES`, with their visits.
 
-    `agents` is a table of agent, browser, os, device_type and is_bot for every agent of the staged lines. Parameters:
-    `first_log_chunk` and `objects`, what is read from `staging`; `teams` of these objects; `first` and `last`, the
-    bounds of their timestamps; `superseded`, ids of objects whose events do not count. None of the lists is empty.
+    `agents` is the table of agent, browser, os, device_type and is_bot of every staged agent. The parameters are
+    `first_log_chunk` and `objects`, which say what is read from `staging`; `teams` of these objects; `first` and
+    `last`, the bounds of their timestamps; and `superseded`, the ids of objects whose events are ignored. No list may
+    be empty.
     """
     staged = ", ".join(
         f"found.{name} AS {name}" if name in {"browser", "os", "device_type"} else f"staged.{name} AS {name}"
         for name in EVENT_NAMES
     )
     kept = ", ".join("'' AS properties" if name == "properties" else name for name in EVENT_NAMES)
-    # Made last, so that the sorting for the visits does not carry it.
-    made_last = {"session_id": visit_id(), "properties": PROPERTIES}
-    with_visits = ", ".join(f"{made_last[name]} AS {name}" if name in made_last else name for name in EVENT_NAMES)
+    # Computed after the sorting for the visits, which then moves less data.
+    computed_last = {"session_id": visit_id(), "properties": PROPERTIES}
+    selected = ", ".join(f"{computed_last[name]} AS {name}" if name in computed_last else name for name in EVENT_NAMES)
     return f"""
     WITH
         page_views AS (
@@ -157,8 +159,8 @@ def page_views_statement(staging: str, agents: str) -> str:
             FROM {EVENTS.name}
             WHERE event = '$pageview'
                 AND team_id IN %(teams)s
-                AND timestamp >= toDateTime64(%(first)s, 6, 'UTC') - INTERVAL {VISIT_SILENCE_MINUTES} MINUTE
-                AND timestamp <= toDateTime64(%(last)s, 6, 'UTC') + INTERVAL {VISIT_SILENCE_MINUTES} MINUTE
+                AND timestamp >= toDateTime64(%(first)s, 6, 'UTC') - INTERVAL {VISIT_TIMEOUT_MINUTES} MINUTE
+                AND timestamp <= toDateTime64(%(last)s, 6, 'UTC') + INTERVAL {VISIT_TIMEOUT_MINUTES} MINUTE
                 AND object_id NOT IN %(superseded)s
                 AND distinct_id IN (
                     SELECT distinct_id FROM {quoted(staging)} WHERE chunk >= %(first_log_chunk)s AND {IS_EVENT}
@@ -170,7 +172,7 @@ def page_views_statement(staging: str, agents: str) -> str:
                 timestamp > lagInFrame(timestamp) OVER (
                     PARTITION BY team_id, distinct_id ORDER BY timestamp, uuid
                     ROWS BETWEEN 1 PRECEDING AND CURRENT ROW
-                ) + INTERVAL {VISIT_SILENCE_MINUTES} MINUTE AS is_start
+                ) + INTERVAL {VISIT_TIMEOUT_MINUTES} MINUTE AS is_start
             FROM page_views
         ),
         visits AS (
@@ -182,26 +184,26 @@ def page_views_statement(staging: str, agents: str) -> str:
                 ) AS visit
             FROM starts
         ),
-        begun AS (
+        starting_times AS (
             SELECT
                 *,
                 min(timestamp) OVER (PARTITION BY team_id, distinct_id, visit) AS first_page_view,
                 minIf(UUIDv7ToDateTime(toUUIDOrZero(known_visit), 'UTC'), known_visit != '')
-                    OVER (PARTITION BY team_id, distinct_id, visit) AS known_beginning,
-                if(toUnixTimestamp64Milli(known_beginning) = 0, first_page_view, known_beginning) AS beginning
+                    OVER (PARTITION BY team_id, distinct_id, visit) AS known_start,
+                if(toUnixTimestamp64Milli(known_start) = 0, first_page_view, known_start) AS visit_start
             FROM visits
         )
-    SELECT {with_visits}
-    FROM begun
+    SELECT {selected}
+    FROM starting_times
     WHERE known_visit = ''
     """  # noqa: S608 - names from code
 
 
 def visit_id() -> str:
-    """The expression of a visit's id: a UUID of version 7 by team, visitor and beginning."""
-    day = VISIT_HOURS * 3_600_000
-    age = "greatest(0, toUnixTimestamp64Milli(timestamp) - toUnixTimestamp64Milli(beginning))"
-    milliseconds = f"(toUnixTimestamp64Milli(beginning) + intDiv({age}, {day}) * {day})"
+    """Return the expression of a visit's id: a UUIDv7 of its start, team and visitor."""
+    day = MAX_VISIT_HOURS * 3_600_000
+    age = "greatest(0, toUnixTimestamp64Milli(timestamp) - toUnixTimestamp64Milli(visit_start))"
+    milliseconds = f"(toUnixTimestamp64Milli(visit_start) + intDiv({age}, {day}) * {day})"
     clock = f"leftPad(lower(hex(toUInt64({milliseconds}))), 12, '0')"
     rest = f"lower(hex(sipHash128('visit', team_id, distinct_id, {milliseconds})))"
     return (

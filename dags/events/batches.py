@@ -1,4 +1,4 @@
-"""Which objects are loaded together: bounded in number and bytes, so that a run is neither tiny nor endless."""
+"""Batches of objects that are loaded together, bounded in number and bytes."""
 
 import hashlib
 from collections.abc import Iterable, Iterator, Sequence
@@ -9,18 +9,18 @@ from dags.events.objects import ObjectVersion
 
 @dataclass(frozen=True)
 class BatchLimits:
-    """A batch has at most so many objects and bytes (as stored); an object above the bytes is a batch by itself."""
+    """Limits of a batch, in objects and bytes as stored. A larger object is a batch of its own."""
 
-    objects: int = 1000
-    size_bytes: int = 2 * 1024**3
+    max_objects: int = 1000
+    max_bytes: int = 2 * 1024**3
 
 
 def batches_of(versions: Iterable[ObjectVersion], limits: BatchLimits) -> Iterator[list[ObjectVersion]]:
-    """The objects in their order, cut into batches."""
+    """Yield the objects in batches, keeping their order."""
     batch: list[ObjectVersion] = []
     size_bytes = 0
     for version in versions:
-        if batch and (len(batch) >= limits.objects or size_bytes + version.size_bytes > limits.size_bytes):
+        if batch and (len(batch) >= limits.max_objects or size_bytes + version.size_bytes > limits.max_bytes):
             yield batch
             batch, size_bytes = [], 0
         batch.append(version)
@@ -30,7 +30,7 @@ def batches_of(versions: Iterable[ObjectVersion], limits: BatchLimits) -> Iterat
 
 
 def batch_hash(batch: Sequence[ObjectVersion]) -> str:
-    """A hash of the keys and etags, whatever their order: other content is other work."""
+    """Return a hash of the keys and etags, which does not depend on their order."""
     digest = hashlib.sha256()
     for version in sorted(batch):
         digest.update(f"{version.key}\0{version.etag}\0".encode())

@@ -1,8 +1,8 @@
-"""The sensor that finds new objects and asks for runs.
+"""The job `load_events_job`, and the sensor that finds new objects and requests runs of it.
 
-Each tick lists a bounded part of the bucket from where the last one ended, and starts over at the end. What the
-manifest knows, and what a run that is not over yet is to load, is not asked for. The cursor is a position and no more:
-without it the sensor starts at the beginning, and finds what it would have found.
+Each tick lists a bounded part of the bucket from where the last tick ended, and starts over after the end. Objects that
+the manifest has, or that an unfinished run will load, are not requested. The cursor is only a position: without it the
+sensor starts at the beginning and finds the same objects.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -14,42 +14,52 @@ import dagster as dg
 from dags.common.clickhouse.cluster import ClickhouseCluster
 from dags.common.owners import owned_by
 from dags.common.schedules import UNFINISHED
+from dags.common.tags import MAX_RETRIES_TAG, MAX_RUNTIME_TAG
 from dags.events import manifest
-from dags.events.assets import OWNER, load_events_job
+from dags.events.assets import OWNER, events
 from dags.events.batches import BatchLimits, batch_hash, batches_of
-from dags.events.manifest import SETTLED, Manifest
-from dags.events.objects import EVENTS_PREFIX, ObjectVersion, is_folder_mark, list_page, problem_of
+from dags.events.checks import few_events_are_rejected
+from dags.events.manifest import FINAL_STATES, Manifest
+from dags.events.objects import EVENTS_PREFIX, ObjectVersion, is_folder_marker, list_page, problem_of
 from dags.events.resource import EventSource
 
 if TYPE_CHECKING:
     from types_boto3_s3 import S3Client
 
 BATCH_TAG = "events/batch"
-SHOWN = 5
+MAX_LISTED_OBJECTS = 5
+
+load_events_job = dg.define_asset_job(
+    "load_events_job",
+    selection=dg.AssetSelection.assets(events) | dg.AssetSelection.checks(few_events_are_rejected),
+    description="Loads objects, or all objects under a prefix, that are not loaded yet.",
+    # A run whose process died is retried: running a load again converges.
+    **owned_by(OWNER, **{MAX_RUNTIME_TAG: "14400", MAX_RETRIES_TAG: "3"}),
+)
 
 
 @dataclass(frozen=True)
 class TickLimits:
-    """How much one tick lists (pages of 1,000 objects) and asks for. `attempts` are runs of the very same batch."""
+    """Limits of one tick: pages of 1,000 objects to list, runs to request, and runs of the same batch ever."""
 
-    pages: int = 10
-    runs: int = 10
-    attempts: int = 3
+    max_pages: int = 10
+    max_runs: int = 10
+    max_attempts: int = 3
     batch: BatchLimits = field(default_factory=BatchLimits)
 
 
 @dataclass(frozen=True)
 class Listing:
-    """A part of the bucket in the order of keys, and the cursor from which the next tick goes on."""
+    """A part of the bucket in the order of keys, and the cursor of the next tick."""
 
     versions: Sequence[ObjectVersion]
     cursor: str
 
 
-def list_part(s3: "S3Client", bucket: str, cursor: str, pages: int) -> Listing:
-    """At most so many pages after the cursor. The cursor is empty where the listing begins or has ended."""
+def list_part(s3: "S3Client", bucket: str, cursor: str, max_pages: int) -> Listing:
+    """List the pages after the cursor. The cursor is empty at the beginning and after the end of the bucket."""
     versions: list[ObjectVersion] = []
-    for _ in range(pages):
+    for _ in range(max_pages):
         page, more = list_page(s3, bucket, EVENTS_PREFIX, versions[-1].key if versions else cursor)
         versions += page
         if not more:
@@ -57,23 +67,23 @@ def list_part(s3: "S3Client", bucket: str, cursor: str, pages: int) -> Listing:
     return Listing(versions, versions[-1].key if versions else "")
 
 
-def pending_of(
-    versions: Iterable[ObjectVersion], known: Manifest, in_flight: set[tuple[str, str]]
+def pending_objects(
+    versions: Iterable[ObjectVersion], known: Manifest, in_progress: set[tuple[str, str]]
 ) -> list[ObjectVersion]:
-    """The objects that nobody has loaded or is about to load."""
+    """Return the objects that can be loaded, are not loaded, and are not part of an unfinished run."""
     return [
         version
         for version in versions
-        if not is_folder_mark(version.key)
+        if not is_folder_marker(version.key)
         and problem_of(version.key) is None
-        and version.identity not in in_flight
-        and (version.identity not in known or known[version.identity].state not in SETTLED)
+        and version.identity not in in_progress
+        and manifest.state_of(known, version) not in FINAL_STATES
     ]
 
 
 @dataclass(frozen=True)
 class TickPlan:
-    """What a tick asks for: batches with the number of runs that each has had, and those that had too many."""
+    """The batches that a tick requests, each with its number of earlier runs, and those that had too many runs."""
 
     batches: Sequence[tuple[Sequence[ObjectVersion], int]]
     given_up: Sequence[Sequence[ObjectVersion]]
@@ -81,24 +91,24 @@ class TickPlan:
 
 
 def plan_tick(
-    listing: Listing, pending: Sequence[ObjectVersion], runs_of: Callable[[str], int], limits: TickLimits
+    listing: Listing, pending: Sequence[ObjectVersion], count_runs: Callable[[str], int], limits: TickLimits
 ) -> TickPlan:
-    """The batches to ask for. Where there are more than a tick may ask for, the next tick begins with the rest."""
+    """Return the batches to request. If they are more than a tick may request, the next tick starts at the rest."""
     batches: list[tuple[Sequence[ObjectVersion], int]] = []
     given_up: list[Sequence[ObjectVersion]] = []
     for batch in batches_of(pending, limits.batch):
-        if len(batches) == limits.runs:
+        if len(batches) == limits.max_runs:
             before = [version.key for version in listing.versions if version.key < batch[0].key]
             return TickPlan(batches, given_up, before[-1])
-        runs = runs_of(batch_hash(batch))
-        if runs < limits.attempts:
+        runs = count_runs(batch_hash(batch))
+        if runs < limits.max_attempts:
             batches.append((batch, runs))
         else:
             given_up.append(batch)
     return TickPlan(batches, given_up, listing.cursor)
 
 
-def evaluate(
+def evaluate_tick(
     instance: dg.DagsterInstance,
     cursor: str,
     s3: "S3Client",
@@ -106,27 +116,27 @@ def evaluate(
     bucket: str,
     limits: TickLimits = TickLimits(),
 ) -> dg.SensorResult:
-    """One tick: what to ask for, or why nothing, and the next cursor."""
-    listing = list_part(s3, bucket, cursor, limits.pages)
+    """Return the runs to request, or why there are none, and the next cursor."""
+    listing = list_part(s3, bucket, cursor, limits.max_pages)
     if not listing.versions:
         where = f"after {cursor}" if cursor else f"under s3://{bucket}/{EVENTS_PREFIX}"
         return dg.SensorResult(skip_reason=f"There are no objects {where}.", cursor=listing.cursor)
     known = manifest.read_range(cluster, listing.versions[0].key, listing.versions[-1].key)
-    in_flight = objects_in_flight(instance)
-    pending = pending_of(listing.versions, known, in_flight)
+    in_progress = objects_in_progress(instance)
+    pending = pending_objects(listing.versions, known, in_progress)
 
-    def runs_of(batch: str) -> int:
+    def count_runs(batch: str) -> int:
         return instance.get_runs_count(dg.RunsFilter(job_name=load_events_job.name, tags={BATCH_TAG: batch}))
 
-    plan = plan_tick(listing, pending, runs_of, limits)
-    requests = [_request(batch, runs) for batch, runs in plan.batches]
+    plan = plan_tick(listing, pending, count_runs, limits)
+    requests = [_run_request(batch, runs) for batch, runs in plan.batches]
     if requests:
         return dg.SensorResult(run_requests=requests, cursor=plan.cursor)
-    return dg.SensorResult(skip_reason=" ".join(_reasons(listing, in_flight, plan)), cursor=plan.cursor)
+    return dg.SensorResult(skip_reason=" ".join(_skip_reasons(listing, in_progress, plan)), cursor=plan.cursor)
 
 
-def objects_in_flight(instance: dg.DagsterInstance) -> set[tuple[str, str]]:
-    """Key and etag of every object that a run which is not over was asked to load."""
+def objects_in_progress(instance: dg.DagsterInstance) -> set[tuple[str, str]]:
+    """Return key and etag of every object that an unfinished run was requested to load."""
     runs = instance.get_runs(dg.RunsFilter(job_name=load_events_job.name, statuses=list(UNFINISHED)))
     return {(one["key"], one.get("etag", "")) for run in runs for one in _objects_of(run.run_config)}
 
@@ -136,43 +146,45 @@ def _objects_of(run_config: Any) -> list[dict[str, str]]:
     return objects
 
 
-def _request(batch: Sequence[ObjectVersion], runs: int) -> dg.RunRequest:
+def _run_request(batch: Sequence[ObjectVersion], earlier_runs: int) -> dg.RunRequest:
     contents = batch_hash(batch)
     objects = [{"key": version.key, "etag": version.etag} for version in batch]
     return dg.RunRequest(
-        # Other content is another key, and so is another try after a run that ended without loading everything.
-        run_key=f"{contents}-{runs}",
+        # Dagster launches each run key once, so changed content and each further attempt need a key of their own.
+        run_key=f"{contents}-{earlier_runs}",
         run_config={"ops": {"events": {"config": {"objects": objects}}}},
         tags={BATCH_TAG: contents},
     )
 
 
-def _reasons(listing: Listing, in_flight: set[tuple[str, str]], plan: TickPlan) -> Iterator[str]:
-    versions = [version for version in listing.versions if not is_folder_mark(version.key)]
-    waiting = sum(version.identity in in_flight for version in versions)
-    odd = [problem for version in versions if (problem := problem_of(version.key)) is not None]
-    given_up = [version for batch in plan.given_up for version in batch]
-    yield f"{len(versions)} objects looked at: {len(versions) - waiting - len(odd) - len(given_up)} are dealt with."
+def _skip_reasons(listing: Listing, in_progress: set[tuple[str, str]], plan: TickPlan) -> Iterator[str]:
+    versions = [version for version in listing.versions if not is_folder_marker(version.key)]
+    waiting = sum(version.identity in in_progress for version in versions)
+    invalid = [problem for version in versions if (problem := problem_of(version.key)) is not None]
+    given_up = [version.key for batch in plan.given_up for version in batch]
+    done = len(versions) - waiting - len(invalid) - len(given_up)
+    yield f"{len(versions)} objects scanned: {done} already loaded or unreadable."
     if waiting:
-        yield f"{waiting} are to be loaded by a run that is not over."
+        yield f"{waiting} will be loaded by a run that is still in progress."
     if given_up:
         yield (
-            f"{len(given_up)} were not loaded by {BATCH_TAG} runs that ended, and are not asked for again: look at "
-            f"these runs, then run load_events_job by hand ({_listed([version.key for version in given_up])})."
+            f"{len(given_up)} were not loaded by earlier runs of their {BATCH_TAG} and are not requested again. Check "
+            f"these runs, then run load_events_job manually ({_listed(given_up)})."
         )
-    if odd:
-        yield f"{len(odd)} cannot be loaded: {_listed(odd)}."
+    if invalid:
+        yield f"{len(invalid)} cannot be loaded: {_listed(invalid)}."
 
 
 def _listed(texts: Sequence[str]) -> str:
-    return "; ".join(texts[:SHOWN]) + (f" and {len(texts) - SHOWN} more" if len(texts) > SHOWN else "")
+    more = len(texts) - MAX_LISTED_OBJECTS
+    return "; ".join(texts[:MAX_LISTED_OBJECTS]) + (f" and {more} more" if more > 0 else "")
 
 
 @dg.sensor(
     job=load_events_job,
     minimum_interval_seconds=30,
     default_status=dg.DefaultSensorStatus.RUNNING,
-    description="Finds objects of events that are not loaded, and asks for runs that load them in batches.",
+    description="Finds objects of events that are not loaded, and requests runs that load them in batches.",
     **owned_by(OWNER),
 )
 def watch_event_objects(
@@ -181,5 +193,5 @@ def watch_event_objects(
     cluster: dg.ResourceParam[ClickhouseCluster],
     event_source: dg.ResourceParam[EventSource],
 ) -> dg.SensorResult:
-    """List, compare with the manifest and with the runs under way, ask."""
-    return evaluate(context.instance, context.cursor or "", s3, cluster, event_source.storage.bucket)
+    """List objects, compare them with the manifest and with unfinished runs, and request the rest."""
+    return evaluate_tick(context.instance, context.cursor or "", s3, cluster, event_source.storage.bucket)

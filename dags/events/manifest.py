@@ -1,7 +1,7 @@
-"""The manifest: which objects are loaded, which are being loaded, which cannot be read. Table `ingested_objects`.
+"""The manifest in the table `ingested_objects`: which objects are loaded, being loaded, or unreadable.
 
-A row's version is one above the highest known of its object, so no clock decides which of two rows counts. Rows are
-read from every host and merged, because a replica may be behind.
+The version of a row is one above the highest known version of its object, so that no clock decides which of two rows is
+newer. Rows are read from every host and merged, because a replica may lag.
 """
 
 import datetime as dt
@@ -12,9 +12,10 @@ from enum import StrEnum
 from dags.common.clickhouse.cluster import ClickhouseCluster
 from dags.common.clickhouse.query import Insert, Query
 from dags.common.clickhouse.tables import INGESTED_OBJECTS
+from dags.events.objects import ObjectVersion
 
 EPOCH = dt.datetime(1970, 1, 1, tzinfo=dt.UTC)
-# Statements name up to a thousand keys, and more than the server's 256 KiB for a statement by default.
+# A statement may name a thousand keys, which is more than the server's default of 256 KiB.
 LONG_STATEMENT = {"max_query_size": 16 * 1024**2}
 COLUMNS = (
     "object",
@@ -38,7 +39,7 @@ SELECT = f"SELECT {', '.join(COLUMNS)} FROM {INGESTED_OBJECTS.name} FINAL"  # no
 
 
 class ObjectState(StrEnum):
-    """What is known of an object: see the comment of the column."""
+    """The state of an object, as described in the comment of the column."""
 
     LOADING = "loading"
     LOADED = "loaded"
@@ -46,13 +47,13 @@ class ObjectState(StrEnum):
     FAILED = "failed"
 
 
-# Asking for them again would change nothing.
-SETTLED = frozenset({ObjectState.LOADED, ObjectState.FAILED})
+# Loading these again would change nothing.
+FINAL_STATES = frozenset({ObjectState.LOADED, ObjectState.FAILED})
 
 
 @dataclass(frozen=True)
 class Entry:
-    """One row of the manifest. Timestamps are UTC."""
+    """A row of the manifest. Timestamps are UTC."""
 
     key: str
     etag: str
@@ -77,7 +78,7 @@ class Entry:
         return self.key, self.etag
 
     def now(self, state: ObjectState, run_id: str) -> "Entry":
-        """The row that says that the object is in another state."""
+        """Return the next row of the object, with another state."""
         return replace(self, version=self.version + 1, state=state, run_id=run_id)
 
 
@@ -85,25 +86,25 @@ Manifest = Mapping[tuple[str, str], Entry]
 
 
 def read_keys(cluster: ClickhouseCluster, keys: Sequence[str]) -> Manifest:
-    """What is known of every version of the keys."""
+    """Return the entries of every version of the keys."""
     if not keys:
         return {}
     return _read(cluster, Query(f"{SELECT} WHERE object IN %(keys)s", {"keys": tuple(keys)}, LONG_STATEMENT))
 
 
 def read_range(cluster: ClickhouseCluster, first: str, last: str) -> Manifest:
-    """What is known of every version of the keys from `first` to `last`, both included."""
+    """Return the entries of every version of the keys from `first` to `last`, both included."""
     statement = f"{SELECT} WHERE object BETWEEN %(first)s AND %(last)s"
     return _read(cluster, Query(statement, {"first": first, "last": last}))
 
 
 def read_since(cluster: ClickhouseCluster, since: dt.datetime) -> Manifest:
-    """What was written at `since` or later."""
+    """Return the entries that were written at `since` or later."""
     return _read(cluster, Query(f"{SELECT} WHERE updated_at >= %(since)s", {"since": since}))
 
 
 def write(cluster: ClickhouseCluster, entries: Sequence[Entry], token: str) -> None:
-    """Adds rows. `token` names this set of rows: sent twice, they are stored once."""
+    """Insert rows. `token` identifies this set of rows: sent twice, they are stored once."""
     if not entries:
         return
     rows = [
@@ -131,13 +132,25 @@ def write(cluster: ClickhouseCluster, entries: Sequence[Entry], token: str) -> N
 
 
 def merge(views: Iterable[Iterable[Entry]]) -> Manifest:
-    """Of what several hosts know, the row with the highest version of each object."""
+    """Return the entry with the highest version of each object, from what several hosts have."""
     merged: dict[tuple[str, str], Entry] = {}
     for view in views:
         for entry in view:
             if entry.identity not in merged or entry.version > merged[entry.identity].version:
                 merged[entry.identity] = entry
     return merged
+
+
+def state_of(known: Manifest, version: ObjectVersion) -> ObjectState | None:
+    """Return the state of an object, or None when the manifest has no entry of it."""
+    entry = known.get(version.identity)
+    return None if entry is None else entry.state
+
+
+def known_version(known: Manifest, version: ObjectVersion) -> int:
+    """Return the version of an object's newest entry, or 0 when there is none."""
+    entry = known.get(version.identity)
+    return 0 if entry is None else entry.version
 
 
 def _read(cluster: ClickhouseCluster, query: Query) -> Manifest:

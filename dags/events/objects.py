@@ -1,4 +1,4 @@
-"""What an object of events is: its key, its version, its team and its format, and how objects are listed.
+"""Objects of events in the bucket: key, version, team and format, and how to list them.
 
     <bucket>/events/team=<team id>/…/<name>.<format>
 
@@ -8,7 +8,7 @@
 | .parquet | the same fields as columns |
 | .log .access.log, plain or with .gz or .zst | access log in the combined format of Apache and nginx |
 
-Not here: what has been loaded (`manifest.py`).
+What has been loaded is in `manifest.py`.
 """
 
 import re
@@ -22,15 +22,15 @@ if TYPE_CHECKING:
 
 EVENTS_PREFIX = "events/"
 TEAM_PATTERN = r"/team=(\d{1,18})/"
-# Other characters mean something in a list of keys (`{a,b}`, `*`, `?`) or in an address (`#`, `%`, space).
+# Other characters have a meaning in a list of keys (`{a,b}`, `*`, `?`) or in a URL (`#`, `%`, space).
 KEY = re.compile(r"[A-Za-z0-9/_.=:@+-]+")
 TEAM = re.compile(TEAM_PATTERN)
 SUFFIX = re.compile(r"\.(jsonl|ndjson|json|parquet|log)(?:\.(gz|zst))?$")
-PAGE_OBJECTS = 1000
+MAX_PAGE_OBJECTS = 1000
 
 
 class Format(StrEnum):
-    """How the bytes of an object are read."""
+    """The format of an object's content."""
 
     JSON_LINES = "json lines"
     PARQUET = "parquet"
@@ -48,7 +48,7 @@ FORMATS = {
 
 @dataclass(frozen=True, order=True)
 class ObjectVersion:
-    """One content of one key: the etag changes with the content. Without the quotes that S3 puts round etags."""
+    """One content of one key. The etag changes with the content, and has no quotes here."""
 
     key: str
     etag: str
@@ -56,22 +56,31 @@ class ObjectVersion:
 
     @property
     def identity(self) -> tuple[str, str]:
-        """What an object is loaded once by."""
+        """Key and etag: one load each."""
         return self.key, self.etag
 
     @property
     def format(self) -> Format:
-        """The format that the suffix names. Raises ValueError when `problem_of` has something to say."""
+        """The format by the suffix. Raises ValueError with the problem of a key that cannot be loaded."""
         problem = problem_of(self.key)
         if problem is not None:
             raise ValueError(problem)
         return FORMATS[SUFFIX.search(self.key)[1]]  # type: ignore[index]
 
 
+@dataclass(frozen=True)
+class ObjectProblem:
+    """Why an object was not loaded. `is_unreadable` is whether its content is at fault."""
+
+    key: str
+    reason: str
+    is_unreadable: bool
+
+
 def problem_of(key: str) -> str | None:
-    """Why an object of that key cannot be loaded, with the remedy, or None when it can."""
+    """Return why an object with this key cannot be loaded, with the remedy; None when it can."""
     if not KEY.fullmatch(key):
-        return f"{key!r} has characters other than A-Z a-z 0-9 / _ . = : @ + -: name the object without them"
+        return f"{key!r} has characters other than A-Z a-z 0-9 / _ . = : @ + -: rename the object without them"
     if not TEAM.search(key):
         return f"{key} names no team: put it under {EVENTS_PREFIX}team=<team id>/"
     suffix = SUFFIX.search(key)
@@ -83,32 +92,32 @@ def problem_of(key: str) -> str | None:
 
 
 def team_of(key: str) -> int:
-    """The team that the key names. Raises ValueError when it names none."""
+    """Return the team id in the key. Raises ValueError when there is none."""
     found = TEAM.search(key)
     if found is None:
         raise ValueError(problem_of(key))
     return int(found[1])
 
 
-def is_folder_mark(key: str) -> bool:
-    """Whether the object only makes a folder show in a browser of buckets."""
+def is_folder_marker(key: str) -> bool:
+    """Return whether the object only exists to show a folder in a bucket browser."""
     return key.endswith("/")
 
 
 def list_page(s3: "S3Client", bucket: str, prefix: str, after: str) -> tuple[list[ObjectVersion], bool]:
-    """At most PAGE_OBJECTS objects in the order of their keys, and whether there are more.
+    """Return at most MAX_PAGE_OBJECTS objects in the order of their keys, and whether there are more.
 
-    `after` is the key before the first, or empty.
+    The page starts behind the key `after`, or at the beginning if that is empty.
     """
-    answer = s3.list_objects_v2(Bucket=bucket, Prefix=prefix, StartAfter=after, MaxKeys=PAGE_OBJECTS)
+    response = s3.list_objects_v2(Bucket=bucket, Prefix=prefix, StartAfter=after, MaxKeys=MAX_PAGE_OBJECTS)
     versions = [
-        ObjectVersion(entry["Key"], entry["ETag"].strip('"'), entry["Size"]) for entry in answer.get("Contents", [])
+        ObjectVersion(entry["Key"], entry["ETag"].strip('"'), entry["Size"]) for entry in response.get("Contents", [])
     ]
-    return versions, bool(answer["IsTruncated"])
+    return versions, bool(response["IsTruncated"])
 
 
 def list_all(s3: "S3Client", bucket: str, prefix: str) -> Iterator[ObjectVersion]:
-    """Every object under a prefix, in the order of their keys."""
+    """Yield every object under a prefix, in the order of their keys."""
     after, more = "", True
     while more:
         page, more = list_page(s3, bucket, prefix, after)
@@ -117,20 +126,20 @@ def list_all(s3: "S3Client", bucket: str, prefix: str) -> Iterator[ObjectVersion
 
 
 def current_versions(s3: "S3Client", bucket: str, keys: Sequence[str]) -> dict[str, ObjectVersion]:
-    """The versions that the keys have now; a key that is gone is missing.
+    """Return the current versions of the keys, without the keys that do not exist.
 
-    A listing tells of 1,000 keys in one request where they lie together, and of one where they are strewn.
+    Keys that are adjacent in the bucket cost one request per 1,000; a key far from the others costs one of its own.
     """
     wanted = sorted(set(keys))
     found: dict[str, ObjectVersion] = {}
     position = 0
     while position < len(wanted):
-        # The key without its last character comes before the key, and nearly nothing lies between.
+        # The key without its last character sorts just before the key, with hardly any key between them.
         page, more = list_page(s3, bucket, "", wanted[position][:-1])
         listed = {version.key: version for version in page}
         last = page[-1].key if page and more else wanted[-1]
         if wanted[position] > last:
-            # More than a page lies between after all.
+            # More than a page of other keys is between them after all.
             page, more = list_page(s3, bucket, wanted[position], "")
             listed = {version.key: version for version in page}
             last = wanted[position]

@@ -1,16 +1,16 @@
-"""Product-analytics events as capture and batch exports write them: the meaning of a JSON line and of a Parquet row.
+"""Product-analytics events as JSON lines and Parquet rows, in the form that capture and batch exports write.
 
     {"uuid": …, "event": …, "distinct_id": …, "timestamp": …, "properties": {"$session_id": …, "$pathname": …, …}}
 
-`event`, `timestamp` and `distinct_id` (there or in the properties) are needed; whatever else is missing stays empty.
-All properties are kept as they came. A line without a uuid gets one by its object and number.
+`event`, `timestamp` and `distinct_id` (at the top level or in the properties) are required; other missing fields stay
+empty. All properties are stored as sent. A line without a uuid gets one made of its object and line number.
 """
 
 from dags.events.objects import Format
-from dags.events.staging import (
-    EARLIEST_YEAR,
-    LATEST_YEAR,
-    RAW_CHARACTERS,
+from dags.events.staging_table import (
+    MAX_RAW_CHARACTERS,
+    MAX_YEAR,
+    MIN_YEAR,
     line_uuid,
     objects_source,
     person_id,
@@ -18,7 +18,7 @@ from dags.events.staging import (
 )
 
 EVENT_FIELDS = ("uuid", "event", "distinct_id", "timestamp", "person_id", "properties")
-# Column of the table, and the property it is taken from.
+# Column of the table to the property that it is taken from.
 TEXT_PROPERTIES = {
     "session_id": "$session_id",
     "host": "$host",
@@ -35,15 +35,15 @@ TEXT_PROPERTIES = {
     "country_code": "$geoip_country_code",
 }
 NUMBER_PROPERTIES = {"viewport_width": "$viewport_width", "viewport_height": "$viewport_height"}
-LARGEST_NUMBER = 1_000_000
-# What an empty column of UUIDs reads as.
+MAX_VIEWPORT_PIXELS = 1_000_000
+# The value of an empty UUID column.
 NO_UUID = "00000000-0000-0000-0000-000000000000"
 
 
 def rows_statement(kind: Format) -> str:
-    """A SELECT of every line of objects of this format, in the columns of the staging table.
+    """Return a SELECT of every line of objects of this format, in the columns of the staging table.
 
-    A line is read by the JSON parser twice, once for the event and once for its properties, not once for each field.
+    The JSON parser reads a line twice, once for the event and once for its properties, instead of once per field.
     """
     is_parquet = kind is Format.PARQUET
     names = ", ".join(EVENT_FIELDS)
@@ -54,7 +54,7 @@ def rows_statement(kind: Format) -> str:
     )
     texts = ",\n".join(f"{text(f'found.`{name}`')} AS {column}" for column, name in TEXT_PROPERTIES.items())
     numbers = ",\n".join(
-        f"toInt32(if(found.`{name}` BETWEEN 0 AND {LARGEST_NUMBER}, found.`{name}`, 0)) AS {column}"
+        f"toInt32(if(found.`{name}` BETWEEN 0 AND {MAX_VIEWPORT_PIXELS}, found.`{name}`, 0)) AS {column}"
         for column, name in NUMBER_PROPERTIES.items()
     )
     if is_parquet:
@@ -63,7 +63,7 @@ def rows_statement(kind: Format) -> str:
     else:
         fields = f"SELECT *, JSONExtract(raw_line, 'Tuple({types})') AS sent"
         raw, is_blank, is_json = "raw_line", r"match(raw_line, '^\\s*$')", "isValidJSON(raw_line)"
-        # The engine would fill the fields from an array by position.
+        # From an array, ClickHouse would fill the fields by position.
         is_object = "startsWith(trimLeft(raw_line), '{')"
     return f"""
     SELECT
@@ -76,11 +76,11 @@ def rows_statement(kind: Format) -> str:
             distinct_id = '', 'distinct_id is missing',
             sent.timestamp = '', 'timestamp is missing',
             time IS NULL, 'timestamp is not a time',
-            toYear(time) NOT BETWEEN {EARLIEST_YEAR} AND {LATEST_YEAR}, 'timestamp is out of range',
+            toYear(time) NOT BETWEEN {MIN_YEAR} AND {MAX_YEAR}, 'timestamp is out of range',
             sent.uuid NOT IN ('', '{NO_UUID}') AND sent_uuid IS NULL, 'uuid is not a UUID',
             ''
         ) AS rejected_because,
-        if(rejected_because = '', '', substringUTF8({text(raw)}, 1, {RAW_CHARACTERS})) AS raw,
+        if(rejected_because = '', '', substringUTF8({text(raw)}, 1, {MAX_RAW_CHARACTERS})) AS raw,
         ifNull(sent_uuid, {line_uuid()}) AS uuid,
         {text("sent.event")} AS event,
         distinct_id,

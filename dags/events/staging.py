@@ -1,96 +1,185 @@
-"""The table in which a batch is staged: every line of its objects, as an event or with the reason why it is none.
+"""Reading a batch of objects into its staging table, without touching any other table."""
 
-Its columns are those of `events` and a few of its own, so what is checked there is what is stored. Not here: how a
-line becomes a row (`product_events.py`, `access_logs.py`), and when rows go further (`loading.py`).
-"""
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
-from dags.common.clickhouse.object_storage import OBJECT
-from dags.common.clickhouse.query import quoted
-from dags.common.clickhouse.tables import EVENTS
-from dags.events.objects import TEAM_PATTERN, Format
+from pydantic import SecretStr
 
-PREFIX = "events_load_"
+from dags.common.clickhouse.cluster import ClickhouseCluster, one_line
+from dags.common.clickhouse.object_storage import ObjectQuery, ObjectStorage
+from dags.common.clickhouse.query import Insert, Query, Rows, quoted
+from dags.events import access_logs, product_events, staging_table
+from dags.events.manifest import LONG_STATEMENT
+from dags.events.objects import Format, ObjectProblem, ObjectVersion
+from dags.events.user_agents import parse_user_agents
 
-# Left out: what is known at the moment of the load only.
-EVENT_COLUMNS = tuple(column for column in EVENTS.columns if column.name != "inserted_at")
-EVENT_NAMES = tuple(column.name for column in EVENT_COLUMNS)
-OWN_COLUMNS = {
-    # What is read by one statement, so that it can be taken back alone.
-    "chunk": "UInt32",
-    "object": "LowCardinality(String)",
-    "etag": "LowCardinality(String)",
-    "line": "UInt64",
-    # At most one of the two is not empty; an event has neither.
-    "skipped_by": "LowCardinality(String)",
-    "rejected_because": "LowCardinality(String)",
-    "raw": "String",
-    "agent": "String",
+logger = logging.getLogger(__name__)
+
+STATEMENT_TIMEOUT_SECONDS = 4 * 3600.0
+MAX_AGENTS_PER_INSERT = 50_000
+
+# Server errors that mean that the bytes are not what the suffix promises.
+UNREADABLE_CODES = {
+    6: "CANNOT_PARSE_TEXT",
+    27: "CANNOT_PARSE_INPUT_ASSERTION_FAILED",
+    32: "ATTEMPT_TO_READ_AFTER_EOF",
+    33: "CANNOT_READ_ALL_DATA",
+    53: "TYPE_MISMATCH",
+    70: "CANNOT_CONVERT_TYPE",
+    117: "INCORRECT_DATA",
+    271: "CANNOT_DECOMPRESS",
+    354: "ZLIB_INFLATE_FAILED",
+    561: "ZSTD_DECODER_FAILED",
+    636: "CANNOT_EXTRACT_TABLE_STRUCTURE",
+    1001: "STD_EXCEPTION",
 }
-NAMES = (*OWN_COLUMNS, *EVENT_NAMES)
-IS_EVENT = "skipped_by = '' AND rejected_because = ''"
+# S3_ERROR: the object was removed or access is denied. Its content is not at fault.
+STORAGE_CODE = 499
 
-RAW_CHARACTERS = 1000
-EARLIEST_YEAR, LATEST_YEAR = 2000, 2099
-
-READERS = {
-    Format.JSON_LINES: ("LineAsString", "raw_line String"),
-    Format.ACCESS_LOG: ("LineAsString", "raw_line String"),
-    Format.PARQUET: (
-        "Parquet",
-        "uuid String, event String, distinct_id String, timestamp String, person_id String, properties String",
-    ),
+# Bounded memory for an object of any size: small blocks, sorting on disk, and few open files.
+SETTINGS: Mapping[str, object] = {
+    **LONG_STATEMENT,
+    "max_memory_usage": 3 * 1024**3,
+    "max_bytes_before_external_sort": 256 * 1024**2,
+    "max_bytes_before_external_group_by": 256 * 1024**2,
+    "join_algorithm": "hash",
+    "min_insert_block_size_bytes": 64 * 1024**2,
+    "min_insert_block_size_rows": 262_144,
+    "max_insert_block_size": 65_536,
+    # Events of ten years legitimately fill 120 partitions.
+    "throw_on_max_partitions_per_insert_block": 0,
+    "output_format_json_escape_forward_slashes": 0,
+    "max_execution_time": int(STATEMENT_TIMEOUT_SECONDS),
 }
 
 
-def create_statement(table: str) -> str:
-    """Makes a staging table."""
-    columns = [f"{quoted(name)} {kind}" for name, kind in OWN_COLUMNS.items()]
-    columns += [f"{quoted(column.name)} {column.type}" for column in EVENT_COLUMNS]
-    return f"CREATE TABLE {quoted(table)} ({', '.join(columns)}) ENGINE = MergeTree PARTITION BY chunk ORDER BY tuple()"
+@dataclass
+class StagedBatch:
+    """The staging tables of one attempt to load a batch.
 
-
-def objects_source(kind: Format) -> str:
-    """What a statement selects from to read objects of a format, each row with its object, etag, line and team.
-
-    The parameters are those of an ObjectQuery and `bucket`.
+    They exist on one host, which runs every statement that reads them. `attempt_id` is a UUID in hex.
     """
-    reader, structure = READERS[kind]
-    return f"""
-    SELECT
-        * EXCEPT (path, quoted_etag, row_number),
-        substring(path, length(%(bucket)s) + 2) AS object,
-        trim(BOTH '"' FROM quoted_etag) AS etag,
-        row_number + 1 AS line,
-        toInt64OrZero(extract(path, '{TEAM_PATTERN}')) AS team_id,
-        {object_id("object", "etag")} AS object_id
-    FROM (
-        SELECT *, _path AS path, _etag AS quoted_etag, _row_number AS row_number
-        FROM s3({OBJECT}, '{reader}', '{structure}')
-    )
-    """  # noqa: S608 - constants of this module
 
+    host: ClickhouseCluster
+    attempt_id: str
+    chunks: int = 0
+    # Access logs are in this chunk and the later ones; None without access logs.
+    first_log_chunk: int | None = None
 
-def object_id(key: str, etag: str) -> str:
-    """The expression of an object's id."""
-    return f"sipHash64({key}, {etag})"
+    @property
+    def table(self) -> str:
+        """The name of the table of lines."""
+        return f"{staging_table.PREFIX}{self.attempt_id}"
 
+    @property
+    def agents(self) -> str:
+        """The name of the table of user agents, which exists when access logs are staged."""
+        return f"{self.table}_agents"
 
-def stage_statement(table: str, rows: str) -> str:
-    """Puts the rows that a SELECT of all `NAMES` gives into a staging table."""
-    names = ", ".join(map(quoted, NAMES))
-    return f"INSERT INTO {quoted(table)} ({names}) SELECT {names} FROM ({rows})"  # noqa: S608 - names from code
+    def read(
+        self, versions: Sequence[ObjectVersion], storage: ObjectStorage, visitor_hash_key: SecretStr
+    ) -> list[ObjectProblem]:
+        """Create the tables, read the objects into them, and return those that cannot be read."""
+        self.run(staging_table.create_statement(self.table))
+        by_format = {kind: [version for version in versions if version.format is kind] for kind in Format}
+        problems: list[ObjectProblem] = []
+        for kind in (Format.JSON_LINES, Format.PARQUET):
+            problems += self._read_format(kind, by_format[kind], storage, visitor_hash_key)
+        first_log_chunk = self.chunks + 1
+        problems += self._read_format(Format.ACCESS_LOG, by_format[Format.ACCESS_LOG], storage, visitor_hash_key)
+        if self.chunks >= first_log_chunk:
+            self.first_log_chunk = first_log_chunk
+            self._parse_agents()
+        return problems
 
+    def drop(self) -> None:
+        """Drop the tables. What cannot be dropped now is dropped by the next load."""
+        for name in (self.table, self.agents):
+            try:
+                self.run(f"DROP TABLE IF EXISTS {quoted(name)}", retryable=True)
+            except Exception as error:  # noqa: BLE001 - it must not replace the error of the load itself
+                logger.warning("%s was not dropped. The next load drops it. %s", name, one_line(error))
 
-def person_id(team: str, distinct_id: str) -> str:
-    """The expression of the person that stands for an id of which nothing else is known."""
-    return f"reinterpretAsUUID(sipHash128('person', {team}, {distinct_id}))"
+    def run(
+        self,
+        statement: str,
+        parameters: Mapping[str, object] | None = None,
+        *,
+        settings: Mapping[str, object] | None = None,
+        retryable: bool | None = None,
+    ) -> None:
+        """Run a statement on the host of the tables."""
+        query = Query(statement, parameters, settings or {}, retryable)
+        self.host.any_host(query, timeout_seconds=STATEMENT_TIMEOUT_SECONDS).result()
 
+    def rows(self, statement: str, parameters: Mapping[str, object] | None = None) -> Rows:
+        """Return the rows of a SELECT from the tables."""
+        query = Query(statement, parameters, SETTINGS)
+        return self.host.any_host(query, timeout_seconds=STATEMENT_TIMEOUT_SECONDS).result()
 
-def line_uuid() -> str:
-    """The expression of an event's identity by where it stands: the same whenever the object is loaded."""
-    return "reinterpretAsUUID(sipHash128('line', object, line))"
+    def _read_format(
+        self, kind: Format, versions: Sequence[ObjectVersion], storage: ObjectStorage, visitor_hash_key: SecretStr
+    ) -> list[ObjectProblem]:
+        """Read objects of one format with one statement. If it fails, halve them until the bad object is alone."""
+        from clickhouse_driver import errors
 
+        if not versions:
+            return []
+        self.chunks += 1
+        chunk = self.chunks
+        is_log = kind is Format.ACCESS_LOG
+        rows = access_logs.rows_statement() if is_log else product_events.rows_statement(kind)
+        keys = [version.key for version in versions]
+        query = ObjectQuery(
+            staging_table.stage_statement(self.table, rows),
+            storage,
+            keys[0] if len(keys) == 1 else "{" + ",".join(keys) + "}",
+            {"chunk": chunk, "bucket": storage.bucket, **access_logs.patterns()},
+            SETTINGS,
+            external_tables=[access_logs.visitor_key_table(visitor_hash_key)] if is_log else (),
+        )
+        try:
+            self.host.any_host(query, timeout_seconds=STATEMENT_TIMEOUT_SECONDS).result()
+        except errors.ServerException as error:
+            if error.code not in UNREADABLE_CODES and error.code != STORAGE_CODE:
+                raise
+            self.run(f"ALTER TABLE {quoted(self.table)} DROP PARTITION %(chunk)s", {"chunk": chunk})
+            if len(versions) == 1:
+                return [ObjectProblem(keys[0], one_line(error), is_unreadable=error.code in UNREADABLE_CODES)]
+            half = len(versions) // 2
+            return [
+                problem
+                for part in (versions[:half], versions[half:])
+                for problem in self._read_format(kind, part, storage, visitor_hash_key)
+            ]
+        return []
 
-def text(expression: str) -> str:
-    """The expression as text that every client can read: other bytes become replacement characters."""
-    return f"toValidUTF8({expression})"
+    def _parse_agents(self) -> None:
+        """Create and fill the table of the distinct user agents of the staged lines."""
+        self.run(
+            f"CREATE TABLE {quoted(self.agents)} (agent String, browser String, os String, device_type String, "
+            "is_bot Bool) ENGINE = MergeTree ORDER BY agent"
+        )
+        statement = (
+            f"SELECT DISTINCT agent FROM {quoted(self.table)} WHERE {staging_table.IS_EVENT} "  # noqa: S608 - names from code
+            "AND chunk >= %(first_log_chunk)s AND (agent > %(after)s OR %(is_first)s) "
+            f"ORDER BY agent LIMIT {MAX_AGENTS_PER_INSERT}"
+        )
+        columns = ("agent", "browser", "os", "device_type", "is_bot")
+        agents: list[str] = []
+        is_first = True
+        while is_first or len(agents) == MAX_AGENTS_PER_INSERT:
+            parameters = {
+                "first_log_chunk": self.first_log_chunk,
+                "after": agents[-1] if agents else "",
+                "is_first": int(is_first),
+            }
+            agents = [agent for (agent,) in self.rows(statement, parameters)]
+            rows = [
+                (agent, parsed.browser, parsed.os, parsed.device_type, parsed.is_bot)
+                for agent, parsed in parse_user_agents(agents)
+            ]
+            if rows:
+                self.host.any_host(Insert(self.agents, columns, rows)).result()
+            is_first = False

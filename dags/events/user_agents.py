@@ -1,8 +1,7 @@
-"""Browser, system, device and bot of a user agent, by ua-parser's pattern data and three rules of our own.
+"""Browser, operating system and device type of a user agent, and whether it is a bot.
 
-Agents are few where lines are many: an object's distinct agents are parsed once each, here, and joined back in
-ClickHouse. A regexp-tree dictionary in the engine would need the patterns as a file on every server, or in a table
-that is kept up to date; the package brings them with its version, fixed by the lock.
+The patterns are those of the ua-parser package, pinned in the lock file, and three of our own. Each distinct agent of a
+batch is parsed once here and joined in ClickHouse. A regexp-tree dictionary would need the patterns on every server.
 """
 
 import re
@@ -14,8 +13,8 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from ua_parser import Parser
 
-# Programs that ua-parser does not call spiders: libraries, monitors, feed readers, and who
-# gives an address to write to.
+# Programs that ua-parser does not classify as spiders: libraries, monitors, feed readers, and agents with a contact
+# address.
 BOT = re.compile(
     r"bot\b|bot/|crawl|spider|slurp|archiver|fetch|scan|monitor|preview|validator|feed|rss|headless|phantomjs|lighthouse"
     r"|curl|wget|libwww|python|java/|ruby|perl|php|go-http|okhttp|axios|node|http_request|httpclient|apachebench|https?://|@\w",
@@ -33,7 +32,7 @@ UNKNOWN = "Other"
 
 @dataclass(frozen=True)
 class UserAgent:
-    """What an agent string says. Texts are empty when unknown."""
+    """The parts of a user agent string. Unknown parts are empty."""
 
     browser: str
     os: str
@@ -42,13 +41,13 @@ class UserAgent:
 
 
 def parse_user_agents(agents: Iterable[str]) -> Iterator[tuple[str, UserAgent]]:
-    """Each agent with what it says."""
+    """Yield each agent with its parts."""
     for agent in agents:
         yield agent, parse_user_agent(agent)
 
 
 def parse_user_agent(agent: str) -> UserAgent:
-    """What an agent says. One that is empty or `-` is a bot: browsers name themselves."""
+    """Parse a user agent. An empty one or `-` is a bot, because every browser sends its name."""
     parsed = _parser().parse(agent)
     browser = parsed.user_agent.family if parsed.user_agent else ""
     system = parsed.os.family if parsed.os else ""
@@ -63,7 +62,7 @@ def parse_user_agent(agent: str) -> UserAgent:
 
 
 def _device_type(agent: str, system: str) -> str:
-    # Android tablets are those that do not say Mobile, by Google's own rule.
+    # Google's rule: an Android device without "Mobile" in its agent is a tablet.
     if TABLET.search(agent) or (system == "Android" and "Mobile" not in agent):
         return "Tablet"
     if MOBILE_SYSTEMS.search(system):

@@ -1,7 +1,8 @@
 """Events from object storage into ClickHouse. team-ingestion."""
 
-from dags.events.assets import events, few_events_are_rejected, load_events_job
-from dags.events.jobs import watch_event_objects
+from dags.events.assets import events
+from dags.events.checks import few_events_are_rejected
+from dags.events.jobs import load_events_job, watch_event_objects
 from dags.events.resource import event_source
 from dags.locations import build_definitions, resources
 

@@ -12,8 +12,7 @@ from pathlib import Path
 import dagster as dg
 
 from dags.common.clickhouse.query import Insert, Query
-from dags.events.assets import load_events_job
-from dags.events.jobs import watch_event_objects
+from dags.events.jobs import load_events_job, watch_event_objects
 from dags.events.objects import ObjectVersion, current_versions, problem_of
 from dags.local import sample
 from dags.local.demo.stage import DemoError, Stage

@@ -6,8 +6,9 @@ import dagster as dg
 import pytest
 
 from dags.common.settings import Settings, SettingsError
-from dags.events.assets import events, few_events_are_rejected, load_events_job
-from dags.events.jobs import watch_event_objects
+from dags.events.assets import events
+from dags.events.checks import few_events_are_rejected
+from dags.events.jobs import load_events_job, watch_event_objects
 from dags.events.resource import EventSource, event_source_from_settings
 from dags.tests.events.world import VISITOR_HASH_KEY, World, event, lines, log_line
 
@@ -63,7 +64,7 @@ def failure(result: dg.ExecuteInProcessResult) -> str:
     return (data.description if data else "") or ""
 
 
-def test_a_run_by_prefix_loads_what_is_under_it_and_tells_in_numbers(platform: Platform) -> None:
+def test_a_run_by_prefix_loads_the_objects_under_it_and_reports_the_numbers(platform: Platform) -> None:
     world = platform.world
     world.put("a.jsonl", lines([*(event(number) for number in range(200)), "bad"]))
     world.put("b.log", "".join(f"{log_line(target)}\n" for target in ("/", "/a.png", "/b.css")).encode())
@@ -96,7 +97,7 @@ def test_a_run_of_many_batches_loads_them_all(platform: Platform) -> None:
     assert platform.metadata()["objects_loaded"] == 7
 
 
-def test_what_the_sensor_asks_for_is_loaded(platform: Platform) -> None:
+def test_a_requested_run_of_the_sensor_loads_the_object(platform: Platform) -> None:
     platform.world.put("a.jsonl", lines([event(1)]))
     repository = dg.Definitions(
         jobs=[load_events_job], assets=[events], sensors=[watch_event_objects], resources=platform.resources()
@@ -112,15 +113,15 @@ def test_what_the_sensor_asks_for_is_loaded(platform: Platform) -> None:
     assert platform.world.rows("SELECT count() FROM events") == [(1,)]
 
 
-def test_an_unreadable_object_fails_the_run_by_name_and_the_others_are_recorded(platform: Platform) -> None:
+def test_an_unreadable_object_fails_the_run_by_name_and_the_loaded_objects_are_recorded(platform: Platform) -> None:
     key = platform.world.put("bad.jsonl", b"no json\n")
     platform.world.put("good.jsonl", lines([event(1)]))
     result = platform.run({"objects": [{"key": key}, {"key": "events/team=1/good.jsonl"}, {"key": "events/odd"}]})
     assert not result.success
-    said = failure(result)
-    assert "2 objects were not loaded, all others were" in said
-    assert f"- {key}: none of its 1 lines can be read: not JSON" in said
-    assert "- events/odd: events/odd names no team" in said
+    message = failure(result)
+    assert "2 objects were not loaded, all others were" in message
+    assert f"- {key}: none of its 1 lines can be read: not JSON" in message
+    assert "- events/odd: events/odd names no team" in message
     assert not any(one.event_type_value == "STEP_UP_FOR_RETRY" for one in result.all_events)
     assert platform.metadata()["objects_loaded"] == 1
     assert platform.world.rows("SELECT count() FROM events") == [(1,)]
@@ -129,7 +130,7 @@ def test_an_unreadable_object_fails_the_run_by_name_and_the_others_are_recorded(
 @pytest.mark.parametrize(
     "config", [{}, {"prefix": "events/", "objects": [{"key": "events/team=1/a.jsonl"}]}, {"prefix": "x"}]
 )
-def test_a_run_config_that_names_nothing_or_too_much_is_refused(platform: Platform, config: dict[str, Any]) -> None:
+def test_a_run_config_with_no_or_two_selections_is_refused(platform: Platform, config: dict[str, Any]) -> None:
     assert "prefix" in failure(platform.run(config))
 
 
@@ -146,7 +147,7 @@ def test_the_check_fails_above_the_threshold_and_names_the_team(platform: Platfo
     assert check.passed
 
 
-def test_every_statement_says_whose_it_is(platform: Platform) -> None:
+def test_every_statement_carries_its_owner(platform: Platform) -> None:
     platform.world.put("a.jsonl", lines([event(1)]))
     result = platform.run({"prefix": "events/"})
     platform.world.rows("SYSTEM FLUSH LOGS")
@@ -165,7 +166,8 @@ def test_the_key_of_visitors_is_required() -> None:
 
 
 def test_every_field_of_the_run_config_is_described() -> None:
-    from dags.events.assets import EventObject, LoadEventsConfig, RejectedConfig
+    from dags.events.assets import EventObject, LoadEventsConfig
+    from dags.events.checks import RejectedConfig
 
     for config in (EventObject, LoadEventsConfig, RejectedConfig):
         assert [name for name, field in config.model_fields.items() if not field.description] == []

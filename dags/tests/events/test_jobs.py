@@ -5,7 +5,7 @@ import dagster as dg
 import pytest
 
 from dags.events.batches import BatchLimits, batch_hash
-from dags.events.jobs import BATCH_TAG, TickLimits, evaluate
+from dags.events.jobs import BATCH_TAG, TickLimits, evaluate_tick
 from dags.events.objects import list_all
 from dags.tests.events.world import World, event, lines
 
@@ -19,7 +19,7 @@ def instance() -> Iterator[dg.DagsterInstance]:
 def tick(
     world: World, instance: dg.DagsterInstance, cursor: str = "", limits: TickLimits | None = None
 ) -> dg.SensorResult:
-    return evaluate(instance, cursor, world.s3, world.cluster, world.storage.bucket, limits or TickLimits())
+    return evaluate_tick(instance, cursor, world.s3, world.cluster, world.storage.bucket, limits or TickLimits())
 
 
 def keys_of(result: dg.SensorResult) -> list[list[str]]:
@@ -35,7 +35,7 @@ def put(world: World, *names: str) -> None:
 
 
 def start(instance: dg.DagsterInstance, request: dg.RunRequest, status: dg.DagsterRunStatus) -> str:
-    """A run as the daemon makes it for a request."""
+    """Add a run to the instance as the daemon does for a request."""
     run = dg.DagsterRun(
         job_name="load_events_job",
         run_id=str(uuid.uuid4()),
@@ -46,21 +46,21 @@ def start(instance: dg.DagsterInstance, request: dg.RunRequest, status: dg.Dagst
     return instance.add_run(run).run_id
 
 
-def test_new_objects_are_asked_for_in_bounded_batches(world: World, instance: dg.DagsterInstance) -> None:
+def test_new_objects_are_requested_in_bounded_batches(world: World, instance: dg.DagsterInstance) -> None:
     put(world, *(f"{number}.jsonl" for number in range(5)))
-    result = tick(world, instance, limits=TickLimits(batch=BatchLimits(objects=2)))
+    result = tick(world, instance, limits=TickLimits(batch=BatchLimits(max_objects=2)))
     assert keys_of(result) == [["0.jsonl", "1.jsonl"], ["2.jsonl", "3.jsonl"], ["4.jsonl"]]
     assert result.cursor == ""
     size = len(lines([event(0)]))
-    result = tick(world, instance, limits=TickLimits(batch=BatchLimits(size_bytes=3 * size + 10)))
+    result = tick(world, instance, limits=TickLimits(batch=BatchLimits(max_bytes=3 * size + 10)))
     assert [len(batch) for batch in keys_of(result)] == [3, 2]
 
 
-def test_a_tick_asks_for_a_bounded_number_of_runs_and_the_next_goes_on_there(
+def test_a_tick_requests_a_bounded_number_of_runs_and_the_next_tick_continues_there(
     world: World, instance: dg.DagsterInstance
 ) -> None:
     put(world, *(f"{number}.jsonl" for number in range(5)))
-    limits = TickLimits(runs=2, batch=BatchLimits(objects=1))
+    limits = TickLimits(max_runs=2, batch=BatchLimits(max_objects=1))
     first = tick(world, instance, limits=limits)
     assert keys_of(first) == [["0.jsonl"], ["1.jsonl"]]
     second = tick(world, instance, first.cursor or "", limits)
@@ -70,21 +70,21 @@ def test_a_tick_asks_for_a_bounded_number_of_runs_and_the_next_goes_on_there(
     assert third.cursor == ""
 
 
-def test_a_tick_lists_a_bounded_part_and_the_cursor_pages_on(
+def test_a_tick_lists_a_bounded_part_and_the_cursor_moves_on(
     world: World, instance: dg.DagsterInstance, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("dags.events.objects.PAGE_OBJECTS", 3)
+    monkeypatch.setattr("dags.events.objects.MAX_PAGE_OBJECTS", 3)
     put(world, *(f"{number}.jsonl" for number in range(7)))
     cursor, seen = "", []
     for _ in range(3):
-        result = tick(world, instance, cursor, TickLimits(pages=1))
+        result = tick(world, instance, cursor, TickLimits(max_pages=1))
         seen += keys_of(result)
         cursor = result.cursor or ""
     assert seen == [["0.jsonl", "1.jsonl", "2.jsonl"], ["3.jsonl", "4.jsonl", "5.jsonl"], ["6.jsonl"]]
     assert cursor == ""
 
 
-def test_what_is_loaded_or_unreadable_is_not_asked_for_even_when_the_cursor_is_lost(
+def test_loaded_and_unreadable_objects_are_not_requested_even_when_the_cursor_is_lost(
     world: World, instance: dg.DagsterInstance
 ) -> None:
     put(world, "a.jsonl", "b.jsonl")
@@ -94,10 +94,10 @@ def test_what_is_loaded_or_unreadable_is_not_asked_for_even_when_the_cursor_is_l
         assert tick(world, instance, cursor).run_requests in (None, [])
     skipped = tick(world, instance)
     assert skipped.skip_reason is not None
-    assert "3 objects looked at: 3 are dealt with." in str(skipped.skip_reason.skip_message)
+    assert "3 objects scanned: 3 already loaded or unreadable." in str(skipped.skip_reason.skip_message)
 
 
-def test_changed_content_is_asked_for_with_another_run_key(world: World, instance: dg.DagsterInstance) -> None:
+def test_changed_content_is_requested_with_another_run_key(world: World, instance: dg.DagsterInstance) -> None:
     put(world, "a.jsonl")
     before = tick(world, instance).run_requests or []
     world.load()
@@ -105,13 +105,13 @@ def test_changed_content_is_asked_for_with_another_run_key(world: World, instanc
     after = tick(world, instance).run_requests or []
     assert keys_of(tick(world, instance)) == [["a.jsonl"]]
     assert before[0].run_key != after[0].run_key
-    # The old content once more: what was replaced is not in the table any longer.
+    # The old content again: it was replaced, so the table no longer has it.
     world.load()
     world.put("a.jsonl", lines([event(0)]))
     assert keys_of(tick(world, instance)) == [["a.jsonl"]]
 
 
-def test_the_same_work_has_the_same_run_key_and_is_not_asked_for_while_a_run_is_to_do_it(
+def test_the_same_batch_has_the_same_run_key_and_is_not_requested_while_its_run_is_in_progress(
     world: World, instance: dg.DagsterInstance
 ) -> None:
     put(world, "a.jsonl", "b.jsonl")
@@ -121,12 +121,12 @@ def test_the_same_work_has_the_same_run_key_and_is_not_asked_for_while_a_run_is_
     start(instance, request, dg.DagsterRunStatus.STARTED)
     waiting = tick(world, instance)
     assert not waiting.run_requests
-    assert "2 are to be loaded by a run that is not over" in str(waiting.skip_reason)
+    assert "2 will be loaded by a run that is still in progress" in str(waiting.skip_reason)
     put(world, "c.jsonl")
     assert keys_of(tick(world, instance)) == [["c.jsonl"]]
 
 
-def test_a_batch_whose_run_ended_without_loading_is_asked_for_again_but_not_for_ever(
+def test_a_batch_whose_run_failed_is_requested_again_a_limited_number_of_times(
     world: World, instance: dg.DagsterInstance
 ) -> None:
     put(world, "a.jsonl")
@@ -140,10 +140,10 @@ def test_a_batch_whose_run_ended_without_loading_is_asked_for_again_but_not_for_
     assert instance.get_runs_count(dg.RunsFilter(tags={BATCH_TAG: batch_hash([version])})) == 3
     given_up = tick(world, instance)
     assert not given_up.run_requests
-    assert "run load_events_job by hand" in str(given_up.skip_reason)
+    assert "run load_events_job manually" in str(given_up.skip_reason)
 
 
-def test_objects_with_names_that_cannot_be_loaded_are_told_and_folder_marks_are_not(
+def test_keys_that_cannot_be_loaded_are_reported_and_folder_markers_are_not(
     world: World, instance: dg.DagsterInstance
 ) -> None:
     for key in ("events/readme.txt", "events/team=1/", "events/team=1/a.csv"):

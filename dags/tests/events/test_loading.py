@@ -107,7 +107,7 @@ def test_an_object_that_cannot_be_read_is_named_and_keeps_no_other_from_being_lo
 
     again = unmerged.load()
     assert (again.loaded, again.already_loaded, again.problems) == ((), 9, [])
-    assert {problem.key for problem in unmerged.load(again=True).problems} == {*bad, cut}
+    assert {problem.key for problem in unmerged.load(retry_unreadable=True).problems} == {*bad, cut}
 
 
 def test_an_unreadable_object_is_loaded_when_it_was_put_right(world: World) -> None:
@@ -143,7 +143,7 @@ def test_an_object_that_is_replaced_while_it_is_read_is_noticed_and_leaves_nothi
     unmerged.put("b.jsonl", many(50, 10))
     asked = 0
 
-    def versions_now(keys: Sequence[str]) -> Mapping[str, ObjectVersion]:
+    def list_versions(keys: Sequence[str]) -> Mapping[str, ObjectVersion]:
         nonlocal asked
         asked += 1
         if asked == 2 and moment == 2:
@@ -155,7 +155,7 @@ def test_an_object_that_is_replaced_while_it_is_read_is_noticed_and_leaves_nothi
             unmerged.put("a.jsonl", many(0, 12))
         return found
 
-    result = unmerged.load(versions_now=versions_now)
+    result = unmerged.load(list_versions=list_versions)
     assert [(problem.key, problem.is_unreadable) for problem in result.problems] == [("events/team=1/a.jsonl", False)]
     assert "while it was read" in result.problems[0].reason
     assert numbers(unmerged) == list(range(50, 60))
@@ -183,7 +183,7 @@ def test_a_load_that_has_lost_its_lock_writes_nothing(world: World) -> None:
     world.put("a.jsonl", many(0, 10))
     asked = 0
 
-    def versions_now(keys: Sequence[str]) -> Mapping[str, ObjectVersion]:
+    def list_versions(keys: Sequence[str]) -> Mapping[str, ObjectVersion]:
         nonlocal asked
         asked += 1
         if asked == 2:
@@ -196,7 +196,7 @@ def test_a_load_that_has_lost_its_lock_writes_nothing(world: World) -> None:
         return current_versions(world.s3, world.storage.bucket, keys)
 
     with pytest.raises(LockLostError):
-        world.load(versions_now=versions_now)
+        world.load(list_versions=list_versions)
     assert asked == 2
     assert numbers(world) == []
     world.load()

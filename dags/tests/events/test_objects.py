@@ -49,7 +49,7 @@ def test_the_team_is_in_the_key() -> None:
 
 def test_batches_are_bounded_by_number_and_by_bytes_and_a_large_object_is_one_by_itself() -> None:
     versions = [ObjectVersion(f"{number}", "e", size) for number, size in enumerate((10, 10, 10, 500, 10, 90, 10))]
-    batches = list(batches_of(versions, BatchLimits(objects=2, size_bytes=100)))
+    batches = list(batches_of(versions, BatchLimits(max_objects=2, max_bytes=100)))
     assert [[version.key for version in batch] for batch in batches] == [["0", "1"], ["2"], ["3"], ["4", "5"], ["6"]]
 
 

@@ -1,4 +1,4 @@
-"""What the tests of loading work with: a bucket, a database with the schema, a lock, and a loader."""
+"""The environment of the loading tests: a bucket, a database with the schema, a lock, and a loader."""
 
 import functools
 import gzip
@@ -33,7 +33,7 @@ IPHONE = (
 
 
 def event(number: int = 0, **changes: Any) -> dict[str, Any]:
-    """An event; `changes` replace fields, and None takes one away."""
+    """An event in which `changes` replace fields, and None removes one."""
     found: dict[str, Any] = {
         "uuid": str(uuid.UUID(int=number + 1)),
         "event": "$pageview",
@@ -46,7 +46,7 @@ def event(number: int = 0, **changes: Any) -> dict[str, Any]:
 
 
 def lines(events: Sequence[Mapping[str, Any] | str]) -> bytes:
-    """JSON lines; a text is a line as it is."""
+    """JSON lines. A string is a line as it is."""
     return "".join(f"{one if isinstance(one, str) else json.dumps(one)}\n" for one in events).encode()
 
 
@@ -75,7 +75,7 @@ class World:
     storage: ObjectStorage
 
     def put(self, name: str, body: bytes, *, team: int = 1) -> str:
-        """Puts an object, compressed when its name ends with .gz; returns its key."""
+        """Upload an object, compressed when its name ends in .gz; return its key."""
         key = f"events/team={team}/{name}"
         content = gzip.compress(body, mtime=0) if name.endswith(".gz") else body
         self.s3.put_object(Bucket=self.storage.bucket, Key=key, Body=content)
@@ -86,17 +86,17 @@ class World:
             "cluster": self.cluster,
             "storage": self.storage,
             "visitor_hash_key": VISITOR_HASH_KEY,
-            "versions_now": functools.partial(current_versions, self.s3, self.storage.bucket),
+            "list_versions": functools.partial(current_versions, self.s3, self.storage.bucket),
             "run_id": run_id,
             "form": SchemaForm(self.cluster.database),
         }
         return Loader(**{**given, **changes})
 
-    def load(self, *keys: str, again: bool = False, **changes: Any) -> BatchResult:
-        """Loads the keys, or everything there is."""
+    def load(self, *keys: str, retry_unreadable: bool = False, **changes: Any) -> BatchResult:
+        """Load the keys, or every object in the bucket."""
         wanted = keys or tuple(version.key for version in list_all(self.s3, self.storage.bucket, "events/"))
         with exclusive(self.postgres, lock_name(self.cluster), 60) as lock:
-            return load_batch(self.loader(**changes), wanted, lock, again=again)
+            return load_batch(self.loader(**changes), wanted, lock, retry_unreadable=retry_unreadable)
 
     def rows(self, statement: str, **parameters: Any) -> Rows:
         return self.cluster.any_host(Query(statement, parameters)).result()
