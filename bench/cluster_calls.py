@@ -14,7 +14,8 @@ from measuring import Figures, node  # isort: skip - makes `dags` importable
 
 from clickhouse_driver import Client
 
-from dags.common.clickhouse.cluster import ClickhouseCluster, Host
+from dags.common.clickhouse.cluster import ClickhouseCluster
+from dags.common.clickhouse.hosts import Host
 from dags.common.clickhouse.query import Query
 from dags.common.clickhouse.query_tags import QueryTags
 

@@ -26,8 +26,9 @@ from typing import Any
 from measuring import Figures, seconds_of
 from pydantic import SecretStr
 
-from dags.common.clickhouse.cluster import Access, ClickhouseCluster, Host
+from dags.common.clickhouse.cluster import ClickhouseCluster
 from dags.common.clickhouse.ddl import SchemaForm
+from dags.common.clickhouse.hosts import Access, Host
 from dags.common.clickhouse.object_storage import OBJECT, ObjectStorage
 from dags.common.clickhouse.query import Query
 from dags.common.clickhouse.schema import apply_schema

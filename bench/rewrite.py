@@ -31,7 +31,8 @@ from cluster_calls import measure_calls
 from measuring import Figures, node, seconds_of
 from pydantic import SecretStr
 
-from dags.common.clickhouse.cluster import Access, ClickhouseCluster, Host
+from dags.common.clickhouse.cluster import ClickhouseCluster
+from dags.common.clickhouse.hosts import Access, Host
 from dags.common.clickhouse.rewrites import Job, new_job
 from dags.common.clickhouse.schema import apply_schema
 from dags.common.deletion_requests import prepare

@@ -29,7 +29,8 @@ import dagster as dg
 from clickhouse_driver import Client
 from measuring import Figures, node, seconds_of
 
-from dags.common.clickhouse.cluster import Access, ClickhouseCluster, Host
+from dags.common.clickhouse.cluster import ClickhouseCluster
+from dags.common.clickhouse.hosts import Access, Host
 from dags.common.clickhouse.query import Query
 from dags.common.clickhouse.schema import apply_schema
 from dags.web_preaggregated.aggregate import AggregationOutcome, pre_aggregate

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 
 import dagster as dg
 
-from dags.common.clickhouse.cluster import ClusterError
+from dags.common.clickhouse.errors import ClusterError
 from dags.common.clickhouse.retry import is_transient
 from dags.common.clickhouse.staging import StagingError
 

@@ -15,7 +15,8 @@ from urllib.parse import quote
 import dagster as dg
 from pydantic import SecretStr
 
-from dags.common.clickhouse.cluster import ClickhouseCluster, cluster_from_settings
+from dags.common.clickhouse.cluster import ClickhouseCluster
+from dags.common.clickhouse.discovery import cluster_from_settings
 from dags.common.clickhouse.query_tags import QueryTags
 from dags.common.owners import OWNER_TAG
 from dags.common.settings import Settings, get_settings

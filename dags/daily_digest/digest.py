@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from dags.common.clickhouse.cluster import ClickhouseCluster
 from dags.common.clickhouse.query import Insert, Query
-from dags.common.clickhouse.staging import check_form, staging, swap_statement
+from dags.common.clickhouse.staging import check_structure, staging, swap_statement
 from dags.common.clickhouse.tables import ANALYTICS_DIGEST_DAILY
 
 if TYPE_CHECKING:
@@ -159,10 +159,10 @@ def write_digests(cluster: ClickhouseCluster, days: Sequence[dt.date], run_id: s
     def work(client: "Client") -> dict[dt.date, list[Digest]]:
         return {day: _write_day(client, day, run_id, cluster.database) for day in days}
 
-    if cluster.is_replicated(ANALYTICS_DIGEST_DAILY.name):
-        return cluster.any_host(work, retryable=True, timeout_seconds=TIMEOUT_SECONDS).result()
     digests: dict[dt.date, list[Digest]] = defaultdict(list)
-    for found in cluster.map_all_hosts(work, retryable=True, timeout_seconds=TIMEOUT_SECONDS).result().values():
+    table = ANALYTICS_DIGEST_DAILY.name
+    found_by_host = cluster.map_write_hosts(table, work, retryable=True, timeout_seconds=TIMEOUT_SECONDS).result()
+    for found in found_by_host.values():
         for day, of_day in found.items():
             digests[day] += of_day
     return digests
@@ -171,7 +171,7 @@ def write_digests(cluster: ClickhouseCluster, days: Sequence[dt.date], run_id: s
 def _write_day(client: "Client", day: dt.date, run_id: str, database: str) -> list[Digest]:
     digests = _read(client, day)
     with staging(client, [ANALYTICS_DIGEST_DAILY], run_id, database) as (target,):
-        check_form(client, target, ANALYTICS_DIGEST_DAILY)
+        check_structure(client, target, ANALYTICS_DIGEST_DAILY)
         if digests:
             rows = [astuple(digest) for digest in digests]
             Insert(target, [column.name for column in fields(Digest)], rows)(client)

@@ -259,10 +259,7 @@ def _insert(cluster: ClickhouseCluster, rows: Mapping[Key, StoredRate], run_id: 
         # Of this run: the same rows may be written again after somebody deleted them.
         deduplication_token=f"{run_id}-{hashlib.sha256(json.dumps(values, default=str).encode()).hexdigest()}",
     )
-    if cluster.is_replicated(TABLE):
-        cluster.any_host(insert).result()
-    else:
-        cluster.map_all_hosts(insert).result()
+    cluster.map_write_hosts(TABLE, insert).result()
 
 
 @dataclass(frozen=True)

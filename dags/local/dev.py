@@ -39,7 +39,7 @@ def serve(port: int) -> None:
     """Apply the schema to the running stack, load the sample, then run `dagster dev` with this project's workspace."""
     import dagster as dg
 
-    from dags.common.clickhouse.cluster import cluster_from_settings
+    from dags.common.clickhouse.discovery import cluster_from_settings
     from dags.common.clickhouse.schema import apply_schema, create_database, is_clustered
     from dags.common.inventory import pools_of
     from dags.common.resources import make_s3

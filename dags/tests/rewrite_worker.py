@@ -6,7 +6,8 @@ it reads a line: so a test decides what dies when. Not here: what must come out.
 
 import sys
 
-from dags.common.clickhouse.cluster import Access, ClickhouseCluster
+from dags.common.clickhouse.cluster import ClickhouseCluster
+from dags.common.clickhouse.hosts import Access
 from dags.common.clickhouse.rewrites import LOCK
 from dags.common.locks import exclusive
 from dags.tests.rewriting import World, hosts_of, postgres_of

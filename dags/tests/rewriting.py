@@ -16,7 +16,8 @@ import psycopg2
 from clickhouse_driver import Client
 from pydantic import SecretStr
 
-from dags.common.clickhouse.cluster import Access, ClickhouseCluster, Host
+from dags.common.clickhouse.cluster import ClickhouseCluster
+from dags.common.clickhouse.hosts import Access, Host
 from dags.common.clickhouse.query import Insert, Query, Rows
 from dags.common.clickhouse.rewrites import Job, Report, new_job
 from dags.common.clickhouse.schema import apply_schema

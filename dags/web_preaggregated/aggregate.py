@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 from dags.common.clickhouse.cluster import ClickhouseCluster
 from dags.common.clickhouse.ddl import Table
 from dags.common.clickhouse.query import Rows, quoted
-from dags.common.clickhouse.staging import StagingError, check_form, staging, swap_statement
+from dags.common.clickhouse.staging import StagingError, check_structure, staging, swap_statement
 from dags.web_preaggregated.statements import (
     EVENTS_OF_A_PASS,
     SESSION_SETTINGS,
@@ -120,9 +120,8 @@ def pre_aggregate(
             _drop_days(client, grain, drop_before)
         return outcome
 
-    if cluster.is_replicated(grain.stats.name):
-        return cluster.any_host(work, retryable=True, timeout_seconds=TIMEOUT_SECONDS).result()
-    outcomes = cluster.map_all_hosts(work, retryable=True, timeout_seconds=TIMEOUT_SECONDS).result()
+    table = grain.stats.name
+    outcomes = cluster.map_write_hosts(table, work, retryable=True, timeout_seconds=TIMEOUT_SECONDS).result()
     return _merged(list(outcomes.values()))
 
 
@@ -218,7 +217,7 @@ def _days(statements: _Statements, window: Window, sessions: str, targets: Mappi
 
 def _check(client: "Client", target: str, table: Table, computed: Mapping[dt.date, Day]) -> None:
     """Raise StagingError when a staging table is not of the form of its table, or has not what the sessions have."""
-    check_form(client, target, table)
+    check_structure(client, target, table)
     statement = f"SELECT toDate(period_bucket), sumMerge(pageviews_count_state) FROM {quoted(target)} GROUP BY 1"  # noqa: S608 - a name made here
     found = dict(client.execute(statement))
     expected = {day: one.pageviews for day, one in computed.items() if one.pageviews}

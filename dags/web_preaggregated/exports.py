@@ -18,8 +18,9 @@ from typing import TYPE_CHECKING, Any
 
 import dagster as dg
 
-from dags.common.clickhouse.cluster import ClickhouseCluster, one_line
+from dags.common.clickhouse.cluster import ClickhouseCluster
 from dags.common.clickhouse.ddl import Table
+from dags.common.clickhouse.errors import one_line
 from dags.common.clickhouse.object_storage import OBJECT, ObjectQuery, ObjectStorage, object_storage_from_settings
 from dags.common.clickhouse.query import Query, quoted
 from dags.common.clickhouse.retry import is_transient

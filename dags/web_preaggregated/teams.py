@@ -77,6 +77,5 @@ class _Removal:
 
 def _where_written(cluster: ClickhouseCluster, call: Insert | _Removal) -> list[int]:
     """The call on one host where the tables are replicated, and else on every host."""
-    if cluster.is_replicated(WEB_PRE_AGGREGATED_TEAMS.name):
-        return [cluster.any_host(call, timeout_seconds=REMOVAL_TIMEOUT_SECONDS).result()]
-    return list(cluster.map_all_hosts(call, timeout_seconds=REMOVAL_TIMEOUT_SECONDS).result().values())
+    table = WEB_PRE_AGGREGATED_TEAMS.name
+    return list(cluster.map_write_hosts(table, call, timeout_seconds=REMOVAL_TIMEOUT_SECONDS).result().values())

@@ -8,12 +8,13 @@ when a server starts, so the table stays as it is for as long as the dictionary 
 """
 
 from collections.abc import Mapping, Sequence
-from concurrent import futures
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from dags.common.clickhouse.cluster import ClickhouseCluster, Host, one_line
+from dags.common.clickhouse.cluster import ClickhouseCluster
 from dags.common.clickhouse.ddl import Column, Dictionary, SchemaForm
+from dags.common.clickhouse.errors import one_line
+from dags.common.clickhouse.hosts import Host
 from dags.common.clickhouse.query import Query, quoted
 
 if TYPE_CHECKING:
@@ -82,21 +83,18 @@ def load(cluster: ClickhouseCluster, name: str, *, deadline_seconds: float) -> N
         ((status, exception),) = client.execute(STATUS_STATEMENT, {"name": name})
         return status, exception
 
-    loading = cluster.map_all_hosts(load_here, retryable=True, timeout_seconds=deadline_seconds)
-    futures.wait(loading.values())
-    problems: list[str] = []
-    causes: list[BaseException] = []
-    for host, future in loading.items():
-        error = future.exception()
-        if error is not None:
-            problems.append(f"- {host}: {one_line(error)}")
-            causes.append(error)
-        elif future.result()[0] != "LOADED":
-            status, exception = future.result()
-            problems.append(f"- {host}: {status} {exception}".rstrip())
+    loaded, failures = cluster.map_all_hosts(
+        load_here, retryable=True, timeout_seconds=deadline_seconds
+    ).results_and_failures()
+    problems = [f"- {host}: {one_line(error)}" for host, error in failures.items()]
+    problems += [
+        f"- {host}: {status} {exception}".rstrip() for host, (status, exception) in loaded.items() if status != "LOADED"
+    ]
     if problems:
-        text = f"Dictionary {name} is not loaded on {len(problems)} of {len(loading)} ClickHouse hosts:\n"
-        raise DictionaryError(text + "\n".join(problems)) from (causes[0] if causes else None)
+        raise DictionaryError(
+            f"Dictionary {name} is not loaded on {len(problems)} of {len(cluster.hosts)} ClickHouse hosts:\n"
+            + "\n".join(problems)
+        ) from next(iter(failures.values()), None)
 
 
 def checksum(cluster: ClickhouseCluster, name: str, *, deadline_seconds: float = 600) -> dict[Host, Checksum]:

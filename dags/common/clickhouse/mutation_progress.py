@@ -12,7 +12,9 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import TYPE_CHECKING, Any, Self
 
-from dags.common.clickhouse.cluster import CallTimeoutError, ClickhouseCluster, ClusterError, Host, one_line
+from dags.common.clickhouse.cluster import ClickhouseCluster
+from dags.common.clickhouse.errors import CallTimeoutError, ClusterError, one_line
+from dags.common.clickhouse.hosts import Host
 from dags.common.clickhouse.retry import SERVER_ERRORS, is_transient
 
 if TYPE_CHECKING:
@@ -256,28 +258,27 @@ def _ask(
 ) -> list[list[Progress]]:
     """What every host says of every mutation; all hosts are asked at once."""
     seconds = min(max(seconds_left, SHORTEST_LOOK_SECONDS), LOOK_SECONDS)
-    futures = [
+    calls = [
         (mutation, cluster.among(hosts).map_all_hosts(_Look(mutation), timeout_seconds=seconds))
         for mutation, hosts in asked
     ]
     states_by_mutation = []
-    wrong: dict[Host, BaseException] = {}
-    for mutation, by_host in futures:
-        states = []
-        for host, future in by_host.items():
-            error = future.exception()
-            if error is None:
-                answer, parts, reason = future.result()
-                states.append(Progress(host, mutation.table, mutation.id, answer, parts, reason))
-            elif is_transient(error) or isinstance(error, CallTimeoutError):
-                states.append(
-                    Progress(host, mutation.table, mutation.id, MutationState.UNREACHABLE, reason=one_line(error))
-                )
+    errors: dict[Host, BaseException] = {}
+    for mutation, by_host in calls:
+        answers, failures = by_host.results_and_failures()
+        states = [
+            Progress(host, mutation.table, mutation.id, answer, parts, reason)
+            for host, (answer, parts, reason) in answers.items()
+        ]
+        for host, error in failures.items():
+            if is_transient(error) or isinstance(error, CallTimeoutError):
+                reason = one_line(error)
+                states.append(Progress(host, mutation.table, mutation.id, MutationState.UNREACHABLE, reason=reason))
             else:
-                wrong[host] = error
-        states_by_mutation.append(states)
-    if wrong:
-        raise ClusterError(wrong, len(cluster.hosts)) from next(iter(wrong.values()))
+                errors[host] = error
+        states_by_mutation.append(sorted(states, key=lambda state: state.host))
+    if errors:
+        raise ClusterError(errors, len(cluster.hosts))
     return states_by_mutation
 
 

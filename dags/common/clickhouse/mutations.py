@@ -17,8 +17,10 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from dags.common.clickhouse.cluster import ClickhouseCluster, ClusterError, Host
+from dags.common.clickhouse.cluster import ClickhouseCluster
 from dags.common.clickhouse.ddl import literal
+from dags.common.clickhouse.errors import ClusterError
+from dags.common.clickhouse.hosts import Host
 from dags.common.clickhouse.mutation_progress import (
     STORAGE_STATEMENT,
     Enqueued,
@@ -269,16 +271,9 @@ def _enqueue(
     groups = _groups(cluster, mutation_by_host, timeout_seconds)
 
     def on_each(fn_of: Callable[[_Group], Callable[["Client"], Any]]) -> list[Any]:
-        futures = [
-            cluster.among(group.answering).any_host(fn_of(group), retryable=True, timeout_seconds=timeout_seconds)
-            for group in groups
-        ]
-        # All of them are waited for, so that none is still on its way when the first error is raised.
-        errors = {group.answering[0]: future.exception() for group, future in zip(groups, futures, strict=True)}
-        failed = {host: error for host, error in errors.items() if error is not None}
-        if failed:
-            raise ClusterError(failed, len(groups)) from next(iter(failed.values()))
-        return [future.result() for future in futures]
+        calls = {group.answering: fn_of(group) for group in groups}
+        results = cluster.map_one_host_per_group(calls, retryable=True, timeout_seconds=timeout_seconds).result()
+        return list(results.values())
 
     problems = on_each(lambda group: lambda client: _lacking(client, group, not_before, capacity))
     lines = [
@@ -299,21 +294,13 @@ def _groups(
     cluster: ClickhouseCluster, mutation_by_host: Mapping[Host, Mutation], timeout_seconds: float
 ) -> list[_Group]:
     """The hosts by storage. A host that does not answer counts to the replicas of its shard, if they replicate."""
-    asked = {
-        host: cluster.only(host).any_host(
-            Query(STORAGE_STATEMENT, {"table": mutation.table}), timeout_seconds=timeout_seconds
-        )
-        for host, mutation in mutation_by_host.items()
+    queries: dict[tuple[Host, ...], Query] = {
+        (host,): Query(STORAGE_STATEMENT, {"table": mutation.table}) for host, mutation in mutation_by_host.items()
     }
-    silent: dict[Host, BaseException] = {}
+    answers, silent = cluster.map_one_host_per_group(queries, timeout_seconds=timeout_seconds).results_and_failures()
     found: dict[str, list[Host]] = {}
     storage_of_shard: dict[int, str] = {}
-    for host, future in asked.items():
-        error = future.exception()
-        if error is not None:
-            silent[host] = error
-            continue
-        rows = future.result()
+    for host, rows in answers.items():
         if not rows:
             raise LookupError(
                 f"ClickHouse host {host} has no table {mutation_by_host[host].table} in database {cluster.database}."
@@ -324,7 +311,7 @@ def _groups(
             storage_of_shard[host.shard] = storage
     alone = {host: error for host, error in silent.items() if host.shard not in storage_of_shard}
     if alone:
-        raise ClusterError(alone, len(asked)) from next(iter(alone.values()))
+        raise ClusterError(alone, len(queries))
     groups = []
     for storage, answering in found.items():
         missing = [host for host in silent if storage_of_shard[host.shard] == storage]

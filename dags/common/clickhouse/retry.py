@@ -98,9 +98,9 @@ class RetryPolicy:
 
     attempts: int = 5
     first_wait_seconds: float = 0.2
-    longest_wait_seconds: float = 10.0
+    max_wait_seconds: float = 10.0
 
     def wait(self) -> wait_base:
         """The waits between attempts, in tenacity's terms."""
-        growing = wait_exponential(multiplier=self.first_wait_seconds, max=self.longest_wait_seconds)
+        growing = wait_exponential(multiplier=self.first_wait_seconds, max=self.max_wait_seconds)
         return growing + wait_random(0, self.first_wait_seconds)

@@ -18,8 +18,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from dags.common.clickhouse import dictionaries
-from dags.common.clickhouse.cluster import ClickhouseCluster, Host
+from dags.common.clickhouse.cluster import ClickhouseCluster
 from dags.common.clickhouse.ddl import Column, Placement, SchemaForm, Table
+from dags.common.clickhouse.hosts import Host
 from dags.common.clickhouse.mutation_progress import Enqueued, Progress, passes_by_itself, wait
 from dags.common.clickhouse.mutations import Command, Mutation, enqueue, enqueue_on_all_hosts, floor_time
 from dags.common.clickhouse.query import Insert, Query, Rows, quoted

@@ -13,16 +13,11 @@ from typing import TYPE_CHECKING
 
 import click
 
-from dags.common.clickhouse.cluster import (
-    Access,
-    ClickhouseCluster,
-    ClusterError,
-    UnknownClusterError,
-    access_from_settings,
-    connect,
-    one_line,
-)
+from dags.common.clickhouse.cluster import ClickhouseCluster
 from dags.common.clickhouse.ddl import SchemaForm, SchemaObject, Table, literal, statement_hash
+from dags.common.clickhouse.discovery import access_from_settings, connect
+from dags.common.clickhouse.errors import ClusterError, UnknownClusterError, one_line
+from dags.common.clickhouse.hosts import Access
 from dags.common.clickhouse.query import Insert, Query, quoted
 from dags.common.clickhouse.retry import is_connection_error
 from dags.common.clickhouse.tables import SCHEMA, SCHEMA_MIGRATIONS

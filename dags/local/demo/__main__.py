@@ -9,7 +9,7 @@ from pathlib import Path
 import click
 import dagster as dg
 
-from dags.common.clickhouse.cluster import cluster_from_settings
+from dags.common.clickhouse.discovery import cluster_from_settings
 from dags.common.clickhouse.schema import apply_schema, create_database, is_clustered
 from dags.common.resources import make_s3
 from dags.common.settings import get_settings

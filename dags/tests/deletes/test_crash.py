@@ -10,7 +10,8 @@ from pathlib import Path
 import dagster as dg
 import pytest
 
-from dags.common.clickhouse.cluster import Access, ClickhouseCluster
+from dags.common.clickhouse.cluster import ClickhouseCluster
+from dags.common.clickhouse.hosts import Access
 from dags.common.clickhouse.query import Query
 from dags.common.clickhouse.schema import apply_schema
 from dags.common.deletion_requests import RequestKind, RequestState, ask, prepare, remembered_days, requests

@@ -2,7 +2,9 @@ import datetime as dt
 
 import pytest
 
-from dags.common.clickhouse.cluster import Access, ClickhouseCluster, ClusterError, Host
+from dags.common.clickhouse.cluster import ClickhouseCluster
+from dags.common.clickhouse.errors import ClusterError
+from dags.common.clickhouse.hosts import Access, Host
 from dags.common.clickhouse.query import Insert
 from dags.common.deletion_requests import RequestKind, RequestState, ask, remembered_days, requests
 from dags.deletes.delete import MOST_DAY_RANGES, day_ranges

@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING
 import pytest
 from pydantic import SecretStr
 
-from dags.common.clickhouse.cluster import Access, ClickhouseCluster, Host
+from dags.common.clickhouse.cluster import ClickhouseCluster
+from dags.common.clickhouse.hosts import Access, Host
 from dags.common.clickhouse.object_storage import ObjectStorage
 from dags.common.clickhouse.schema import apply_schema
 from dags.common.resources import Postgres

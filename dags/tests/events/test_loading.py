@@ -10,7 +10,8 @@ from typing import Any
 
 import pytest
 
-from dags.common.clickhouse.cluster import Access, ClickhouseCluster, Host
+from dags.common.clickhouse.cluster import ClickhouseCluster
+from dags.common.clickhouse.hosts import Access, Host
 from dags.common.locks import LockLostError, lock_number
 from dags.events.loading import lock_name
 from dags.events.objects import ObjectVersion, current_versions

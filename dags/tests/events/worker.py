@@ -16,7 +16,8 @@ from typing import Any
 from clickhouse_driver import Client
 from pydantic import SecretStr
 
-from dags.common.clickhouse.cluster import Access, ClickhouseCluster, Host
+from dags.common.clickhouse.cluster import ClickhouseCluster
+from dags.common.clickhouse.hosts import Access, Host
 from dags.common.clickhouse.object_storage import ObjectStorage
 from dags.common.resources import Postgres
 from dags.local import services

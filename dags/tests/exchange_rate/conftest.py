@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 import dagster as dg
 import pytest
 
-from dags.common.clickhouse.cluster import Access, ClickhouseCluster, Host
+from dags.common.clickhouse.cluster import ClickhouseCluster
+from dags.common.clickhouse.hosts import Access, Host
 from dags.common.clickhouse.query import Query, quoted
 from dags.common.clickhouse.schema import apply_schema
 from dags.common.resources import JsonObjectIOManager

@@ -6,7 +6,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dags.common.clickhouse.cluster import Access, ClickhouseCluster, ClusterError, Host
+from dags.common.clickhouse.cluster import ClickhouseCluster
+from dags.common.clickhouse.errors import ClusterError
+from dags.common.clickhouse.hosts import Access, Host
 from dags.common.clickhouse.query import Insert, Query
 from dags.exchange_rate.rates import Rates
 from dags.exchange_rate.storage import (

@@ -3,7 +3,8 @@ from collections.abc import Iterator
 import dagster as dg
 import pytest
 
-from dags.common.clickhouse.cluster import Access, ClickhouseCluster, Host
+from dags.common.clickhouse.cluster import ClickhouseCluster
+from dags.common.clickhouse.hosts import Access, Host
 from dags.common.clickhouse.query import Query
 from dags.common.clickhouse.tables import SCHEMA
 from dags.common.settings import describe_variables, get_settings

@@ -1,6 +1,8 @@
 import pytest
 
-from dags.common.clickhouse.cluster import Access, ClickhouseCluster, ClusterError, Host
+from dags.common.clickhouse.cluster import ClickhouseCluster
+from dags.common.clickhouse.errors import ClusterError
+from dags.common.clickhouse.hosts import Access, Host
 from dags.common.clickhouse.query import Query
 from dags.common.clickhouse.rewrites import PREFIX
 from dags.common.deletion_requests import RequestKind, ask

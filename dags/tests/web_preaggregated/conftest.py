@@ -4,7 +4,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from dags.common.clickhouse.cluster import Access, ClickhouseCluster, Host
+from dags.common.clickhouse.cluster import ClickhouseCluster
+from dags.common.clickhouse.hosts import Access, Host
 from dags.common.clickhouse.schema import apply_schema
 from dags.tests.web_preaggregated.events import Web
 

@@ -5,7 +5,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from dags.common.clickhouse.cluster import Access, ClickhouseCluster, Host
+from dags.common.clickhouse.cluster import ClickhouseCluster
+from dags.common.clickhouse.hosts import Access, Host
 from dags.local import ports, services
 from dags.tests.conftest import CREDENTIALS
 

@@ -27,7 +27,8 @@ KILLS = 20
 DAYS = [DAY + dt.timedelta(days=n) for n in (-1, 0, 1)]
 WORK = """
 import datetime as dt, sys
-from dags.common.clickhouse.cluster import ClickhouseCluster, Host
+from dags.common.clickhouse.cluster import ClickhouseCluster
+from dags.common.clickhouse.hosts import Host
 from dags.web_preaggregated.aggregate import pre_aggregate
 from dags.web_preaggregated.statements import DAILY
 print("working", flush=True)

@@ -9,7 +9,8 @@ import pytest
 import requests
 from pydantic import SecretStr
 
-from dags.common.clickhouse.cluster import Access, ClickhouseCluster, Host
+from dags.common.clickhouse.cluster import ClickhouseCluster
+from dags.common.clickhouse.hosts import Access, Host
 from dags.common.clickhouse.object_storage import OBJECT, ObjectQuery, ObjectStorage
 from dags.common.clickhouse.query import Query, Rows
 from dags.common.clickhouse.schema import apply_schema

@@ -11,21 +11,17 @@ import pytest
 from clickhouse_driver import Client, errors
 from pydantic import SecretStr
 
-from dags.common.clickhouse.cluster import (
-    LONGEST_CALL_SECONDS,
-    UNKNOWN_ROLE,
-    Access,
+from dags.common.clickhouse.cluster import ClickhouseCluster
+from dags.common.clickhouse.discovery import cluster_from_settings, connect
+from dags.common.clickhouse.errors import (
     CallTimeoutError,
-    ClickhouseCluster,
     ClusterClosedError,
     ClusterError,
-    Host,
     UnknownClusterError,
-    UnknownRoleError,
     UnknownShardError,
-    cluster_from_settings,
-    connect,
 )
+from dags.common.clickhouse.hosts import UNKNOWN_ROLE, Access, Host
+from dags.common.clickhouse.pool import MAX_CALL_SECONDS
 from dags.common.clickhouse.query import Insert, Query
 from dags.common.clickhouse.query_tags import QueryTags
 from dags.common.clickhouse.retry import RetryPolicy
@@ -34,7 +30,7 @@ from dags.local.ports import free_port
 from dags.tests.common.clickhouse.conftest import BreakableWay
 from dags.tests.local.clickhouse.nodes import running_node
 
-QUICK = RetryPolicy(attempts=3, first_wait_seconds=0.01, longest_wait_seconds=0.02)
+QUICK = RetryPolicy(attempts=3, first_wait_seconds=0.01, max_wait_seconds=0.02)
 WAIT_SECONDS = 30.0
 ENDLESS = "SELECT sleepEachRow(1) FROM numbers(600) SETTINGS max_block_size = 1"
 
@@ -98,8 +94,6 @@ def test_roles_come_from_the_macro_and_a_host_without_it_has_data(tmp_path: Path
             assert [host.role for host in cluster.hosts] == ["ingestion", UNKNOWN_ROLE]
             # A host that may have rows is not left out of what is asked of every shard.
             assert cluster.shards == [2]
-            with pytest.raises(UnknownRoleError, match=rf"role of 127\.0\.0\.1:{ports[1]} is not known"):
-                cluster.map_hosts_by_role(Query("SELECT 1"), "ingestion")
 
 
 # Shards and roles
@@ -137,20 +131,25 @@ def test_each_shard_gets_the_function_that_is_meant_for_it(shards: ClickhouseClu
     assert shards.map_any_host_in_shards({}).result() == {}
 
 
-def test_only_the_hosts_of_a_role_are_called(shards: ClickhouseCluster) -> None:
-    assert list(shards.map_hosts_by_role(SHARD, "ingestion").result()) == [shards.hosts[3]]
-    assert set(shards.map_hosts_by_role(SHARD, "data").result()) == set(shards.hosts[:3])
-
-
-def test_a_shard_and_a_role_that_are_not_there_are_named_before_anything_is_called(shards: ClickhouseCluster) -> None:
+def test_an_unknown_shard_is_named_before_anything_is_called(shards: ClickhouseCluster) -> None:
     called: list[object] = []
     with pytest.raises(UnknownShardError, match="no shard 4, only: 1, 2"):
         shards.map_any_host_in_shards({1: called.append, 4: called.append})
     with pytest.raises(UnknownShardError, match="no shard 3"):
         shards.replicas_of(3)
-    with pytest.raises(UnknownRoleError, match="No host of this ClickHouse cluster has the role 'x', only: data, ing"):
-        shards.map_hosts_by_role(called.append, "x")
     assert called == []
+
+
+def test_a_write_runs_on_every_host_unless_the_table_is_replicated(shards: ClickhouseCluster) -> None:
+    class Replicated(ClickhouseCluster):
+        def is_replicated(self, table: str) -> bool:
+            return table == "replicated"
+
+    with Replicated(shards.hosts, policy=QUICK) as cluster:
+        assert set(cluster.map_write_hosts("plain", SHARD).result()) == set(cluster.hosts)
+        results = [cluster.map_write_hosts("replicated", SHARD).result() for _ in cluster.hosts]
+    assert all(len(result) == 1 for result in results)
+    assert {host for result in results for host in result} == set(shards.hosts)
 
 
 def test_a_replica_that_is_gone_is_passed_over_also_for_a_call_that_may_not_be_repeated(
@@ -257,7 +256,9 @@ def test_a_host_that_succeeds_is_not_among_the_errors(cluster: ClickhouseCluster
     with pytest.raises(ClusterError, match="failed on 1 of 2") as caught:
         futures.result()
     assert [host.address for host in caught.value.errors] == ["localhost"]
-    assert futures[cluster.hosts[0]].result() == 1
+    results, failures = futures.results_and_failures()
+    assert results == {cluster.hosts[0]: 1}
+    assert list(failures) == [cluster.hosts[1]]
 
 
 def test_the_error_of_a_call_keeps_its_type_and_tells_the_host(cluster: ClickhouseCluster) -> None:
@@ -389,7 +390,7 @@ def test_after_its_deadline_a_call_can_ask_nothing_more(cluster: ClickhouseClust
 
 
 def test_a_deadline_covers_the_waits_between_attempts() -> None:
-    slow = RetryPolicy(attempts=100, first_wait_seconds=WAIT_SECONDS * 2, longest_wait_seconds=WAIT_SECONDS * 2)
+    slow = RetryPolicy(attempts=100, first_wait_seconds=WAIT_SECONDS * 2, max_wait_seconds=WAIT_SECONDS * 2)
     with ClickhouseCluster([Host("127.0.0.1", free_port())], policy=slow) as cluster:
         future = cluster.any_host(Query("SELECT 1"), timeout_seconds=0.3)
         with pytest.raises(CallTimeoutError):
@@ -434,7 +435,7 @@ def test_a_server_may_be_silent_until_the_deadline_also_on_the_connection_after_
         return first, client.connection.socket.gettimeout()
 
     with ClickhouseCluster([Host("127.0.0.1", clickhouse_port)]) as cluster:
-        assert cluster.any_host(fails_and_goes_on).result() == (LONGEST_CALL_SECONDS, LONGEST_CALL_SECONDS)
+        assert cluster.any_host(fails_and_goes_on).result() == (MAX_CALL_SECONDS, MAX_CALL_SECONDS)
 
 
 # Connections

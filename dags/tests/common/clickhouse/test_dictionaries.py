@@ -5,9 +5,11 @@ from typing import Any
 import pytest
 
 from dags.common.clickhouse import dictionaries
-from dags.common.clickhouse.cluster import Access, ClickhouseCluster, ClusterError, Host
+from dags.common.clickhouse.cluster import ClickhouseCluster
 from dags.common.clickhouse.ddl import Column, Dictionary
 from dags.common.clickhouse.dictionaries import Checksum, DictionaryError, UnequalError, assert_equal_everywhere
+from dags.common.clickhouse.errors import ClusterError
+from dags.common.clickhouse.hosts import Access, Host
 from dags.common.clickhouse.mutation_progress import wait
 from dags.common.clickhouse.mutations import Mutation, enqueue, floor_time, update
 from dags.common.clickhouse.query import Insert, Query

@@ -14,7 +14,9 @@ from typing import Any
 import pytest
 from clickhouse_driver import Client
 
-from dags.common.clickhouse.cluster import Access, CallTimeoutError, ClickhouseCluster, Host
+from dags.common.clickhouse.cluster import ClickhouseCluster
+from dags.common.clickhouse.errors import CallTimeoutError
+from dags.common.clickhouse.hosts import Access, Host
 from dags.common.clickhouse.query import Insert, Query
 from dags.common.clickhouse.retry import RetryPolicy, is_transient
 from dags.tests.common.clickhouse.faulty_way import DELAY, DROP, END, RESET_BOTH, Fault, FaultyWay, random_faults
@@ -22,7 +24,7 @@ from dags.tests.common.clickhouse.faulty_way import DELAY, DROP, END, RESET_BOTH
 TIMEOUT_SECONDS = 1.5
 # A busy machine may be late with a timer; a call that hangs is later than that.
 LATE_SECONDS = 10.0
-POLICY = RetryPolicy(attempts=6, first_wait_seconds=0.01, longest_wait_seconds=0.05)
+POLICY = RetryPolicy(attempts=6, first_wait_seconds=0.01, max_wait_seconds=0.05)
 ROWS = 3000
 TABLE = """
 CREATE TABLE {name} (call UInt64, row UInt64) ENGINE = MergeTree ORDER BY (call, row)

@@ -13,7 +13,9 @@ from typing import Any
 
 import pytest
 
-from dags.common.clickhouse.cluster import Access, ClickhouseCluster, ClusterError, Host, UnknownShardError
+from dags.common.clickhouse.cluster import ClickhouseCluster
+from dags.common.clickhouse.errors import ClusterError, UnknownShardError
+from dags.common.clickhouse.hosts import Access, Host
 from dags.common.clickhouse.mutation_progress import (
     Enqueued,
     MutationFailingError,
@@ -46,7 +48,7 @@ from dags.tests.common.clickhouse.conftest import BreakableWay
 from dags.tests.common.clickhouse.faulty_way import END, Fault, FaultyWay
 from dags.tests.local.clickhouse.nodes import running_node
 
-QUICK = RetryPolicy(attempts=3, first_wait_seconds=0.01, longest_wait_seconds=0.02)
+QUICK = RetryPolicy(attempts=3, first_wait_seconds=0.01, max_wait_seconds=0.02)
 WAIT_SECONDS = 60.0
 LONG_AGO = dt.datetime(2026, 1, 1, tzinfo=dt.UTC)
 CREATE = """
@@ -231,7 +233,8 @@ def test_the_mutation_of_a_process_that_was_killed_before_it_could_tell_its_id_i
     floor = floor_time(cluster)
     script = f"""
 import datetime, os, signal
-from dags.common.clickhouse.cluster import Access, ClickhouseCluster, Host
+from dags.common.clickhouse.cluster import ClickhouseCluster
+from dags.common.clickhouse.hosts import Access, Host
 from dags.common.clickhouse.mutations import Mutation, enqueue, update
 with ClickhouseCluster([Host("127.0.0.1", {cluster.hosts[0].port})], Access(database="{cluster.database}")) as cluster:
     mutation = Mutation("t", [update({{"v": "'y'"}}, "k < 10")])

@@ -4,7 +4,9 @@ import pytest
 from clickhouse_driver import errors
 from pydantic import SecretStr
 
-from dags.common.clickhouse.cluster import Access, ClickhouseCluster, Host, one_line
+from dags.common.clickhouse.cluster import ClickhouseCluster
+from dags.common.clickhouse.errors import one_line
+from dags.common.clickhouse.hosts import Access, Host
 from dags.common.clickhouse.object_storage import (
     OBJECT,
     NoObjectStorageKeysError,

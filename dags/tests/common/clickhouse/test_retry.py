@@ -80,7 +80,7 @@ def test_an_error_of_the_calling_code_is_not_taken_for_a_failed_connection(error
 def test_waits_double_up_to_the_longest_with_some_jitter() -> None:
     from tenacity import RetryCallState, Retrying
 
-    policy = RetryPolicy(first_wait_seconds=1, longest_wait_seconds=8)
+    policy = RetryPolicy(first_wait_seconds=1, max_wait_seconds=8)
     state = RetryCallState(Retrying(), None, (), {})
     waits = []
     for attempt in range(1, 7):

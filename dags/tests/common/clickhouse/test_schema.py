@@ -11,8 +11,11 @@ import pytest
 from click.testing import CliRunner
 from clickhouse_driver import Client
 
-from dags.common.clickhouse.cluster import Access, ClickhouseCluster, ClusterError, Host, connect
+from dags.common.clickhouse.cluster import ClickhouseCluster
 from dags.common.clickhouse.ddl import Column, Dictionary, Placement, SchemaForm, Table, literal
+from dags.common.clickhouse.discovery import connect
+from dags.common.clickhouse.errors import ClusterError
+from dags.common.clickhouse.hosts import Access, Host
 from dags.common.clickhouse.query import Insert, Query
 from dags.common.clickhouse.schema import (
     COLUMNS_STATEMENT,
