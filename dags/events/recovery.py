@@ -4,14 +4,14 @@ import logging
 import time
 
 from dags.common.clickhouse.cluster import ClickhouseCluster
-from dags.common.clickhouse.query import Query, quoted
+from dags.common.clickhouse.leftovers import drop_leftovers
+from dags.common.clickhouse.query import Query
 from dags.events import staging_table
 
 logger = logging.getLogger(__name__)
 
 TIMEOUT_SECONDS = 1800.0
 POLL_SECONDS = 0.2
-TABLES_STATEMENT = "SELECT name FROM system.tables WHERE database = currentDatabase() AND startsWith(name, %(prefix)s)"
 # Statements that only read are harmless.
 RUNNING = "query ILIKE 'INSERT INTO %%' AND position(query, %(prefix)s) > 0"
 
@@ -22,10 +22,10 @@ def end_dead_loads(cluster: ClickhouseCluster) -> None:
     The tables go first, so that a dead load cannot start a further statement after its statements are killed.
     """
     prefix = {"prefix": staging_table.PREFIX}
-    for host, rows in cluster.map_all_hosts(Query(TABLES_STATEMENT, prefix)).result().items():
-        for (name,) in rows:
-            logger.warning("%s: dropping %s, which a load that died has left.", host, name)
-            cluster.only(host).any_host(Query(f"DROP TABLE IF EXISTS {quoted(name)}", retryable=True)).result()
+    # Not SYNC: it would wait for the statements that are killed below.
+    dropped = drop_leftovers(cluster, staging_table.PREFIX, sync=False)
+    if dropped:
+        logger.warning("Dropped %s, left by a load that died.", ", ".join(dropped))
     deadline = time.monotonic() + TIMEOUT_SECONDS
     while True:
         running = Query(f"SELECT count() FROM system.processes WHERE {RUNNING}", prefix)  # noqa: S608 - names from code

@@ -6,7 +6,8 @@ from dataclasses import dataclass
 
 from pydantic import SecretStr
 
-from dags.common.clickhouse.cluster import ClickhouseCluster, one_line
+from dags.common.clickhouse.cluster import ClickhouseCluster
+from dags.common.clickhouse.errors import one_line
 from dags.common.clickhouse.object_storage import ObjectQuery, ObjectStorage
 from dags.common.clickhouse.query import Insert, Query, Rows, quoted
 from dags.events import access_logs, product_events, staging_table
