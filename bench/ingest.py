@@ -34,7 +34,7 @@ from dags.common.clickhouse.query import Query
 from dags.common.clickhouse.schema import apply_schema
 from dags.common.clickhouse.tables import EVENTS
 from dags.common.locks import exclusive
-from dags.common.resources import Postgres
+from dags.common.postgres import Postgres
 from dags.events import access_logs, product_events
 from dags.events.batches import BatchLimits, batches_of
 from dags.events.loading import Loader, load_batch, lock_name

@@ -36,7 +36,7 @@ from dags.common.clickhouse.hosts import Access, Host
 from dags.common.clickhouse.rewrites import Job, new_job
 from dags.common.clickhouse.schema import apply_schema
 from dags.common.deletion_requests import prepare
-from dags.common.resources import Postgres
+from dags.common.postgres import Postgres
 from dags.deletes.delete import delete_requested
 from dags.local import ports, services
 from dags.person_overrides.squash import squash

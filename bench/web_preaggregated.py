@@ -33,6 +33,7 @@ from dags.common.clickhouse.cluster import ClickhouseCluster
 from dags.common.clickhouse.hosts import Access, Host
 from dags.common.clickhouse.query import Query
 from dags.common.clickhouse.schema import apply_schema
+from dags.tests.resources import clickhouse_resource
 from dags.web_preaggregated.aggregate import AggregationOutcome, pre_aggregate
 from dags.web_preaggregated.assets import STATS_DAILY, daily_web_tables
 from dags.web_preaggregated.statements import DAILY, Grain
@@ -179,7 +180,7 @@ def backfill(port: int, events: int) -> tuple[float, float, float]:
         definitions = dg.Definitions(
             assets=[daily_web_tables(BACKFILL_DAYS)],
             jobs=[job],
-            resources={"cluster": dg.ResourceDefinition.hardcoded_resource(cluster)},
+            resources={"clickhouse": clickhouse_resource(cluster)},
         ).resolve_job_def("backfill")
         tags = dict(zip(DAGSTER_RANGE, (str(days[0]), str(days[-1])), strict=True))
         quiet = {"loggers": {"console": {"config": {"log_level": "ERROR"}}}}

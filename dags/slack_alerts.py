@@ -87,12 +87,10 @@ def notify_slack_on_failure(context: dg.SensorEvaluationContext) -> dg.SensorRes
 
 def client_for(settings: "Settings") -> "WebClient":
     """Slack in production; anywhere else a client that only logs."""
-    from dags.alerts.slack import make_client
-    from dags.common.resources import make_slack
+    from dags.alerts.slack import make_client, make_logging_client
 
     if settings.cloud_deployment is None or settings.slack_token is None:
-        return make_slack(settings)
-    # Not the client of the resource: that one sends again after a lost answer.
+        return make_logging_client()
     return make_client(settings.slack_token.get_secret_value())
 
 

@@ -135,6 +135,30 @@ def make_client(token: str, base_url: str | None = None) -> "WebClient":
     )
 
 
+def make_logging_client() -> "WebClient":
+    """Return a client that sends nothing and logs what it would send, for use outside production."""
+    from slack_sdk import WebClient
+    from slack_sdk.web import SlackResponse
+
+    class LoggingClient(WebClient):
+        # Every method of the client ends in `api_call`.
+        def api_call(self, api_method: str, **arguments: Any) -> SlackResponse:
+            message: Mapping[str, Any] = arguments.get("json") or arguments.get("params") or {}
+            channel, text = message.get("channel"), message.get("text")
+            logger.info("Slack is off outside production. Not sent: %s to %s: %s", api_method, channel, text)
+            return SlackResponse(
+                client=self,
+                http_verb="POST",
+                api_url=api_method,
+                req_args={},
+                data={"ok": True, "channel": channel, "ts": "0.000000"},
+                headers={},
+                status_code=200,
+            )
+
+    return LoggingClient()
+
+
 def post(
     client: "WebClient",
     channel: str,

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any, LiteralString
 
-from dags.common.resources import Postgres
+from dags.common.postgres import Postgres
 
 # Each is run once, in this order, and never changed after that: what is to change is a new one at the end.
 MIGRATIONS: tuple[LiteralString, ...] = (

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from dags.common.resources import Postgres
+from dags.common.postgres import Postgres
 
 if TYPE_CHECKING:
     import psycopg2.extensions

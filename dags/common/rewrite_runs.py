@@ -11,7 +11,7 @@ import dagster as dg
 from dags.common.clickhouse.cluster import ClickhouseCluster
 from dags.common.clickhouse.rewrites import LOCK, Job, new_job
 from dags.common.locks import LockTimeoutError, exclusive
-from dags.common.resources import Postgres, query_tags
+from dags.common.postgres import Postgres
 
 # How long a run may take; the work itself gives up some minutes before, and says how far it came.
 RUN_SECONDS = 21_600
@@ -32,7 +32,7 @@ def rewriting(
     try:
         with exclusive(postgres, LOCK, lock_wait_seconds, holder=holder, hold_seconds=RUN_SECONDS) as lock:
             yield new_job(
-                cluster.tagged(query_tags(context)),
+                cluster,
                 context.run_id,
                 deadline_seconds=WORK_SECONDS,
                 report=context.log.info,

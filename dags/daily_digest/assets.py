@@ -16,7 +16,7 @@ from dags.common.failures import fail_without_retry
 from dags.common.markdown import code, markdown_table
 from dags.common.owners import JobOwners, asset_owned_by, check_owned_by, owned_by
 from dags.common.partitions import days_of_run, range_tags
-from dags.common.resources import query_tags
+from dags.common.resources import ClickhouseResource
 from dags.common.schedules import run_is_over, skip_if_already_running
 from dags.common.tags import MAX_RETRIES_TAG, MAX_RUNTIME_TAG
 from dags.daily_digest.digest import Digest, Page, write_digests
@@ -70,20 +70,20 @@ FROM web_stats_daily WHERE toDate(period_bucket) IN %(days)s GROUP BY day, team_
     backfill_policy=dg.BackfillPolicy.multi_run(max_partitions_per_run=31),
     retry_policy=dg.RetryPolicy(max_retries=2, delay=60, backoff=dg.Backoff.EXPONENTIAL, jitter=dg.Jitter.PLUS_MINUS),
 )
-def analytics_digest_daily(context: dg.AssetExecutionContext, cluster: dg.ResourceParam[ClickhouseCluster]) -> None:
+def analytics_digest_daily(context: dg.AssetExecutionContext, clickhouse: ClickhouseResource) -> None:
     """Compute the days of the run. A day whose web tables were never computed is an error: it is not a day of zeros."""
-    tagged = cluster.tagged(query_tags(context))
+    cluster = clickhouse.cluster(context)
     days = [dt.date.fromisoformat(key) for key in context.partition_keys]
-    unknown = _days_never_computed(context.instance, tagged, days)
+    unknown = _days_never_computed(context.instance, cluster, days)
     if unknown:
         raise dg.Failure(
             f"The web tables of {', '.join(unknown)} were never computed: run web_analytics_daily_job for them first. "
             "Nothing was written.",
             allow_retries=False,
         )
-    drop_leftovers(tagged, lambda run_id: run_is_over(context.instance, run_id))
+    drop_leftovers(cluster, lambda run_id: run_is_over(context.instance, run_id))
     with fail_without_retry():
-        digests = write_digests(tagged, days, context.run.run_id)
+        digests = write_digests(cluster, days, context.run.run_id)
     for day in days:
         context.add_asset_metadata(digest_metadata(digests[day]), partition_key=day.isoformat())
 
@@ -94,17 +94,20 @@ def analytics_digest_daily(context: dg.AssetExecutionContext, cluster: dg.Resour
     **check_owned_by(OWNER),
 )
 def analytics_digest_daily_equals_web_tables(
-    context: dg.AssetCheckExecutionContext, cluster: dg.ResourceParam[ClickhouseCluster]
+    context: dg.AssetCheckExecutionContext, clickhouse: ClickhouseResource
 ) -> dg.AssetCheckResult:
     """Compare the days of the run, or the newest ones stored, with the web tables."""
-    tagged = cluster.tagged(query_tags(context.op_execution_context))
+    cluster = clickhouse.cluster(context)
     days = days_of_run(context.op_execution_context)
     if days is None:
-        days = [day for (day,) in tagged.any_host(Query(STORED_DAYS_STATEMENT, {"days": CHECKED_DAYS})).result()]
+        days = [day for (day,) in cluster.any_host(Query(STORED_DAYS_STATEMENT, {"days": CHECKED_DAYS})).result()]
     if not days:
         return dg.AssetCheckResult(passed=False, description="The table is empty: run analytics_digest_daily_job.")
     stored, wanted = (
-        {(day, team_id): counts for day, team_id, *counts in tagged.any_host(Query(statement, {"days": days})).result()}
+        {
+            (day, team_id): counts
+            for day, team_id, *counts in cluster.any_host(Query(statement, {"days": days})).result()
+        }
         for statement in (DIGEST_STATEMENT, WEB_STATEMENT)
     )
     different = sorted(key for key in {*stored, *wanted} if stored.get(key) != wanted.get(key))

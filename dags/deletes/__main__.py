@@ -12,7 +12,7 @@ import click
 
 from dags.common import deletion_requests
 from dags.common.deletion_requests import DeletionRequest, RequestKind, RequestState, UnknownRequestError
-from dags.common.resources import Postgres, make_postgres
+from dags.common.postgres import Postgres, make_postgres
 from dags.common.settings import SettingsError, get_settings
 
 BY = click.option("--by", "requested_by", required=True, help="Who asks: a person or a system.")

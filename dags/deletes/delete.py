@@ -34,7 +34,7 @@ from dags.common.clickhouse.rewrites import (
 )
 from dags.common.clickhouse.tables import PERSON_DISTINCT_ID_OVERRIDES
 from dags.common.deletion_requests import DeletionRequest, RequestKind
-from dags.common.resources import Postgres
+from dags.common.postgres import Postgres
 from dags.deletes.registry import (
     ALWAYS,
     EVENTS_TARGET,

@@ -10,11 +10,10 @@ import dagster as dg
 from pydantic import Field
 
 from dags.common import deletion_requests
-from dags.common.clickhouse.cluster import ClickhouseCluster
 from dags.common.clickhouse.rewrites import as_markdown, partitions_of, total
 from dags.common.markdown import markdown_table
 from dags.common.owners import JobOwners, owned_by, tagged_as_owned_by
-from dags.common.resources import Postgres, query_tags
+from dags.common.resources import ClickhouseResource, PostgresResource
 from dags.common.rewrite_runs import LOCK_WAIT_SECONDS, RUN_SECONDS, rewriting
 from dags.common.schedules import skip_if_already_running
 from dags.common.tags import DESTRUCTIVE_TAG, MAX_RETRIES_TAG, MAX_RUNTIME_TAG
@@ -42,17 +41,17 @@ class DeletesConfig(dg.Config):
 def process_deletion_requests(
     context: dg.OpExecutionContext,
     config: DeletesConfig,
-    cluster: dg.ResourceParam[ClickhouseCluster],
-    postgres: dg.ResourceParam[Postgres],
+    clickhouse: ClickhouseResource,
+    postgres: PostgresResource,
 ) -> None:
     """Deletes what the pending requests cover, counts what is left, and marks them done with the evidence."""
-    deletion_requests.prepare(postgres)
-    tagged = cluster.tagged(query_tags(context))
-    with rewriting(context, cluster, postgres, lock_wait_seconds=config.lock_wait_seconds) as job:
+    cluster, database = clickhouse.cluster(context), postgres.client()
+    deletion_requests.prepare(database)
+    with rewriting(context, cluster, database, lock_wait_seconds=config.lock_wait_seconds) as job:
         deleted = delete_requested(
             job,
-            postgres,
-            lambda days: compute_web_tables_again(tagged, days, context.run_id),
+            database,
+            lambda days: compute_web_tables_again(cluster, days, context.run_id),
             dry_run=config.dry_run,
         )
     for request_id, why in deleted.waiting.items():

@@ -9,13 +9,12 @@ from typing import TYPE_CHECKING, Any
 import dagster as dg
 from pydantic import Field
 
-from dags.common.clickhouse.cluster import ClickhouseCluster
 from dags.common.clickhouse.ddl import SchemaForm
 from dags.common.clickhouse.schema import is_clustered
 from dags.common.locks import exclusive
 from dags.common.markdown import markdown_table
 from dags.common.owners import JobOwners, asset_owned_by
-from dags.common.resources import Postgres, query_tags
+from dags.common.resources import ClickhouseResource, PostgresResource, S3Resource
 from dags.common.settings import get_settings
 from dags.events.batches import BatchLimits, batches_of
 from dags.events.loading import BatchResult, Loader, load_batch, lock_name
@@ -28,7 +27,7 @@ from dags.events.objects import (
     list_all,
     problem_of,
 )
-from dags.events.resource import EventSource
+from dags.events.resource import EventSourceResource
 
 if TYPE_CHECKING:
     from types_boto3_s3 import S3Client
@@ -82,21 +81,22 @@ class LoadEventsConfig(dg.Config):
 def events(
     context: dg.AssetExecutionContext,
     config: LoadEventsConfig,
-    cluster: dg.ResourceParam[ClickhouseCluster],
-    postgres: dg.ResourceParam[Postgres],
-    s3: dg.ResourceParam[Any],
-    event_source: dg.ResourceParam[EventSource],
+    clickhouse: ClickhouseResource,
+    postgres: PostgresResource,
+    s3: S3Resource,
+    event_source: EventSourceResource,
 ) -> None:
     """Events of every team in the table `events`, each object of s3://<bucket>/events/ loaded exactly once."""
     started = time.monotonic()
-    bucket = event_source.storage.bucket
-    versions, problems = _find_objects(s3, bucket, config)
-    tagged = cluster.tagged(query_tags(context))
+    source, client = event_source.source(), s3.client()
+    bucket = source.storage.bucket
+    versions, problems = _find_objects(client, bucket, config)
+    cluster = clickhouse.cluster(context)
     loader = Loader(
-        cluster=tagged,
-        storage=event_source.storage,
-        visitor_hash_key=event_source.visitor_hash_key,
-        list_versions=functools.partial(current_versions, s3, bucket),
+        cluster=cluster,
+        storage=source.storage,
+        visitor_hash_key=source.visitor_hash_key,
+        list_versions=functools.partial(current_versions, client, bucket),
         run_id=context.run.run_id,
         form=SchemaForm(cluster.database, cluster.name if is_clustered(get_settings()) else None),
     )
@@ -104,7 +104,7 @@ def events(
     results = []
     for batch in batches_of(versions, limits):
         keys = [version.key for version in batch]
-        with exclusive(postgres, lock_name(cluster), config.lock_wait_seconds) as lock:
+        with exclusive(postgres.client(), lock_name(cluster), config.lock_wait_seconds) as lock:
             result = load_batch(loader, keys, lock, retry_unreadable=config.retry_unreadable)
         results.append(result)
         context.log.info(

@@ -7,10 +7,9 @@ from collections.abc import Iterable
 import dagster as dg
 from pydantic import Field
 
-from dags.common.clickhouse.cluster import ClickhouseCluster
 from dags.common.markdown import markdown_table
 from dags.common.owners import check_owned_by
-from dags.common.resources import query_tags
+from dags.common.resources import ClickhouseResource
 from dags.events import manifest
 from dags.events.assets import MAX_LISTED_OBJECTS, OWNER, events
 from dags.events.manifest import Entry, ObjectState
@@ -34,12 +33,12 @@ class RejectedConfig(dg.Config):
     **check_owned_by(OWNER),
 )
 def few_events_are_rejected(
-    context: dg.AssetCheckExecutionContext, config: RejectedConfig, cluster: dg.ResourceParam[ClickhouseCluster]
+    context: dg.AssetCheckExecutionContext, config: RejectedConfig, clickhouse: ClickhouseResource
 ) -> dg.AssetCheckResult:
     """Compare the rejected lines of each team with all of its lines, and count the unreadable objects."""
     since = dt.datetime.now(dt.UTC) - dt.timedelta(hours=config.hours)
-    tagged = cluster.tagged(query_tags(context.op_execution_context))
-    entries = manifest.read_since(tagged, since).values()
+    cluster = clickhouse.cluster(context)
+    entries = manifest.read_since(cluster, since).values()
     loaded = [entry for entry in entries if entry.state is ObjectState.LOADED]
     unreadable = sorted(entry.key for entry in entries if entry.state is ObjectState.FAILED)
     percents = rejected_percents(loaded)

@@ -12,7 +12,9 @@ from typing import TYPE_CHECKING, Any
 import dagster as dg
 
 from dags.common.clickhouse.cluster import ClickhouseCluster
+from dags.common.clickhouse.query_tags import QueryTags
 from dags.common.owners import owned_by
+from dags.common.resources import ClickhouseResource, S3Resource
 from dags.common.schedules import UNFINISHED
 from dags.common.tags import MAX_RETRIES_TAG, MAX_RUNTIME_TAG
 from dags.events import manifest
@@ -21,7 +23,7 @@ from dags.events.batches import BatchLimits, batch_hash, batches_of
 from dags.events.checks import few_events_are_rejected
 from dags.events.manifest import FINAL_STATES, Manifest
 from dags.events.objects import EVENTS_PREFIX, ObjectVersion, is_folder_marker, list_page, problem_of
-from dags.events.resource import EventSource
+from dags.events.resource import EventSourceResource
 
 if TYPE_CHECKING:
     from types_boto3_s3 import S3Client
@@ -189,9 +191,11 @@ def _listed(texts: Sequence[str]) -> str:
 )
 def watch_event_objects(
     context: dg.SensorEvaluationContext,
-    s3: dg.ResourceParam[Any],
-    cluster: dg.ResourceParam[ClickhouseCluster],
-    event_source: dg.ResourceParam[EventSource],
+    s3: S3Resource,
+    clickhouse: ClickhouseResource,
+    event_source: EventSourceResource,
 ) -> dg.SensorResult:
     """List objects, compare them with the manifest and with unfinished runs, and request the rest."""
-    return evaluate_tick(context.instance, context.cursor or "", s3, cluster, event_source.storage.bucket)
+    cluster = clickhouse.tagged(QueryTags(step="watch_event_objects", owner=OWNER.value))
+    bucket = event_source.source().storage.bucket
+    return evaluate_tick(context.instance, context.cursor or "", s3.client(), cluster, bucket)

@@ -24,7 +24,9 @@ def event_source_from_settings(settings: Settings) -> EventSource:
     return EventSource(object_storage_from_settings(settings), settings.visitor_hash_key)
 
 
-@dg.resource(description="Where objects of events are, and the key of the hash that stands for a visitor.")
-def event_source(_context: dg.InitResourceContext) -> EventSource:
-    """Made when a run or a tick first needs it, so that loading code reads no environment."""
-    return event_source_from_settings(get_settings())
+class EventSourceResource(dg.ConfigurableResource["EventSourceResource"]):
+    """The bucket of event objects, and the key of the hash that stands for a visitor."""
+
+    def source(self) -> EventSource:
+        """Return the source that the settings name. Raises as event_source_from_settings does."""
+        return event_source_from_settings(get_settings())

@@ -16,7 +16,7 @@ from pydantic import Field
 
 from dags.common.clickhouse.cluster import ClickhouseCluster
 from dags.common.owners import JobOwners, asset_owned_by
-from dags.common.resources import query_tags
+from dags.common.resources import ClickhouseResource
 from dags.common.tags import NO_CHECK_BECAUSE
 from dags.exchange_rate.providers import ExchangeRatesError, ExchangeRatesProvider, ExchangeRatesUnavailableError
 from dags.exchange_rate.rates import (
@@ -28,6 +28,7 @@ from dags.exchange_rate.rates import (
     rates_to_json,
     round_rate,
 )
+from dags.exchange_rate.resource import ExchangeRatesResource
 from dags.exchange_rate.storage import FINAL_GRADE, JumpLimits, Quote, RatesJumpedError, store_rates
 
 OWNER = JobOwners.TEAM_REVENUE_ANALYTICS
@@ -95,13 +96,14 @@ class StoreConfig(dg.Config):
 def daily_exchange_rates(
     context: dg.AssetExecutionContext,
     config: FetchConfig,
-    exchange_rates: dg.ResourceParam[ExchangeRatesProvider],
+    exchange_rates: ExchangeRatesResource,
 ) -> dict[str, Any]:
     """A day's final rates: units of each currency for one US dollar, with the day that the source published them."""
     with _failures_as_dagster_wants_them():
-        _refuse_uncovered(exchange_rates, context.partition_keys)
-        fetched = {key: exchange_rates.daily_rates(dt.date.fromisoformat(key)) for key in context.partition_keys}
-        return _checked(context, config, exchange_rates, fetched, hourly=False)
+        provider = exchange_rates.provider()
+        _refuse_uncovered(provider, context.partition_keys)
+        fetched = {key: provider.daily_rates(dt.date.fromisoformat(key)) for key in context.partition_keys}
+        return _checked(context, config, provider, fetched, hourly=False)
 
 
 @dg.asset(
@@ -116,15 +118,16 @@ def daily_exchange_rates(
 def hourly_exchange_rates(
     context: dg.AssetExecutionContext,
     config: FetchConfig,
-    exchange_rates: dg.ResourceParam[ExchangeRatesProvider],
+    exchange_rates: ExchangeRatesResource,
 ) -> dict[str, Any]:
     """The source's latest rates within an hour. Only the current hour, or the one just over, can be had."""
     with _failures_as_dagster_wants_them():
-        if not exchange_rates.intraday:
-            raise ExchangeRatesError(no_intraday_rates(exchange_rates))
-        latest = exchange_rates.latest_rates()
+        provider = exchange_rates.provider()
+        if not provider.intraday:
+            raise ExchangeRatesError(no_intraday_rates(provider))
+        latest = provider.latest_rates()
         fetched = {key: _rates_of_hour(latest, _hour(key)) for key in context.partition_keys}
-        return _checked(context, config, exchange_rates, fetched, hourly=True)
+        return _checked(context, config, provider, fetched, hourly=True)
 
 
 @dg.asset(
@@ -137,7 +140,7 @@ def hourly_exchange_rates(
 def daily_exchange_rates_in_clickhouse(
     context: dg.AssetExecutionContext,
     config: StoreConfig,
-    cluster: dg.ResourceParam[ClickhouseCluster],
+    clickhouse: ClickhouseResource,
     daily_exchange_rates: dict[str, Any],
 ) -> None:
     """A day's final rates in the table `exchange_rate`, read back through its dictionary on every host."""
@@ -146,7 +149,7 @@ def daily_exchange_rates_in_clickhouse(
             key: Quote(rates_from_json(value), FINAL_GRADE)
             for key, value in _by_partition(context, daily_exchange_rates).items()
         }
-        _store(context, config, cluster, quotes)
+        _store(context, config, clickhouse.cluster(context), quotes)
 
 
 @dg.asset(
@@ -160,7 +163,7 @@ def daily_exchange_rates_in_clickhouse(
 def hourly_exchange_rates_in_clickhouse(
     context: dg.AssetExecutionContext,
     config: StoreConfig,
-    cluster: dg.ResourceParam[ClickhouseCluster],
+    clickhouse: ClickhouseResource,
     hourly_exchange_rates: dict[str, Any],
 ) -> None:
     """The rates of the day so far in the table `exchange_rate`.
@@ -172,7 +175,7 @@ def hourly_exchange_rates_in_clickhouse(
             key: Quote(rates_from_json(value), _hour(key).hour)
             for key, value in _by_partition(context, hourly_exchange_rates).items()
         }
-        _store(context, config, cluster, quotes)
+        _store(context, config, clickhouse.cluster(context), quotes)
 
 
 def no_intraday_rates(provider: ExchangeRatesProvider) -> str:
@@ -245,7 +248,7 @@ def _store(
         check_rates(quote.rates, minimum_currencies=1)
     try:
         outcomes = store_rates(
-            cluster.tagged(query_tags(context)),
+            cluster,
             list(quotes.values()),
             JumpLimits(config.maximum_change_percent, frozenset(config.accept_changes_of)),
             run_id=context.run.run_id,

@@ -13,10 +13,10 @@ import dagster as dg
 from dags.common.clickhouse.cluster import ClickhouseCluster
 from dags.common.clickhouse.query import Query, Rows
 from dags.common.owners import check_owned_by
-from dags.common.resources import query_tags
+from dags.common.resources import ClickhouseResource
 from dags.exchange_rate.assets import OWNER, daily_exchange_rates_in_clickhouse
-from dags.exchange_rate.providers import ExchangeRatesProvider
 from dags.exchange_rate.rates import MAIN_CURRENCIES
+from dags.exchange_rate.resource import ExchangeRatesResource
 from dags.exchange_rate.storage import FINAL_GRADE, TABLE, VERSIONS_PER_GRADE
 
 # Yesterday's rates are stored each night, so the newest day is 1 or 2 days old; Friday's may stand over a long weekend.
@@ -70,11 +70,11 @@ def find_holes(present: Mapping[dt.date, Collection[str]]) -> list[Hole]:
 )
 def exchange_rates_are_fresh(
     context: dg.AssetCheckExecutionContext,
-    cluster: dg.ResourceParam[ClickhouseCluster],
-    exchange_rates: dg.ResourceParam[ExchangeRatesProvider],
+    clickhouse: ClickhouseResource,
+    exchange_rates: ExchangeRatesResource,
 ) -> dg.AssetCheckResult:
     """Compare the newest stored day with today (UTC)."""
-    found = _on_every_host(context, cluster, Query(NEWEST_STATEMENT))
+    found = _on_every_host(clickhouse.cluster(context), Query(NEWEST_STATEMENT))
     today = dt.datetime.now(dt.UTC).date()
     empty = [host for host, ((_, rows),) in found.items() if rows == 0]
     if empty:
@@ -84,7 +84,7 @@ def exchange_rates_are_fresh(
         )
     host, newest = min(((host, newest) for host, ((newest, _),) in found.items()), key=lambda item: item[1])
     age_days = (today - newest).days
-    nothing_newer = exchange_rates.why_not_covered(newest + dt.timedelta(days=1))
+    nothing_newer = exchange_rates.provider().why_not_covered(newest + dt.timedelta(days=1))
     remedy = nothing_newer or "Look at the runs of daily_exchange_rates_job, and materialise the days that are missing."
     return dg.AssetCheckResult(
         passed=age_days <= LONGEST_AGE_DAYS,
@@ -103,7 +103,7 @@ def exchange_rates_are_fresh(
     **check_owned_by(OWNER),
 )
 def exchange_rates_are_complete(
-    context: dg.AssetCheckExecutionContext, cluster: dg.ResourceParam[ClickhouseCluster]
+    context: dg.AssetCheckExecutionContext, clickhouse: ClickhouseResource
 ) -> dg.AssetCheckResult:
     """Look for days, or main currencies of a day, that are not stored, or were never made final."""
     parameters = {
@@ -111,7 +111,7 @@ def exchange_rates_are_complete(
         "final": FINAL_GRADE * VERSIONS_PER_GRADE,
         "open_since": dt.datetime.now(dt.UTC).date() - dt.timedelta(days=1),
     }
-    found = _on_every_host(context, cluster, Query(PRESENT_STATEMENT, parameters))
+    found = _on_every_host(clickhouse.cluster(context), Query(PRESENT_STATEMENT, parameters))
     holes = [f"{host}: {hole}" for host, rows in found.items() for hole in find_holes(dict(rows))]
     return dg.AssetCheckResult(
         # Days that nobody asked for yet are holes too, so this does not cry as loud as stale rates.
@@ -122,6 +122,5 @@ def exchange_rates_are_complete(
     )
 
 
-def _on_every_host(context: dg.AssetCheckExecutionContext, cluster: ClickhouseCluster, query: Query) -> dict[str, Rows]:
-    tagged = cluster.tagged(query_tags(context.op_execution_context))
-    return {str(host): rows for host, rows in tagged.map_all_hosts(query).result().items()}
+def _on_every_host(cluster: ClickhouseCluster, query: Query) -> dict[str, Rows]:
+    return {str(host): rows for host, rows in cluster.map_all_hosts(query).result().items()}

@@ -20,7 +20,7 @@ from dags.exchange_rate.assets import (
     no_intraday_rates,
 )
 from dags.exchange_rate.checks import exchange_rates_are_complete, exchange_rates_are_fresh
-from dags.exchange_rate.providers import ExchangeRatesProvider
+from dags.exchange_rate.resource import ExchangeRatesResource
 
 daily_exchange_rates_job = dg.define_asset_job(
     "daily_exchange_rates_job",
@@ -55,11 +55,11 @@ exchange_rate_checks_job = dg.define_asset_job(
     **owned_by(OWNER),
 )
 def daily_exchange_rates_schedule(
-    context: dg.ScheduleEvaluationContext, exchange_rates: dg.ResourceParam[ExchangeRatesProvider]
+    context: dg.ScheduleEvaluationContext, exchange_rates: ExchangeRatesResource
 ) -> dg.RunRequest | dg.SkipReason:
     """Ask for the day before the tick, whenever the tick is really evaluated; skip a day that the source has not."""
     yesterday = context.scheduled_execution_time.astimezone(dt.UTC).date() - dt.timedelta(days=1)
-    reason = exchange_rates.why_not_covered(yesterday)
+    reason = exchange_rates.provider().why_not_covered(yesterday)
     return dg.SkipReason(reason) if reason else dg.RunRequest(partition_key=yesterday.isoformat())
 
 
@@ -72,11 +72,12 @@ def daily_exchange_rates_schedule(
     **owned_by(OWNER),
 )
 def hourly_exchange_rates_schedule(
-    context: dg.ScheduleEvaluationContext, exchange_rates: dg.ResourceParam[ExchangeRatesProvider]
+    context: dg.ScheduleEvaluationContext, exchange_rates: ExchangeRatesResource
 ) -> dg.RunRequest | dg.SkipReason:
     """Ask for the hour of the tick; skip where the source has no intraday rates."""
-    if not exchange_rates.intraday:
-        return dg.SkipReason(no_intraday_rates(exchange_rates))
+    provider = exchange_rates.provider()
+    if not provider.intraday:
+        return dg.SkipReason(no_intraday_rates(provider))
     hour = context.scheduled_execution_time.astimezone(dt.UTC)
     return dg.RunRequest(partition_key=hour.strftime(HOURLY_PARTITIONS.fmt.replace("%M", "00")))
 

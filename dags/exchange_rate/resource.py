@@ -1,7 +1,4 @@
-"""The Dagster resource `exchange_rates`: the source of rates that this deployment uses.
-
-Not here: the sources themselves.
-"""
+"""The Dagster resource `exchange_rates`: the source of rates that this deployment uses."""
 
 import dagster as dg
 
@@ -18,7 +15,9 @@ def exchange_rates_provider(settings: Settings) -> ExchangeRatesProvider:
     return OpenExchangeRates(settings.open_exchange_rates_app_id)
 
 
-@dg.resource(description="The source of exchange rates: Open Exchange Rates with an app id, else the ECB's figures.")
-def exchange_rates_resource(_context: dg.InitResourceContext) -> ExchangeRatesProvider:
-    """Choose by settings when a run or a tick first needs the source, so that loading code reads no environment."""
-    return exchange_rates_provider(get_settings())
+class ExchangeRatesResource(dg.ConfigurableResource["ExchangeRatesResource"]):
+    """The source of exchange rates: Open Exchange Rates where its app id is set, else the European Central Bank."""
+
+    def provider(self) -> ExchangeRatesProvider:
+        """Return the source that the settings choose."""
+        return exchange_rates_provider(get_settings())

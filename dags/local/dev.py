@@ -42,7 +42,7 @@ def serve(port: int) -> None:
     from dags.common.clickhouse.discovery import cluster_from_settings
     from dags.common.clickhouse.schema import apply_schema, create_database, is_clustered
     from dags.common.inventory import pools_of
-    from dags.common.resources import make_s3
+    from dags.common.s3 import make_s3
     from dags.common.settings import get_settings
     from dags.definitions import defs
     from dags.local.demo.ingestion import ingest, put_sample

@@ -4,7 +4,7 @@
 
 What belongs here: what moto lacks to be a store for a laptop. Moto answers the requests and keeps buckets and object
 metadata in memory; here each object is written to disk before its request is answered, read back at the start, and
-streamed from its file. What does not: the project's own use of S3 (`dags.common.resources`).
+streamed from its file. What does not: the project's own use of S3 (`dags.common.s3`).
 
 Kept over a restart and a kill -9: buckets, and of each object the content, metadata, etag, checksum, tags and time.
 Safe against the death of the process; like ClickHouse's default, not against the loss of power in the last seconds.

@@ -507,7 +507,7 @@ def _random(*names: object) -> random.Random:
 @click.option("--days", type=click.IntRange(1, 366), default=DAYS, show_default=True)
 def main(last_day: dt.datetime, days: int) -> None:
     """Put the sample into the configured object storage. What is there already stays."""
-    from dags.common.resources import make_s3
+    from dags.common.s3 import make_s3
     from dags.common.settings import get_settings
 
     settings = get_settings()

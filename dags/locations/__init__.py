@@ -1,4 +1,4 @@
-"""One module a team, which lists what the team registers, and here the resources that all of them share.
+"""One module for each team, which lists what the team registers; here, the resources that all of them share.
 
 A location holds no logic, and exposes `defs`. How to add one is in docs/.
 """
@@ -8,19 +8,20 @@ from typing import Any
 
 import dagster as dg
 
-from dags.common import resources as common_resources
+from dags.common.json_io_manager import JsonObjectIOManager
+from dags.common.resources import ClickhouseResource, PostgresResource, S3Resource
 
-resources: Mapping[str, dg.ResourceDefinition] = {
-    "cluster": common_resources.cluster,
-    "json_io_manager": common_resources.json_io_manager,
-    "postgres": common_resources.postgres,
-    "s3": common_resources.s3,
-    "slack": common_resources.slack,
+s3 = S3Resource()
+resources: Mapping[str, Any] = {
+    "clickhouse": ClickhouseResource(),
+    "json_io_manager": JsonObjectIOManager(s3=s3),
+    "postgres": PostgresResource(),
+    "s3": s3,
 }
 
 
 def build_definitions(*, resources: Mapping[str, Any] = resources, **definitions: Any) -> dg.Definitions:
-    """The definitions of a location with the shared resources; a test gives its own.
+    """Return the definitions of a location with the shared resources; a test passes its own.
 
     `definitions` are the arguments of `dagster.Definitions`.
     """

@@ -3,7 +3,7 @@
 from dags.events.assets import events
 from dags.events.checks import few_events_are_rejected
 from dags.events.jobs import load_events_job, watch_event_objects
-from dags.events.resource import event_source
+from dags.events.resource import EventSourceResource
 from dags.locations import build_definitions, resources
 
 defs = build_definitions(
@@ -11,5 +11,5 @@ defs = build_definitions(
     asset_checks=[few_events_are_rejected],
     jobs=[load_events_job],
     sensors=[watch_event_objects],
-    resources={**resources, "event_source": event_source},
+    resources={**resources, "event_source": EventSourceResource()},
 )

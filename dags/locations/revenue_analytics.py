@@ -15,7 +15,7 @@ from dags.exchange_rate.jobs import (
     hourly_exchange_rates_job,
     hourly_exchange_rates_schedule,
 )
-from dags.exchange_rate.resource import exchange_rates_resource
+from dags.exchange_rate.resource import ExchangeRatesResource
 from dags.locations import build_definitions, resources
 
 defs = build_definitions(
@@ -28,5 +28,5 @@ defs = build_definitions(
     asset_checks=[exchange_rates_are_complete, exchange_rates_are_fresh],
     jobs=[daily_exchange_rates_job, exchange_rate_checks_job, hourly_exchange_rates_job],
     schedules=[daily_exchange_rates_schedule, exchange_rate_checks_schedule, hourly_exchange_rates_schedule],
-    resources={**resources, "exchange_rates": exchange_rates_resource},
+    resources={**resources, "exchange_rates": ExchangeRatesResource()},
 )

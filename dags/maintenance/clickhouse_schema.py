@@ -6,10 +6,9 @@ The same is done by `python -m dags.common.clickhouse.schema apply`, which also 
 import dagster as dg
 from pydantic import Field
 
-from dags.common.clickhouse.cluster import ClickhouseCluster
 from dags.common.clickhouse.schema import apply_schema, described, is_clustered
 from dags.common.owners import JobOwners, owned_by, tagged_as_owned_by
-from dags.common.resources import query_tags
+from dags.common.resources import ClickhouseResource
 from dags.common.settings import get_settings
 from dags.common.tags import DESTRUCTIVE_TAG, MAX_RETRIES_TAG, MAX_RUNTIME_TAG
 
@@ -24,11 +23,11 @@ class ClickhouseSchemaConfig(dg.Config):
 
 @dg.op(**tagged_as_owned_by(JobOwners.TEAM_CLICKHOUSE))
 def apply_clickhouse_schema(
-    context: dg.OpExecutionContext, config: ClickhouseSchemaConfig, cluster: dg.ResourceParam[ClickhouseCluster]
+    context: dg.OpExecutionContext, config: ClickhouseSchemaConfig, clickhouse: ClickhouseResource
 ) -> None:
     """Makes what is missing, brings up to date what can be, refuses the rest before anything is changed."""
     changes = apply_schema(
-        cluster.tagged(query_tags(context)),
+        clickhouse.cluster(context),
         is_clustered(get_settings()),
         applied_by=context.run_id,
         dry_run=config.dry_run,

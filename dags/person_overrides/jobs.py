@@ -10,10 +10,9 @@ import dagster as dg
 from pydantic import Field
 
 from dags.common import deletion_requests
-from dags.common.clickhouse.cluster import ClickhouseCluster
 from dags.common.clickhouse.rewrites import as_markdown, drop_leftovers, partitions_of, total
 from dags.common.owners import JobOwners, owned_by, tagged_as_owned_by
-from dags.common.resources import Postgres
+from dags.common.resources import ClickhouseResource, PostgresResource
 from dags.common.rewrite_runs import LOCK_WAIT_SECONDS, RUN_SECONDS, rewriting
 from dags.common.schedules import skip_if_already_running
 from dags.common.tags import DESTRUCTIVE_TAG, MAX_RETRIES_TAG, MAX_RUNTIME_TAG
@@ -40,14 +39,15 @@ class SquashConfig(dg.Config):
 def squash_overrides(
     context: dg.OpExecutionContext,
     config: SquashConfig,
-    cluster: dg.ResourceParam[ClickhouseCluster],
-    postgres: dg.ResourceParam[Postgres],
+    clickhouse: ClickhouseResource,
+    postgres: PostgresResource,
 ) -> None:
     """Writes the persons of the overrides into the events, and removes the overrides that were applied."""
-    deletion_requests.prepare(postgres)
-    with rewriting(context, cluster, postgres, lock_wait_seconds=config.lock_wait_seconds) as job:
+    database = postgres.client()
+    deletion_requests.prepare(database)
+    with rewriting(context, clickhouse.cluster(context), database, lock_wait_seconds=config.lock_wait_seconds) as job:
         cutoff = dt.datetime.now(dt.UTC) - dt.timedelta(days=config.cutoff_days)
-        hold_back = deletion_requests.earliest_person_requests(postgres)
+        hold_back = deletion_requests.earliest_person_requests(database)
         squashed = squash(job, cutoff=cutoff, hold_back=hold_back, dry_run=config.dry_run)
     context.add_output_metadata(metadata_of(squashed, cutoff))
 
@@ -62,11 +62,11 @@ def squash_person_overrides() -> None:
 @dg.op(**tagged_as_owned_by(OWNER))
 def drop_orphaned_tables(
     context: dg.OpExecutionContext,
-    cluster: dg.ResourceParam[ClickhouseCluster],
-    postgres: dg.ResourceParam[Postgres],
+    clickhouse: ClickhouseResource,
+    postgres: PostgresResource,
 ) -> None:
     """Drops tables and dictionaries of squashes and deletes that died, after their mutations have ended."""
-    with rewriting(context, cluster, postgres) as job:
+    with rewriting(context, clickhouse.cluster(context), postgres.client()) as job:
         dropped = drop_leftovers(job)
     names = "\n".join(f"- {name}" for name in dropped)
     context.add_output_metadata({"dropped": len(dropped), "names": dg.MetadataValue.md(names or "Nothing.")})

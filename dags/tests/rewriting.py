@@ -22,7 +22,7 @@ from dags.common.clickhouse.query import Insert, Query, Rows
 from dags.common.clickhouse.rewrites import Job, Report, new_job
 from dags.common.clickhouse.schema import apply_schema
 from dags.common.deletion_requests import earliest_person_requests, prepare
-from dags.common.resources import Postgres
+from dags.common.postgres import Postgres
 from dags.deletes.delete import Deleted, delete_requested
 from dags.deletes.web_tables import compute_web_tables_again
 from dags.local import ports

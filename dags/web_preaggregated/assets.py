@@ -15,7 +15,7 @@ from dags.common.clickhouse.staging import drop_leftovers
 from dags.common.failures import fail_without_retry
 from dags.common.markdown import code, markdown_table
 from dags.common.owners import JobOwners, asset_owned_by, owned_by, step_owned_by
-from dags.common.resources import query_tags
+from dags.common.resources import ClickhouseResource
 from dags.common.schedules import run_is_over
 from dags.common.settings import Settings, SettingsError
 from dags.common.tags import NO_CHECK_BECAUSE
@@ -107,10 +107,10 @@ def daily_web_tables(partitions_per_run: int) -> dg.AssetsDefinition:
         pool=POOL,
     )
     def web_analytics_daily_tables(
-        context: dg.AssetExecutionContext, cluster: dg.ResourceParam[ClickhouseCluster]
+        context: dg.AssetExecutionContext, clickhouse: ClickhouseResource
     ) -> Iterator[dg.MaterializeResult[None]]:
         days = [dt.date.fromisoformat(key) for key in context.partition_keys]
-        outcome = _computed(context, cluster, DAILY, days)
+        outcome = _computed(context, clickhouse.cluster(context), DAILY, days)
         for key, table in ((STATS_DAILY, DAILY.stats.name), (BOUNCES_DAILY, DAILY.bounces.name)):
             for day in days:
                 metadata = _metadata(outcome, table, outcome.days[day])
@@ -135,7 +135,7 @@ def daily_web_tables(partitions_per_run: int) -> dg.AssetsDefinition:
     pool=POOL,
 )
 def web_analytics_hourly_tables(
-    context: dg.AssetExecutionContext, config: CurrentDayConfig, cluster: dg.ResourceParam[ClickhouseCluster]
+    context: dg.AssetExecutionContext, config: CurrentDayConfig, clickhouse: ClickhouseResource
 ) -> Iterator[dg.MaterializeResult[None]]:
     """The current day, and for some hours after midnight the one before too. Older days are dropped."""
     now = dt.datetime.fromisoformat(config.now) if config.now else dt.datetime.now(dt.UTC)
@@ -143,7 +143,7 @@ def web_analytics_hourly_tables(
         raise dg.Failure(f"now is {config.now}: add its zone, such as +00:00.", allow_retries=False)
     today = now.astimezone(dt.UTC).date()
     days = sorted({(now.astimezone(dt.UTC) - YESTERDAY_UNTIL).date(), today})
-    outcome = _computed(context, cluster, HOURLY, days, drop_before=today - ONE_DAY)
+    outcome = _computed(context, clickhouse.cluster(context), HOURLY, days, drop_before=today - ONE_DAY)
     for key, table in ((STATS_HOURLY, HOURLY.stats.name), (BOUNCES_HOURLY, HOURLY.bounces.name)):
         yield dg.MaterializeResult(asset_key=key, metadata=_metadata(outcome, table, outcome.days[today]))
 
@@ -157,11 +157,11 @@ def web_analytics_hourly_tables(
     metadata={NO_CHECK_BECAUSE: "It is what a person chose: there is nothing to compare it with."},
 )
 def web_analytics_team_selection(
-    context: dg.AssetExecutionContext, config: TeamSelectionConfig, cluster: dg.ResourceParam[ClickhouseCluster]
+    context: dg.AssetExecutionContext, config: TeamSelectionConfig, clickhouse: ClickhouseResource
 ) -> dg.MaterializeResult[None]:
     """The teams that are pre-aggregated: those of the run config, or all. Others lose their rows in the web tables."""
-    tagged = cluster.tagged(query_tags(context))
-    change = select_teams(tagged, config.team_ids)
+    cluster = clickhouse.cluster(context)
+    change = select_teams(cluster, config.team_ids)
     return dg.MaterializeResult(
         metadata={
             "selected_teams": len(set(config.team_ids)),
@@ -180,13 +180,14 @@ def _computed(
     days: list[dt.date],
     drop_before: dt.date | None = None,
 ) -> AggregationOutcome:
-    tagged = cluster.tagged(query_tags(context))
-    dropped = drop_leftovers(tagged, lambda run_id: run_is_over(context.instance, run_id))
+    dropped = drop_leftovers(cluster, lambda run_id: run_is_over(context.instance, run_id))
     if dropped:
         context.log.info(f"Dropped what runs that are over had left: {', '.join(dropped)}")
-    teams = selected_teams(tagged)
+    teams = selected_teams(cluster)
     with fail_without_retry():
-        outcome = pre_aggregate(tagged, grain, days, run_id=context.run.run_id, team_ids=teams, drop_before=drop_before)
+        outcome = pre_aggregate(
+            cluster, grain, days, run_id=context.run.run_id, team_ids=teams, drop_before=drop_before
+        )
     context.log.info(
         f"{len(days)} days, {'all teams' if teams is None else f'{len(teams)} teams'}: "
         f"{sum(day.pageviews for day in outcome.days.values())} pageviews in {outcome.seconds:.1f} seconds, "

@@ -12,7 +12,7 @@ from dags.common.clickhouse.cluster import ClickhouseCluster
 from dags.common.clickhouse.query import Query
 from dags.common.owners import check_owned_by
 from dags.common.partitions import days_of_run
-from dags.common.resources import query_tags
+from dags.common.resources import ClickhouseResource
 from dags.web_preaggregated.assets import (
     BOUNCES_DAILY,
     OWNER,
@@ -77,12 +77,11 @@ def _days(first: dt.date, last: dt.date) -> list[dt.date]:
 def _equality(
     context: dg.AssetCheckExecutionContext, cluster: ClickhouseCluster, subject: Subject
 ) -> dg.AssetCheckResult:
-    tagged = cluster.tagged(query_tags(context.op_execution_context))
-    teams = selected_teams(tagged)
-    asked = _asked_days(context, tagged, subject)
+    teams = selected_teams(cluster)
+    asked = _asked_days(context, cluster, subject)
     days = closed_days(asked, dt.datetime.now(dt.UTC))
     found = [
-        compare_with_raw(tagged, subject, some[0], some[-1], teams)
+        compare_with_raw(cluster, subject, some[0], some[-1], teams)
         for window in windows_of(days)
         for some in _pieces(window.days)
     ]
@@ -127,10 +126,10 @@ def _equality_result(
     **check_owned_by(OWNER),
 )
 def web_stats_daily_equals_raw_events(
-    context: dg.AssetCheckExecutionContext, cluster: dg.ResourceParam[ClickhouseCluster]
+    context: dg.AssetCheckExecutionContext, clickhouse: ClickhouseResource
 ) -> dg.AssetCheckResult:
     """Compare the days of the run with the raw events, or every day that is stored."""
-    return _equality(context, cluster, "stats")
+    return _equality(context, clickhouse.cluster(context), "stats")
 
 
 @dg.asset_check(
@@ -141,23 +140,22 @@ def web_stats_daily_equals_raw_events(
     **check_owned_by(OWNER),
 )
 def web_bounces_daily_equals_raw_events(
-    context: dg.AssetCheckExecutionContext, cluster: dg.ResourceParam[ClickhouseCluster]
+    context: dg.AssetCheckExecutionContext, clickhouse: ClickhouseResource
 ) -> dg.AssetCheckResult:
     """Compare the days of the run with the raw events, or every day that is stored."""
-    return _equality(context, cluster, "bounces")
+    return _equality(context, clickhouse.cluster(context), "bounces")
 
 
 def _has_data(
     context: dg.AssetCheckExecutionContext, cluster: ClickhouseCluster, subject: Subject
 ) -> dg.AssetCheckResult:
-    tagged = cluster.tagged(query_tags(context.op_execution_context))
-    asked = _asked_days(context, tagged, subject)
+    asked = _asked_days(context, cluster, subject)
     without: list[dt.date] = []
     rows = 0
     for window in windows_of(asked):
         parameters = {"first": window.first, "last": window.last}
         statement = STORED_DAYS_STATEMENT.format(table=TABLES[subject])
-        stored: dict[dt.date, int] = dict(tagged.any_host(Query(statement, parameters)).result())
+        stored: dict[dt.date, int] = dict(cluster.any_host(Query(statement, parameters)).result())
         rows += sum(stored.values())
         without += [day for day in window.days if day not in stored]
     return dg.AssetCheckResult(
@@ -177,10 +175,10 @@ def _has_data(
     **check_owned_by(OWNER),
 )
 def web_stats_daily_has_data(
-    context: dg.AssetCheckExecutionContext, cluster: dg.ResourceParam[ClickhouseCluster]
+    context: dg.AssetCheckExecutionContext, clickhouse: ClickhouseResource
 ) -> dg.AssetCheckResult:
     """Look for days without rows."""
-    return _has_data(context, cluster, "stats")
+    return _has_data(context, clickhouse.cluster(context), "stats")
 
 
 @dg.asset_check(
@@ -189,10 +187,10 @@ def web_stats_daily_has_data(
     **check_owned_by(OWNER),
 )
 def web_bounces_daily_has_data(
-    context: dg.AssetCheckExecutionContext, cluster: dg.ResourceParam[ClickhouseCluster]
+    context: dg.AssetCheckExecutionContext, clickhouse: ClickhouseResource
 ) -> dg.AssetCheckResult:
     """Look for days without rows."""
-    return _has_data(context, cluster, "bounces")
+    return _has_data(context, clickhouse.cluster(context), "bounces")
 
 
 @dg.asset_check(
@@ -201,19 +199,19 @@ def web_bounces_daily_has_data(
     **check_owned_by(OWNER),
 )
 def web_stats_daily_is_fresh(
-    context: dg.AssetCheckExecutionContext, cluster: dg.ResourceParam[ClickhouseCluster]
+    context: dg.AssetCheckExecutionContext, clickhouse: ClickhouseResource
 ) -> dg.AssetCheckResult:
     """Compare the newest stored day with the days that are over and have events."""
-    tagged = cluster.tagged(query_tags(context.op_execution_context))
+    cluster = clickhouse.cluster(context)
     today = dt.datetime.now(dt.UTC).date()
-    rows = tagged.any_host(Query(STORED_RANGE_STATEMENT.format(table=TABLES["stats"]))).result()
+    rows = cluster.any_host(Query(STORED_RANGE_STATEMENT.format(table=TABLES["stats"]))).result()
     if not rows:
         return dg.AssetCheckResult(passed=False, description="web_stats_daily is empty: run web_analytics_daily_job.")
     ((_, newest),) = rows
     age_days = (today - newest).days
     limit = today - LONGEST_DAILY_AGE_DAYS * ONE_DAY
     parameters = {"first": f"{newest + ONE_DAY} 00:00:00", "last": f"{limit} 23:59:59.999999"}
-    missing = sorted(day for (day,) in tagged.any_host(Query(RAW_DAYS_STATEMENT, parameters)).result())
+    missing = sorted(day for (day,) in cluster.any_host(Query(RAW_DAYS_STATEMENT, parameters)).result())
     return dg.AssetCheckResult(
         passed=not missing,
         description=f"Days with events that are not computed: {', '.join(map(str, missing))}. Look at the runs of "
@@ -230,17 +228,17 @@ def web_stats_daily_is_fresh(
     **check_owned_by(OWNER),
 )
 def web_stats_hourly_is_fresh(
-    context: dg.AssetCheckExecutionContext, cluster: dg.ResourceParam[ClickhouseCluster]
+    context: dg.AssetCheckExecutionContext, clickhouse: ClickhouseResource
 ) -> dg.AssetCheckResult:
     """Look for pageviews of today that the hourly table should have by now."""
-    tagged = cluster.tagged(query_tags(context.op_execution_context))
+    cluster = clickhouse.cluster(context)
     now = dt.datetime.now(dt.UTC)
-    ((newest, rows),) = tagged.any_host(Query(NEWEST_HOUR_STATEMENT)).result()
+    ((newest, rows),) = cluster.any_host(Query(NEWEST_HOUR_STATEMENT)).result()
     midnight = now.replace(hour=0, minute=0, second=0, microsecond=0)
     # A session that began before the newest hour may go on in later ones.
     after = max(midnight, newest + dt.timedelta(hours=1)) if rows else midnight
     parameters = {"after": f"{after:%Y-%m-%d %H:%M:%S}", "now": f"{now - LONGEST_HOURLY_AGE:%Y-%m-%d %H:%M:%S}"}
-    ((_, waiting),) = tagged.any_host(Query(NEWEST_EVENT_STATEMENT, parameters)).result()
+    ((_, waiting),) = cluster.any_host(Query(NEWEST_EVENT_STATEMENT, parameters)).result()
     return dg.AssetCheckResult(
         passed=not waiting,
         severity=dg.AssetCheckSeverity.WARN,

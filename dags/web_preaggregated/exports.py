@@ -14,7 +14,7 @@ import re
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import dagster as dg
 
@@ -26,7 +26,7 @@ from dags.common.clickhouse.query import Query, quoted
 from dags.common.clickhouse.retry import is_transient
 from dags.common.clickhouse.tables import WEB_BOUNCES_DAILY, WEB_STATS_DAILY
 from dags.common.owners import asset_owned_by
-from dags.common.resources import query_tags
+from dags.common.resources import ClickhouseResource, S3Resource
 from dags.common.settings import get_settings
 from dags.common.tags import NO_CHECK_BECAUSE
 from dags.web_preaggregated.assets import (
@@ -314,10 +314,8 @@ def _export_asset(key: dg.AssetKey, export: Export, table: dg.AssetKey, partitio
         metadata={NO_CHECK_BECAUSE: "The step itself counts each object back and compares it with the table."},
         **asset_owned_by(OWNER),
     )
-    def exported(
-        context: dg.AssetExecutionContext, cluster: dg.ResourceParam[ClickhouseCluster], s3: dg.ResourceParam[Any]
-    ) -> None:
-        _export_partitions(context, cluster, s3, export, table)
+    def exported(context: dg.AssetExecutionContext, clickhouse: ClickhouseResource, s3: S3Resource) -> None:
+        _export_partitions(context, clickhouse.cluster(context), s3.client(), export, table)
 
     return exported
 
@@ -331,9 +329,8 @@ def _export_partitions(
     """
     started = time.monotonic()
     storage = object_storage_from_settings(get_settings())
-    tagged = cluster.tagged(query_tags(context))
     days = [dt.date.fromisoformat(key) for key in context.partition_keys]
-    expected = counts_in_table(tagged, export, days)
+    expected = counts_in_table(cluster, export, days)
     computed = {dt.date.fromisoformat(key) for key in context.instance.get_materialized_partitions(table)}
     unknown = [str(day) for day in days if not expected[day] and day not in computed]
     if unknown:
@@ -343,7 +340,7 @@ def _export_partitions(
             allow_retries=False,
         )
     try:
-        exported = export_days(tagged, s3, storage, export, expected)
+        exported = export_days(cluster, s3, storage, export, expected)
     except ExportError as error:
         raise dg.Failure(str(error), allow_retries=error.is_transient) from error
     seconds = time.monotonic() - started

@@ -11,7 +11,7 @@ import dagster as dg
 
 from dags.common.clickhouse.discovery import cluster_from_settings
 from dags.common.clickhouse.schema import apply_schema, create_database, is_clustered
-from dags.common.resources import make_s3
+from dags.common.s3 import make_s3
 from dags.common.settings import get_settings
 from dags.local.demo import daily_digest, exchange_rates, web_analytics
 from dags.local.demo.stage import DemoError, Stage

@@ -19,7 +19,7 @@ from dags.exchange_rate.jobs import (
     hourly_exchange_rates_schedule,
 )
 from dags.exchange_rate.providers import ExchangeRatesProvider
-from dags.exchange_rate.resource import exchange_rates_provider
+from dags.exchange_rate.resource import ExchangeRatesResource, exchange_rates_provider
 from dags.local.__main__ import table
 from dags.local.demo.stage import DemoError, Stage
 from dags.locations import revenue_analytics
@@ -73,9 +73,11 @@ def last_days(provider: ExchangeRatesProvider, today: dt.date, count: int) -> tu
     raise DemoError(f"{provider.name} has no rates of the last 1000 days")
 
 
-def next_tick(schedule: dg.ScheduleDefinition, provider: ExchangeRatesProvider, now: dt.datetime) -> str:
+def next_tick(schedule: dg.ScheduleDefinition, now: dt.datetime) -> str:
     """What a schedule would do now, in words."""
-    context = dg.build_schedule_context(scheduled_execution_time=now, resources={"exchange_rates": provider})
+    context = dg.build_schedule_context(
+        scheduled_execution_time=now, resources={"exchange_rates": ExchangeRatesResource()}
+    )
     tick = schedule.evaluate_tick(context)
     if tick.skip_message:
         return f"skips: {tick.skip_message}"
@@ -119,7 +121,7 @@ def show(stage: Stage) -> None:
 
     print("\nSchedules, at this moment")
     for schedule in (daily_exchange_rates_schedule, hourly_exchange_rates_schedule):
-        print(f"{schedule.name} {next_tick(schedule, provider, now)}")
+        print(f"{schedule.name} {next_tick(schedule, now)}")
     print(f"\nClickHouse table exchange_rate, {first} to {last}")
     print(f"{rows} rows: {days} days, {currencies} currencies")
     print(f"\n{AMOUNT} units, converted by the dictionary exchange_rate_dict and by the currencyconverter package")

@@ -14,7 +14,7 @@ from dagster._daemon.types import DaemonHeartbeat
 
 from dags.alerts.__main__ import main
 from dags.alerts.records import Policy
-from dags.common.resources import make_slack
+from dags.alerts.slack import make_logging_client
 from dags.common.settings import Settings, get_settings
 from dags.tests.alerts.fake_slack import Kind
 from dags.tests.alerts.site import POLICY, Site, opened
@@ -42,7 +42,8 @@ def alert_policy(settings: Settings) -> Policy:
 
 
 def client_for(settings: Settings) -> "WebClient":
-    return clients[0] if clients else make_slack(settings)
+    del settings
+    return clients[0] if clients else make_logging_client()
 
 
 def run(site: Site, *arguments: str) -> Result:

@@ -5,9 +5,18 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from dags.alerts.slack import SlackAnswer, SlackOutcome, classify, edit, find, make_client, post, probe, start
-from dags.common.resources import make_slack
-from dags.common.settings import Settings
+from dags.alerts.slack import (
+    SlackAnswer,
+    SlackOutcome,
+    classify,
+    edit,
+    find,
+    make_client,
+    make_logging_client,
+    post,
+    probe,
+    start,
+)
 from dags.tests.alerts.conftest import Clock
 from dags.tests.alerts.fake_slack import TOKEN, FakeSlack, Kind
 
@@ -136,7 +145,7 @@ def test_the_token_is_in_no_answer_and_in_no_log(slack: FakeSlack, caplog: pytes
 
 
 def test_outside_of_production_a_message_counts_as_sent_and_goes_nowhere(clock: Clock) -> None:
-    client = make_slack(Settings())
+    client = make_logging_client()
     answer = post(client, A, "text", [], "key")
     assert answer.outcome is SlackOutcome.SENT
     assert find(client, "C1", "key", clock()).outcome is SlackOutcome.ABSENT

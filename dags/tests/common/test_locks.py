@@ -5,7 +5,7 @@ import pytest
 from pydantic import SecretStr
 
 from dags.common.locks import LockLostError, LockTimeoutError, exclusive
-from dags.common.resources import Postgres
+from dags.common.postgres import Postgres
 from dags.tests.conftest import CREDENTIALS
 
 

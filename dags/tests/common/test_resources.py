@@ -1,5 +1,6 @@
 import json
 import logging
+import re
 import uuid
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -9,23 +10,28 @@ import pytest
 from clickhouse_driver import Client
 from pydantic import SecretStr
 
-from dags.common.clickhouse.cluster import ClickhouseCluster
 from dags.common.clickhouse.query import Query
 from dags.common.clickhouse.query_tags import QueryTags
-from dags.common.owners import JobOwners, owned_by, tagged_as_owned_by
-from dags.common.resources import (
+from dags.common.json_io_manager import (
     JsonObjectIOManager,
     MissingAssetValueError,
-    Postgres,
     UnstorableAssetValueError,
-    make_postgres,
-    make_s3,
-    make_slack,
     object_key,
+)
+from dags.common.owners import JobOwners, owned_by, tagged_as_owned_by
+from dags.common.postgres import Postgres, make_postgres
+from dags.common.resources import (
+    ClickhouseResource,
+    PostgresResource,
+    S3Resource,
+    StepContext,
     query_tags,
 )
-from dags.common.settings import Settings
+from dags.common.s3 import make_s3
+from dags.common.settings import Settings, get_settings
 from dags.locations import resources
+from dags.slack_alerts import client_for
+from dags.tests.resources import s3_resource
 
 SECRET = "hunter2-secret"  # noqa: S105 - a test value
 DAYS = dg.DailyPartitionsDefinition("2024-01-01", end_date="2024-01-05")
@@ -56,7 +62,8 @@ def message(error: dg.DagsterEvent) -> str:
 
 @pytest.fixture
 def io_manager(s3_endpoint: str, s3_bucket: str) -> JsonObjectIOManager:
-    return JsonObjectIOManager(make_s3(storage_settings(s3_endpoint, s3_bucket)), s3_bucket)
+    client = make_s3(storage_settings(s3_endpoint, s3_bucket))
+    return JsonObjectIOManager(s3=s3_resource(client), bucket=s3_bucket)
 
 
 @dg.asset
@@ -171,7 +178,7 @@ def test_a_missing_value_is_named_with_the_remedy(
 
 
 @pytest.mark.parametrize("value", [{1, 2}, float("nan"), b"bytes", object()])
-def test_what_json_cannot_hold_is_refused(
+def test_a_value_that_json_cannot_hold_is_rejected(
     io_manager: JsonObjectIOManager, instance: dg.DagsterInstance, value: object
 ) -> None:
     @dg.asset
@@ -179,7 +186,7 @@ def test_what_json_cannot_hold_is_refused(
         return value
 
     (failure,) = materialize([odd], io_manager, instance).get_step_failure_events()
-    assert "asset 'odd' returned what JSON cannot hold" in message(failure)
+    assert "asset 'odd' returned a value that JSON cannot hold" in message(failure)
 
 
 def test_keys_of_objects_do_not_mix_partitions_and_folders() -> None:
@@ -245,7 +252,7 @@ def production(**more: Any) -> Settings:
 
 
 def test_slack_only_logs_what_it_would_send_on_a_laptop(caplog: pytest.LogCaptureFixture) -> None:
-    client = make_slack(Settings(debug=True, slack_token=SecretStr(SECRET)))
+    client = client_for(Settings(debug=True, slack_token=SecretStr(SECRET)))
     # An address where nothing listens: sending would be an error.
     client.base_url = "http://127.0.0.1:1/"
     with caplog.at_level(logging.INFO):
@@ -258,19 +265,19 @@ def test_slack_only_logs_what_it_would_send_on_a_laptop(caplog: pytest.LogCaptur
 def test_slack_is_the_real_client_in_production() -> None:
     from slack_sdk import WebClient
 
-    client = make_slack(production())
+    client = client_for(production())
     assert type(client) is WebClient
     assert client.token == SECRET
 
 
 def test_slack_sends_nothing_without_a_region_even_with_a_token() -> None:
-    assert make_slack(Settings(slack_token=SecretStr(SECRET))).token is None
+    assert client_for(Settings(slack_token=SecretStr(SECRET))).token is None
 
 
 # Query tags
 
 
-def tags_of(context: dg.OpExecutionContext | dg.AssetExecutionContext) -> None:
+def tags_of(context: StepContext) -> None:
     TAGS.append(query_tags(context))
 
 
@@ -327,7 +334,7 @@ def test_tags_of_several_assets_at_once_name_them_all(instance: dg.DagsterInstan
 # All of them in a run
 
 
-SERVICES = ("clickhouse", "s3", "postgres", "slack")
+SERVICES = ("clickhouse", "s3", "postgres")
 
 
 def test_the_shared_resources_work_in_a_run_and_show_no_secret(
@@ -355,7 +362,6 @@ def test_the_shared_resources_work_in_a_run_and_show_no_secret(
         "POSTGRES_USER": parts["user"],
         "POSTGRES_PASSWORD": SECRET,
         "POSTGRES_DATABASE": parts["dbname"],
-        "SLACK_TOKEN": SECRET,
     }
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
@@ -364,21 +370,18 @@ def test_the_shared_resources_work_in_a_run_and_show_no_secret(
     @dg.asset(io_manager_key="json_io_manager")
     def uses_everything(
         context: dg.AssetExecutionContext,
-        cluster: dg.ResourceParam[ClickhouseCluster],
-        s3: dg.ResourceParam[Any],
-        postgres: dg.ResourceParam[Postgres],
-        slack: dg.ResourceParam[Any],
+        clickhouse: ClickhouseResource,
+        s3: S3Resource,
+        postgres: PostgresResource,
     ) -> dict[str, int]:
-        cluster.tagged(query_tags(context)).any_host(Query("SELECT 1")).result()
+        clickhouse.cluster(context).any_host(Query("SELECT 1")).result()
         used.append("clickhouse")
-        s3.head_bucket(Bucket=s3_bucket)
+        s3.client().head_bucket(Bucket=s3_bucket)
         used.append("s3")
-        with postgres.connection() as connection, connection.cursor() as cursor:
+        with postgres.client().connection() as connection, connection.cursor() as cursor:
             cursor.execute("SELECT 1")
         used.append("postgres")
-        slack.chat_postMessage(channel="#alerts-clickhouse", text="hello")
-        used.append("slack")
-        context.log.info(f"{cluster!r} {s3!r} {postgres!r} {slack!r}")
+        context.log.info(f"{clickhouse!r} {s3!r} {postgres!r} {postgres.client()!r}")
         return {"one": 1}
 
     result = dg.materialize([uses_everything], resources=resources, instance=instance)
@@ -392,11 +395,52 @@ def test_the_shared_resources_work_in_a_run_and_show_no_secret(
     assert not [text for text in shown if SECRET in text]
 
 
-def test_no_shared_resource_has_configuration_that_the_ui_would_show() -> None:
-    assert set(resources) == {"cluster", "json_io_manager", "postgres", "s3", "slack"}
-    for name, resource in resources.items():
-        fields = getattr(resource.config_schema.config_type, "fields", {})
-        assert not fields, f"resource {name} has configuration: read it from the settings when it starts"
+def test_no_shared_resource_has_a_secret_or_a_value_in_its_configuration() -> None:
+    assert set(resources) == {"clickhouse", "json_io_manager", "postgres", "s3"}
+    # Whole words: a database is no database key.
+    secret_words = {"password", "secret", "key", "token"}
+    fields = [
+        (f"{name}.{field}", info.default)
+        for name, resource in resources.items()
+        for field, info in type(resource).model_fields.items()
+        if not isinstance(getattr(resource, field), dg.ConfigurableResource)
+    ]
+    assert len(fields) > 10
+    for field, default in fields:
+        assert secret_words.isdisjoint(re.split(r"[._]", field)), f"{field} would be shown in the UI: use the settings"
+        assert default is None, f"{field} has a value of its own: let it come from the settings"
+
+
+def test_a_field_overrides_the_setting_of_its_name_and_no_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("POSTGRES_HOST", "from-the-environment")
+    monkeypatch.setenv("POSTGRES_USER", "reader")
+    get_settings.cache_clear()
+    postgres = PostgresResource(host="other-host", port=5432).client()
+    assert (postgres.host, postgres.port, postgres.user) == ("other-host", 5432, "reader")
+    client = S3Resource(endpoint="http://127.0.0.1:9", region="eu-central-1").client()
+    assert (client.meta.endpoint_url, client.meta.region_name) == ("http://127.0.0.1:9", "eu-central-1")
+
+
+def test_clickhouse_is_connected_by_its_fields(
+    monkeypatch: pytest.MonkeyPatch, instance: dg.DagsterInstance, clickhouse_port: int, clickhouse_database: str
+) -> None:
+    monkeypatch.setenv("CLICKHOUSE_PORT", "1")
+    found: list[str] = []
+
+    @dg.asset
+    def asks(context: dg.AssetExecutionContext, clickhouse: ClickhouseResource) -> None:
+        query = Query("SELECT currentDatabase(), getSetting('log_comment')")
+        found.extend(clickhouse.cluster(context).any_host(query).result()[0])
+
+    resource = ClickhouseResource(port=clickhouse_port, database=clickhouse_database)
+    run_id = dg.materialize([asks], resources={"clickhouse": resource}, instance=instance).run_id
+    assert found[0] == clickhouse_database
+    assert json.loads(found[1])["run_id"] == run_id
+
+
+def test_clickhouse_outside_a_run_says_that_it_is_not_connected() -> None:
+    with pytest.raises(RuntimeError, match="Dagster connects it when a run starts"):
+        ClickhouseResource().tagged(QueryTags())
 
 
 def test_a_run_closes_the_connections_of_its_cluster(
@@ -406,10 +450,10 @@ def test_a_run_closes_the_connections_of_its_cluster(
     kept: list[Client] = []
 
     @dg.asset
-    def keeps_its_client(cluster: dg.ResourceParam[ClickhouseCluster]) -> None:
-        cluster.any_host(kept.append).result()
+    def keeps_its_client(context: dg.AssetExecutionContext, clickhouse: ClickhouseResource) -> None:
+        clickhouse.cluster(context).any_host(kept.append).result()
 
-    dg.materialize([keeps_its_client], resources={"cluster": resources["cluster"]}, instance=instance)
+    dg.materialize([keeps_its_client], resources={"clickhouse": resources["clickhouse"]}, instance=instance)
     assert not kept[0].connection.connected
 
 
@@ -420,7 +464,7 @@ def test_a_run_with_a_wrong_environment_fails_with_every_problem(
     monkeypatch.setenv("POSTGRES_PORT", uuid.uuid4().hex)
 
     @dg.asset
-    def needs_postgres(postgres: dg.ResourceParam[Postgres]) -> None:
+    def needs_postgres(postgres: PostgresResource) -> None:
         del postgres
 
     result = dg.materialize(

@@ -18,6 +18,7 @@ from dags.common.clickhouse.query import Insert, Query, Rows
 from dags.common.partitions import range_tags
 from dags.daily_digest.digest import Digest, Page
 from dags.locations.analytics_platform import defs
+from dags.tests.resources import clickhouse_resource
 from dags.tests.web_preaggregated.events import DAY, Session, Web, at
 
 JOB = "analytics_digest_daily_job"
@@ -90,7 +91,7 @@ class Platform:
             assets=definitions.assets,
             asset_checks=definitions.asset_checks,
             jobs=[*(definitions.jobs or []), dg.define_asset_job("checks_job", dg.AssetSelection.all_asset_checks())],
-            resources={"cluster": dg.ResourceDefinition.hardcoded_resource(self.cluster)},
+            resources={"clickhouse": clickhouse_resource(self.cluster)},
         )
         return own.resolve_job_def(job_name).execute_in_process(
             instance=self.instance,

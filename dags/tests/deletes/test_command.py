@@ -17,7 +17,7 @@ from dags.common.deletion_requests import (
     refuse,
     requests,
 )
-from dags.common.resources import Postgres
+from dags.common.postgres import Postgres
 from dags.common.settings import describe_variables, get_settings
 from dags.deletes.__main__ import main
 from dags.tests.rewriting import person, postgres_of

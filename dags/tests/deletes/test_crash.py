@@ -17,6 +17,7 @@ from dags.common.clickhouse.schema import apply_schema
 from dags.common.deletion_requests import RequestKind, RequestState, ask, prepare, remembered_days, requests
 from dags.person_overrides.jobs import squash_person_overrides
 from dags.tests.local.clickhouse.nodes import RunningNode, running_node
+from dags.tests.resources import clickhouse_resource, postgres_resource
 from dags.tests.rewriting import Event, Override, World, at, hosts_of, person, postgres_of
 from dags.web_preaggregated.aggregate import pre_aggregate
 from dags.web_preaggregated.raw import compare_with_raw
@@ -260,7 +261,7 @@ def test_a_second_job_is_refused_with_the_name_of_the_one_that_works(nodes: Node
     with world_of(nodes, postgres_dsn) as world:
         events = fill(world, 0)
         config = {"ops": {"squash_overrides": {"config": {"dry_run": False, "lock_wait_seconds": 1, "cutoff_days": 0}}}}
-        resources = {"cluster": world.cluster, "postgres": world.postgres}
+        resources = {"clickhouse": clickhouse_resource(world.cluster), "postgres": postgres_resource(world.postgres)}
         with worker("delete", nodes, postgres_dsn) as process, dg.DagsterInstance.ephemeral() as instance:
             refused = squash_person_overrides.execute_in_process(
                 config, instance=instance, resources=resources, raise_on_error=False

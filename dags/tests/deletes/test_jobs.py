@@ -6,6 +6,7 @@ import dagster as dg
 from dags.common.deletion_requests import RequestKind, RequestState, ask, requests
 from dags.deletes.jobs import deletes_job, deletes_schedule, start_deletes_after_squash
 from dags.person_overrides.jobs import squash_person_overrides
+from dags.tests.resources import clickhouse_resource, postgres_resource
 from dags.tests.rewriting import Event, World, at, person
 from dags.web_preaggregated.assets import POOL
 
@@ -16,7 +17,9 @@ def run(world: World, config: dict[str, Any] | None = None) -> dict[str, Any]:
     """Run the deletes; return the metadata of their one step."""
     with dg.DagsterInstance.ephemeral() as instance:
         result = deletes_job.execute_in_process(
-            config, instance=instance, resources={"cluster": world.cluster, "postgres": world.postgres}
+            config,
+            instance=instance,
+            resources={"clickhouse": clickhouse_resource(world.cluster), "postgres": postgres_resource(world.postgres)},
         )
     (output,) = result.filter_events(lambda event: event.is_successful_output)
     return {name: value.value for name, value in output.step_output_data.metadata.items()}
@@ -52,7 +55,9 @@ def after_a_squash(world: World, *, dry_run: bool) -> dg.RunRequest | dg.SkipRea
     config = {"ops": {"squash_overrides": {"config": {"dry_run": dry_run}}}}
     with dg.DagsterInstance.ephemeral() as instance:
         result = squash_person_overrides.execute_in_process(
-            config, instance=instance, resources={"cluster": world.cluster, "postgres": world.postgres}
+            config,
+            instance=instance,
+            resources={"clickhouse": clickhouse_resource(world.cluster), "postgres": postgres_resource(world.postgres)},
         )
         (success,) = (event for event in result.all_events if event.is_job_success)
         context = dg.build_run_status_sensor_context(

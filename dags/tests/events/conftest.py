@@ -10,7 +10,7 @@ from dags.common.clickhouse.cluster import ClickhouseCluster
 from dags.common.clickhouse.hosts import Access, Host
 from dags.common.clickhouse.object_storage import ObjectStorage
 from dags.common.clickhouse.schema import apply_schema
-from dags.common.resources import Postgres
+from dags.common.postgres import Postgres
 from dags.tests.conftest import CREDENTIALS
 from dags.tests.events.world import World
 

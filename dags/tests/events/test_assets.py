@@ -9,8 +9,9 @@ from dags.common.settings import Settings, SettingsError
 from dags.events.assets import events
 from dags.events.checks import few_events_are_rejected
 from dags.events.jobs import load_events_job, watch_event_objects
-from dags.events.resource import EventSource, event_source_from_settings
+from dags.events.resource import EventSource, EventSourceResource, event_source_from_settings
 from dags.tests.events.world import VISITOR_HASH_KEY, World, event, lines, log_line
+from dags.tests.resources import clickhouse_resource, postgres_resource, s3_resource
 
 
 @dataclass(frozen=True)
@@ -21,13 +22,18 @@ class Platform:
     instance: dg.DagsterInstance
 
     def resources(self) -> dict[str, Any]:
-        given = {
-            "cluster": self.world.cluster,
-            "postgres": self.world.postgres,
-            "s3": self.world.s3,
-            "event_source": EventSource(self.world.storage, VISITOR_HASH_KEY),
+        source = EventSource(self.world.storage, VISITOR_HASH_KEY)
+
+        class GivenEventSource(EventSourceResource):
+            def source(self) -> EventSource:
+                return source
+
+        return {
+            "clickhouse": clickhouse_resource(self.world.cluster),
+            "postgres": postgres_resource(self.world.postgres),
+            "s3": s3_resource(self.world.s3),
+            "event_source": GivenEventSource(),
         }
-        return {name: dg.ResourceDefinition.hardcoded_resource(value) for name, value in given.items()}
 
     def run(self, config: Mapping[str, Any], **check: Any) -> dg.ExecuteInProcessResult:
         definitions = dg.Definitions(

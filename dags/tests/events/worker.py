@@ -19,7 +19,7 @@ from pydantic import SecretStr
 from dags.common.clickhouse.cluster import ClickhouseCluster
 from dags.common.clickhouse.hosts import Access, Host
 from dags.common.clickhouse.object_storage import ObjectStorage
-from dags.common.resources import Postgres
+from dags.common.postgres import Postgres
 from dags.local import services
 from dags.tests.conftest import CREDENTIALS
 from dags.tests.events.world import World

@@ -15,7 +15,7 @@ from dags.common.clickhouse.ddl import SchemaForm
 from dags.common.clickhouse.object_storage import ObjectStorage
 from dags.common.clickhouse.query import Query, Rows
 from dags.common.locks import exclusive
-from dags.common.resources import Postgres
+from dags.common.postgres import Postgres
 from dags.events.loading import BatchResult, Loader, load_batch, lock_name
 from dags.events.objects import current_versions, list_all
 

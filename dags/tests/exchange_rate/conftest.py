@@ -11,9 +11,10 @@ from dags.common.clickhouse.cluster import ClickhouseCluster
 from dags.common.clickhouse.hosts import Access, Host
 from dags.common.clickhouse.query import Query, quoted
 from dags.common.clickhouse.schema import apply_schema
-from dags.common.resources import JsonObjectIOManager
+from dags.common.json_io_manager import JsonObjectIOManager
 from dags.tests.exchange_rate.platform import Platform
 from dags.tests.exchange_rate.source_server import Source, source_server
+from dags.tests.resources import s3_resource
 
 if TYPE_CHECKING:
     from types_boto3_s3 import S3Client
@@ -51,4 +52,4 @@ def two_hosts(clickhouse_cluster_ports: tuple[int, ...]) -> Iterator[ClickhouseC
 def platform(cluster: ClickhouseCluster, s3_client: "S3Client", s3_bucket: str) -> Iterator[Platform]:
     """Dagster, ClickHouse and object storage, for runs of the real jobs."""
     with dg.DagsterInstance.ephemeral() as instance:
-        yield Platform(instance, cluster, JsonObjectIOManager(s3_client, s3_bucket))
+        yield Platform(instance, cluster, JsonObjectIOManager(s3=s3_resource(s3_client), bucket=s3_bucket))

@@ -10,7 +10,7 @@ import dagster as dg
 
 from dags.common.clickhouse.cluster import ClickhouseCluster
 from dags.common.clickhouse.query import Query, Rows
-from dags.common.resources import JsonObjectIOManager
+from dags.common.json_io_manager import JsonObjectIOManager
 from dags.exchange_rate.assets import (
     daily_exchange_rates,
     daily_exchange_rates_in_clickhouse,
@@ -25,6 +25,8 @@ from dags.exchange_rate.jobs import (
 )
 from dags.exchange_rate.providers import ExchangeRatesError, ExchangeRatesProvider
 from dags.exchange_rate.rates import MAIN_CURRENCIES, Rates
+from dags.exchange_rate.resource import ExchangeRatesResource
+from dags.tests.resources import clickhouse_resource
 
 RANGE_START_TAG = "dagster/asset_partition_range_start"
 RANGE_END_TAG = "dagster/asset_partition_range_end"
@@ -69,6 +71,16 @@ class ToldProvider:
         return self.latest
 
 
+def provider_resource(provider: ExchangeRatesProvider) -> ExchangeRatesResource:
+    """The resource `exchange_rates` with this source in place of the one that the settings choose."""
+
+    class GivenExchangeRates(ExchangeRatesResource):
+        def provider(self) -> ExchangeRatesProvider:
+            return provider
+
+    return GivenExchangeRates()
+
+
 @dataclass(frozen=True)
 class Platform:
     """Runs the real jobs, in a real Dagster instance, on a real ClickHouse."""
@@ -88,8 +100,8 @@ class Platform:
             asset_checks=[exchange_rates_are_complete, exchange_rates_are_fresh],
             jobs=[daily_exchange_rates_job, exchange_rate_checks_job, hourly_exchange_rates_job],
             resources={
-                "cluster": dg.ResourceDefinition.hardcoded_resource(cluster or self.cluster),
-                "exchange_rates": dg.ResourceDefinition.hardcoded_resource(provider),
+                "clickhouse": clickhouse_resource(cluster or self.cluster),
+                "exchange_rates": provider_resource(provider),
                 "json_io_manager": self.json_io_manager,
             },
         )

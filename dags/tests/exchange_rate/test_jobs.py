@@ -14,8 +14,9 @@ from dags.exchange_rate.jobs import (
 )
 from dags.exchange_rate.open_exchange_rates import OpenExchangeRates
 from dags.exchange_rate.providers import ExchangeRatesProvider
-from dags.exchange_rate.resource import exchange_rates_provider
+from dags.exchange_rate.resource import ExchangeRatesResource, exchange_rates_provider
 from dags.locations.revenue_analytics import defs
+from dags.tests.exchange_rate.platform import provider_resource
 from dags.tests.exchange_rate.source_server import APP_ID
 
 WEB = OpenExchangeRates(SecretStr(APP_ID))
@@ -29,7 +30,7 @@ def evaluate(
         context = dg.build_schedule_context(
             instance=instance,
             scheduled_execution_time=tick,
-            resources={"exchange_rates": provider},
+            resources={"exchange_rates": provider_resource(provider)},
             repository_def=defs.get_repository_def(),
         )
         data = schedule.evaluate_tick(context)
@@ -107,12 +108,12 @@ def test_the_source_is_resolved_when_a_run_needs_it_from_the_environment_of_then
 ) -> None:
     from dags.common.settings import get_settings
 
-    resource = defs.get_repository_def().get_top_level_resources()["exchange_rates"]
-    assert isinstance(resource, dg.ResourceDefinition)
+    resource = (defs.resources or {})["exchange_rates"]
+    assert isinstance(resource, ExchangeRatesResource)
     monkeypatch.setenv("OPEN_EXCHANGE_RATES_APP_ID", APP_ID)
     get_settings.cache_clear()
     try:
-        provider = resource(dg.build_init_resource_context())
+        provider = resource.provider()
     finally:
         get_settings.cache_clear()
     assert isinstance(provider, OpenExchangeRates)

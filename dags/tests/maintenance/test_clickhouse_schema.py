@@ -9,6 +9,7 @@ from dags.common.clickhouse.query import Query
 from dags.common.clickhouse.tables import SCHEMA
 from dags.common.settings import describe_variables, get_settings
 from dags.maintenance.clickhouse_schema import clickhouse_schema_job
+from dags.tests.resources import clickhouse_resource
 
 
 @pytest.fixture
@@ -25,7 +26,7 @@ def cluster(
 
 def run(cluster: ClickhouseCluster, instance: dg.DagsterInstance, **config: bool) -> tuple[str, dict[str, object]]:
     result = clickhouse_schema_job.execute_in_process(
-        resources={"cluster": cluster},
+        resources={"clickhouse": clickhouse_resource(cluster)},
         instance=instance,
         run_config={"ops": {"apply_clickhouse_schema": {"config": config}}},
     )

@@ -10,6 +10,7 @@ from dags.person_overrides.jobs import (
     squash_person_overrides,
     squash_person_overrides_schedule,
 )
+from dags.tests.resources import clickhouse_resource, postgres_resource
 from dags.tests.rewriting import Event, Override, World, person
 
 NOW = dt.datetime(2026, 4, 4, 5, tzinfo=dt.UTC)
@@ -19,7 +20,9 @@ def run(world: World, job: dg.JobDefinition, config: dict[str, Any] | None = Non
     """Run the job; return the metadata of its one step."""
     with dg.DagsterInstance.ephemeral() as instance:
         result = job.execute_in_process(
-            config, instance=instance, resources={"cluster": world.cluster, "postgres": world.postgres}
+            config,
+            instance=instance,
+            resources={"clickhouse": clickhouse_resource(world.cluster), "postgres": postgres_resource(world.postgres)},
         )
     (output,) = result.filter_events(lambda event: event.is_successful_output)
     return {name: value.value for name, value in output.step_output_data.metadata.items()}

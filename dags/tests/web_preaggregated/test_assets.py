@@ -10,6 +10,7 @@ from dags.common.clickhouse.cluster import ClickhouseCluster
 from dags.common.clickhouse.query import Query
 from dags.common.clickhouse.staging import staging_name
 from dags.locations import web_analytics
+from dags.tests.resources import clickhouse_resource
 from dags.tests.web_preaggregated.events import DAY, Event, Numbers, Web, at, modelled_entries, sessions_of
 from dags.web_preaggregated.assets import POOL, daily_web_tables, web_analytics_hourly_tables
 from dags.web_preaggregated.assets import web_analytics_team_selection as team_selection
@@ -37,7 +38,7 @@ class Platform:
             assets=[daily_web_tables(14), web_analytics_hourly_tables, team_selection],
             asset_checks=list(web_analytics.defs.asset_checks or []),
             jobs=[job],
-            resources={"cluster": dg.ResourceDefinition.hardcoded_resource(self.cluster)},
+            resources={"clickhouse": clickhouse_resource(self.cluster)},
         )
         return definitions.resolve_job_def("some_job").execute_in_process(
             instance=self.instance,

@@ -15,6 +15,7 @@ from dags.common.clickhouse.object_storage import OBJECT, ObjectQuery, ObjectSto
 from dags.common.clickhouse.query import Query, Rows
 from dags.common.clickhouse.schema import apply_schema
 from dags.common.settings import get_settings
+from dags.tests.resources import clickhouse_resource, s3_resource
 from dags.web_preaggregated.exports import (
     BOUNCES_EXPORT,
     STATS_EXPORT,
@@ -299,8 +300,8 @@ def materialize_stats(
         selection=["web_analytics_stats_export"],
         instance=instance,
         resources={
-            "cluster": dg.ResourceDefinition.hardcoded_resource(cluster),
-            "s3": dg.ResourceDefinition.hardcoded_resource(s3),
+            "clickhouse": clickhouse_resource(cluster),
+            "s3": s3_resource(s3),
         },
         tags={"dagster/asset_partition_range_start": str(first), "dagster/asset_partition_range_end": str(last)},
         raise_on_error=False,

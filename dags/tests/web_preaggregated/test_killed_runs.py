@@ -21,7 +21,7 @@ from pydantic import SecretStr
 from dags.common.clickhouse.object_storage import ObjectStorage
 from dags.common.clickhouse.schema import apply_schema
 from dags.common.clickhouse.staging import STAGING_PREFIX
-from dags.common.resources import Postgres
+from dags.common.postgres import Postgres
 from dags.local.services import Lifeline
 from dags.tests import webserver
 from dags.tests.conftest import CREDENTIALS
