@@ -1,11 +1,8 @@
-"""Hands the outbox to Slack: every row once, twice at most when Slack's answer was lost.
+"""Sends the outbox to Slack: every row once, and at most twice when an answer of Slack was lost.
 
-Belongs here: what follows from an answer. Not here: what an answer means (`slack.py`), and the rows (`outbox.py`).
-
-A row is committed as SENDING, with a lease, before the call, and as what became of it after. Who finds a lease that has
-ended, or got no clear answer, looks the message up by its key before anything else. Each channel has one call under way
-at a time, on a thread of its own, so that a channel that hangs holds up no other; the database is used by the caller's
-thread alone.
+A row is committed as SENDING, with a lease, before the call, and with what `transitions.py` makes of the answer after
+it. Each channel has one call in progress at a time, on a thread of its own, so that a channel that hangs delays no
+other; only the caller's thread uses the database.
 """
 
 import datetime as dt
@@ -15,98 +12,41 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from enum import Enum
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import sqlalchemy as sa
 
-from dags.alerts import outbox, slack
-from dags.alerts.message import Message, code, with_line
+from dags.alerts import outbox, slack, transitions
 from dags.alerts.outbox import ALL_CHANNELS, DeliveryState, MessageForm, Row
 from dags.alerts.records import NoticeKind, Operation, Policy
 from dags.alerts.slack import SlackAnswer, SlackOutcome
 from dags.alerts.store import reading, transaction
+from dags.alerts.transitions import DEFAULT_PACE, Change, Pace, Situation
 
 if TYPE_CHECKING:
     from slack_sdk import WebClient
 
-MOST_CALLS_WITHOUT_PROOF = 2
-
-
-@dataclass(frozen=True)
-class Pace:
-    """How fast, and how patiently. All in seconds."""
-
-    # Slack takes about one message a second in a channel.
-    between_calls_seconds: float = 1.05
-    # For a whole call, however it drips in.
-    call_seconds: float = 8.0
-    # Longer than any call, so that a lease ends only after its holder is done or dead.
-    lease_seconds: float = 60.0
-    after_auth_refusal_seconds: float = 60.0
-    after_refusal_everywhere_seconds: float = 60.0
-    # Before an edit that failed is tried again, and a history that could not be read is asked again.
-    after_fault_seconds: float = 30.0
-    # A history this long after a call would show what the call had posted.
-    proof_seconds: float = 300.0
-
-
-DEFAULT_PACE = Pace()
-
 
 class DeliveryError(Exception):
-    """Slack takes no messages until somebody mends something. They are kept."""
+    """Slack accepts no messages until a person fixes something. The messages are kept."""
 
 
 @dataclass(frozen=True)
 class Delivered:
-    """What one round has done.
+    """What one round of deliveries did.
 
-    `problems` need somebody: the tick should fail with them. `faults` pass by themselves; they are keyed by channel.
+    `problems` need a person: the tick should fail with them. `faults`, by channel, pass by themselves.
     """
 
     sent: int = 0
     waiting: int = 0
-    oldest_waiting_at: dt.datetime | None = None
     faults: Mapping[str, str] = field(default_factory=dict)
     problems: Sequence[str] = ()
 
     def raise_for_problems(self) -> None:
-        """Raises DeliveryError when something needs somebody."""
+        """Raise DeliveryError when there are problems."""
         if self.problems:
             raise DeliveryError(" ".join(self.problems))
-
-
-class Step(Enum):
-    """What a call is for."""
-
-    SEND = "send"
-    # Before the only repetition is spent, Slack must be there to take it.
-    PROBE = "probe"
-    SEARCH = "search"
-
-
-class Next(Enum):
-    """What follows from a search for a message whose fate is unknown."""
-
-    SENT = "it was sent"
-    REPEAT = "send it once more"
-    LOOK_AGAIN = "look again later"
-    GIVE_UP = "leave it"
-
-
-def after_search(outcome: SlackOutcome, unsure_calls: int, seconds_since_call: float, proof_seconds: float) -> Next:
-    """What follows, by what the search found and how many calls may each have posted a copy.
-
-    After one such call the message is repeated unless it was found. After two it is not, unless Slack's own history,
-    read long after the last of them, shows that neither was carried out.
-    """
-    if outcome is SlackOutcome.SENT:
-        return Next.SENT
-    if unsure_calls < MOST_CALLS_WITHOUT_PROOF:
-        return Next.REPEAT
-    if outcome is SlackOutcome.UNREADABLE:
-        return Next.GIVE_UP
-    return Next.REPEAT if outcome is SlackOutcome.ABSENT and seconds_since_call >= proof_seconds else Next.LOOK_AGAIN
 
 
 def deliver(
@@ -117,7 +57,7 @@ def deliver(
     budget_seconds: float = 20.0,
     pace: Pace = DEFAULT_PACE,
 ) -> Delivered:
-    """Sends what waits, for up to `budget_seconds` and the time of the calls that are then under way.
+    """Send waiting messages for up to `budget_seconds`, plus the time of the calls that are then in progress.
 
     Never raises for what Slack says or does: see Delivered.
     """
@@ -126,17 +66,29 @@ def deliver(
     return round_.report()
 
 
+class _Purpose(Enum):
+    """What a call is for."""
+
+    SEND = "send"
+    # Slack must be reachable before the only repetition is used up.
+    PROBE = "probe"
+    SEARCH = "search"
+
+
 @dataclass(frozen=True)
 class _Call:
-    """A call under way."""
+    """A call in progress."""
 
     row: Row
-    step: Step
+    purpose: _Purpose
     gives_up_at: float
 
 
+_Prepared = tuple[_Call, Callable[[], SlackAnswer]]
+
+
 class _Round:
-    """One round of deliveries: which channels are ready when, and which calls are under way. Times are monotonic."""
+    """One round of deliveries: when each channel is ready, and which calls are in progress. Times are monotonic."""
 
     def __init__(
         self,
@@ -148,21 +100,21 @@ class _Round:
     ) -> None:
         self._engine = engine
         self._client = client
-        self._policy = policy
+        self._default_channel = policy.default_channel
         self._clock = clock
         self._pace = pace
         self._answers: queue.SimpleQueue[tuple[_Call, SlackAnswer]] = queue.SimpleQueue()
         self._calls: dict[str, _Call] = {}
-        # When a channel may be used next; one that is not here has nothing to do, or is left alone.
+        # When a channel may be used next. A channel that is missing has nothing to send, or is skipped.
         self._ready_at: dict[str, float] = {}
-        # Channels that Slack has refused in this round, and why.
+        # Channels that Slack rejected in this round, and why.
         self._refused: dict[str, str] = {}
         self._sent = 0
         self._faults: dict[str, str] = {}
         self._problems: dict[str, None] = {}
 
     def run(self, budget_seconds: float) -> None:
-        """Sends until nothing is left that can be sent now, or the budget is used up."""
+        """Send until nothing is left that can be sent now, or the budget is used up."""
         ends_at = time.monotonic() + budget_seconds
         self._open()
         while True:
@@ -175,16 +127,10 @@ class _Round:
             self._wait(wakes_at)
 
     def report(self) -> Delivered:
-        """What was done, and what waits."""
+        """Return what was done, and how much still waits."""
         with reading(self._engine) as connection:
-            waiting = outbox.waiting(connection)
-        return Delivered(
-            sent=self._sent,
-            waiting=sum(one.rows for one in waiting),
-            oldest_waiting_at=min((one.oldest_at for one in waiting), default=None),
-            faults=dict(self._faults),
-            problems=tuple(self._problems),
-        )
+            waiting = sum(one.rows for one in outbox.waiting(connection))
+        return Delivered(self._sent, waiting, dict(self._faults), tuple(self._problems))
 
     def _open(self) -> None:
         now = self._clock()
@@ -200,12 +146,12 @@ class _Round:
     def _admit(self, channel: outbox.Channel, now: dt.datetime) -> None:
         wait = 0.0 if channel.wait_until is None else (channel.wait_until - now).total_seconds()
         if wait > self._pace.between_calls_seconds:
-            self._leave(channel.name, channel.wait_reason or "waits")
+            self._skip(channel.name, channel.wait_reason or "waits")
         else:
             self._ready_at[channel.name] = time.monotonic() + max(wait, 0.0)
 
-    def _leave(self, channel: str, fault: str) -> None:
-        """Skips a channel for the rest of the round."""
+    def _skip(self, channel: str, fault: str) -> None:
+        """Skip a channel for the rest of the round."""
         self._faults[channel] = fault
         self._ready_at.pop(channel, None)
 
@@ -215,45 +161,29 @@ class _Round:
                 self._start_next(channel)
 
     def _start_next(self, channel: str) -> None:
-        """Starts what is next in a channel. What needs no call is done at once."""
+        """Start the next call of a channel. Rows that need no call are handled at once."""
         while channel in self._ready_at:
             now = self._clock()
             with transaction(self._engine) as connection:
                 row = outbox.next_row(connection, channel, now)
-                made = None if row is None else self._prepare(connection, row, now)
+                prepared = None if row is None else self._prepare(connection, row, now)
             if row is None:
                 del self._ready_at[channel]
-            elif made is not None:
-                self._start(*made)
+            elif prepared is not None:
+                self._start(*prepared)
                 return
 
-    def _hear(self, call: _Call, answer: SlackAnswer) -> None:
-        # On the thread of the call.
-        self._answers.put((call, answer))
-
-    def _prepare(
-        self, connection: sa.Connection, row: Row, now: dt.datetime
-    ) -> tuple[_Call, Callable[[], SlackAnswer]] | None:
-        """Writes down what is about to be done for a row, and how it is done; None when it needs no call."""
-        if row.state is DeliveryState.SENDING:
-            # Its holder has ended, before or after Slack got it.
-            self._set_unsure(connection, row, now, "the process that sent it ended before the answer")
+    def _prepare(self, connection: sa.Connection, row: Row, now: dt.datetime) -> _Prepared | None:
+        """Write down what is about to be done for a row, and return the call; None when it needs none."""
+        change = transitions.before_call(row, self._situation(now), self._refused)
+        if change is not None:
+            self._apply(connection, row, change)
             return None
         if row.state is DeliveryState.UNSURE:
-            return self._call(row, Step.PROBE, partial(slack.probe, self._client))
-        if row.operation is Operation.EDIT and not (row.post_ts and row.post_channel_id):
-            outbox.change(
-                connection, row, state=DeliveryState.DROPPED, note="the message to edit is not known", closed_at=now
-            )
-            return None
-        if row.operation is not Operation.EDIT and row.channel in self._refused:
-            self._redirect(connection, row, self._refused[row.channel])
-            return None
+            return self._call(row, _Purpose.PROBE, partial(slack.probe, self._client))
         return self._lease(connection, row, now)
 
-    def _lease(
-        self, connection: sa.Connection, row: Row, now: dt.datetime
-    ) -> tuple[_Call, Callable[[], SlackAnswer]] | None:
+    def _lease(self, connection: sa.Connection, row: Row, now: dt.datetime) -> _Prepared | None:
         leased = replace(row, state=DeliveryState.SENDING, version=row.version + 1)
         if not outbox.change(
             connection,
@@ -266,19 +196,18 @@ class _Round:
             return None
         wait_until = now + dt.timedelta(seconds=self._pace.between_calls_seconds)
         outbox.set_channel(connection, row.channel, wait_until=wait_until, wait_reason=None)
-        return self._call(leased, Step.SEND, self._sending(leased))
+        return self._call(leased, _Purpose.SEND, self._sending(leased))
 
-    def _call(
-        self, row: Row, step: Step, request: Callable[[], SlackAnswer]
-    ) -> tuple[_Call, Callable[[], SlackAnswer]]:
-        return _Call(row, step, time.monotonic() + self._pace.call_seconds), request
+    def _call(self, row: Row, purpose: _Purpose, request: Callable[[], SlackAnswer]) -> _Prepared:
+        return _Call(row, purpose, time.monotonic() + self._pace.call_seconds), request
 
     def _start(self, call: _Call, request: Callable[[], SlackAnswer]) -> None:
         self._calls[call.row.channel] = call
-        slack.start(request, partial(self._hear, call))
+        # The answer is put into the queue on the thread of the call.
+        slack.start(request, lambda answer: self._answers.put((call, answer)))
 
     def _sending(self, row: Row) -> Callable[[], SlackAnswer]:
-        message = _marked(row)
+        message = transitions.annotated(row)
         text = message.stub if row.form is MessageForm.STUB else message.text
         blocks = message.blocks if row.form is MessageForm.BLOCKS else ()
         if row.operation is Operation.EDIT and row.post_channel_id and row.post_ts:
@@ -287,11 +216,8 @@ class _Round:
         broadcast = thread_ts is not None and row.kind is NoticeKind.STILL_FAILING
         return partial(slack.post, self._client, row.channel, text, blocks, row.key, thread_ts, broadcast=broadcast)
 
-    def _search(self, row: Row, channel_id: str, now: dt.datetime) -> Callable[[], SlackAnswer]:
-        return partial(slack.find, self._client, channel_id, row.key, row.first_called_at or now, _thread_ts(row))
-
     def _wakes_at(self, ends_at: float) -> float | None:
-        """When there is something to do at the latest; None when the round is over."""
+        """Return when there is something to do at the latest, None when the round has finished."""
         moments = [call.gives_up_at for call in self._calls.values()]
         moments += [at for channel, at in self._ready_at.items() if channel not in self._calls and at < ends_at]
         if not moments or (not self._calls and time.monotonic() >= ends_at):
@@ -299,234 +225,87 @@ class _Round:
         return min(moments)
 
     def _wait(self, wakes_at: float) -> None:
-        """Waits for an answer, and takes it in; calls that have had their time count as unanswered."""
+        """Wait for an answer and handle it. Calls that have used up their time count as unanswered."""
         try:
             call, answer = self._answers.get(timeout=max(wakes_at - time.monotonic(), 0))
             self._finish(call, answer)
         except queue.Empty:
             now = time.monotonic()
+            unanswered = SlackAnswer(SlackOutcome.AMBIGUOUS, f"no answer within {self._pace.call_seconds:g} s")
             for call in [call for call in self._calls.values() if call.gives_up_at <= now]:
-                self._finish(
-                    call, SlackAnswer(SlackOutcome.AMBIGUOUS, f"no answer within {self._pace.call_seconds:g} s")
-                )
+                self._finish(call, unanswered)
 
     def _finish(self, call: _Call, answer: SlackAnswer) -> None:
         channel = call.row.channel
         if self._calls.get(channel) is not call:
-            # Too late: what to do about it has been decided without it.
+            # The answer is late: the call was already counted as unanswered.
             return
         del self._calls[channel]
         if channel in self._ready_at:
             self._ready_at[channel] = time.monotonic() + self._pace.between_calls_seconds
         now = self._clock()
-        following = None
+        search = None
         with transaction(self._engine) as connection:
-            match call.step:
-                case Step.SEND:
-                    self._after_sending(connection, call.row, now, answer)
-                case Step.PROBE:
-                    following = self._after_probe(connection, call.row, now, answer)
-                case Step.SEARCH:
-                    self._after_search(connection, call.row, now, answer)
-        if following is not None:
-            self._start(*following)
+            change = self._change(call, answer, now)
+            if change is None:
+                search, change = self._search(connection, call.row, now)
+            self._apply(connection, call.row, change)
+            if change.is_sent and answer.channel_id is not None:
+                outbox.set_channel(connection, channel, slack_id=answer.channel_id)
+        self._sent += change.is_sent
+        if search is not None:
+            self._start(*search)
 
-    def _after_sending(self, connection: sa.Connection, row: Row, now: dt.datetime, answer: SlackAnswer) -> None:
-        match answer.outcome:
-            case SlackOutcome.SENT:
-                self._set_sent(connection, row, now, answer)
-            case SlackOutcome.AUTH_REFUSED:
-                self._back(connection, row, answer.note)
-                self._stop(connection, now, answer)
-            case SlackOutcome.RATE_LIMITED:
-                self._back(connection, row, answer.note)
-                self._set_wait(connection, row, now, answer)
-            case SlackOutcome.NOT_SENT:
-                self._back(connection, row, answer.note)
-                self._leave(row.channel, answer.note)
-            case SlackOutcome.CHANNEL_REFUSED | SlackOutcome.THREAD_REFUSED if row.operation is Operation.EDIT:
-                outbox.change(connection, row, state=DeliveryState.DROPPED, note=answer.note, closed_at=now)
-            case SlackOutcome.THREAD_REFUSED if not row.alone and row.operation is Operation.REPLY:
-                self._back(connection, row, answer.note, alone=True)
-            case SlackOutcome.CHANNEL_REFUSED:
-                self._after_channel_refused(connection, row, now, answer)
-            case SlackOutcome.CONTENT_REFUSED | SlackOutcome.THREAD_REFUSED:
-                self._after_content_refused(connection, row, now, answer)
-            case _:
-                self._set_unsure(connection, row, now, answer.note)
-                self._leave(row.channel, answer.note)
+    def _change(self, call: _Call, answer: SlackAnswer, now: dt.datetime) -> Change | None:
+        match call.purpose:
+            case _Purpose.SEND:
+                return transitions.after_send(call.row, answer, self._situation(now))
+            case _Purpose.PROBE:
+                return transitions.after_probe(answer, self._situation(now))
+            case _Purpose.SEARCH:
+                return transitions.after_search(call.row, answer, self._situation(now))
 
-    def _after_probe(
-        self, connection: sa.Connection, row: Row, now: dt.datetime, answer: SlackAnswer
-    ) -> tuple[_Call, Callable[[], SlackAnswer]] | None:
-        match answer.outcome:
-            case SlackOutcome.SENT:
-                channel_id = _channel_id(connection, row)
-                if channel_id is not None:
-                    return self._call(row, Step.SEARCH, self._search(row, channel_id, now))
-                self._after_search(
-                    connection, row, now, SlackAnswer(SlackOutcome.UNREADABLE, "Slack's id of it is not known")
-                )
-            case SlackOutcome.AUTH_REFUSED:
-                self._stop(connection, now, answer)
-            case SlackOutcome.RATE_LIMITED:
-                self._set_wait(connection, row, now, answer)
-            case _:
-                self._later(connection, row, now, 0, state=DeliveryState.UNSURE, note=answer.note)
-                self._leave(row.channel, answer.note)
-        return None
+    def _search(self, connection: sa.Connection, row: Row, now: dt.datetime) -> tuple[_Prepared | None, Change]:
+        """Return the search for a row's message; without Slack's id of the channel, what follows from having none."""
+        # A channel may be configured by its id too.
+        by_name = row.channel.startswith("#")
+        channel_id = outbox.read_channel(connection, row.channel).slack_id if by_name else row.channel
+        if channel_id is None:
+            unreadable = SlackAnswer(SlackOutcome.UNREADABLE, "Slack's id of the channel is not known")
+            return None, transitions.after_search(row, unreadable, self._situation(now))
+        since = row.first_called_at or now
+        request = partial(slack.find, self._client, channel_id, row.key, since, _thread_ts(row))
+        return self._call(row, _Purpose.SEARCH, request), Change()
 
-    def _after_search(self, connection: sa.Connection, row: Row, now: dt.datetime, answer: SlackAnswer) -> None:
-        if answer.outcome is SlackOutcome.RATE_LIMITED:
-            self._set_wait(connection, row, now, answer)
-            return
-        if answer.outcome in (SlackOutcome.AMBIGUOUS, SlackOutcome.NOT_SENT):
-            self._leave(row.channel, answer.note)
-        last_called_at = row.last_called_at or now
-        since_call = (now - last_called_at).total_seconds()
-        match after_search(answer.outcome, row.unsure_calls, since_call, self._pace.proof_seconds):
-            case Next.SENT:
-                self._set_sent(connection, row, now, answer)
-            case Next.REPEAT:
-                self._back(connection, row, answer.note)
-            case Next.LOOK_AGAIN:
-                wait = self._pace.after_fault_seconds
-                if answer.outcome is SlackOutcome.ABSENT:
-                    wait = self._pace.proof_seconds - since_call
-                self._later(connection, row, now, wait, state=DeliveryState.UNSURE, note=answer.note)
-            case Next.GIVE_UP:
-                outbox.change(connection, row, state=DeliveryState.UNCERTAIN, note=answer.note, closed_at=now)
-                self._problems[
-                    f"Slack did not confirm message '{row.key}' to {row.channel}, sent {row.unsure_calls} times, and "
-                    f"its history cannot be read ({answer.note}): look there, and let the bot read that history."
-                ] = None
+    def _situation(self, now: dt.datetime) -> Situation:
+        return Situation(now, self._default_channel, self._pace)
 
-    def _after_channel_refused(
-        self, connection: sa.Connection, row: Row, now: dt.datetime, answer: SlackAnswer
-    ) -> None:
-        if row.channel != self._policy.default_channel:
-            self._refused[row.channel] = answer.note
-            self._redirect(connection, row, answer.note)
-            return
-        self._later(
-            connection,
-            row,
-            now,
-            self._pace.after_refusal_everywhere_seconds,
-            state=DeliveryState.PENDING,
-            note=answer.note,
-        )
-        self._leave(row.channel, answer.note)
-        self._problems[
-            f"Slack refuses the default channel {row.channel} ({answer.note}): invite the bot to it, or name another. "
-            "Its messages are kept."
-        ] = None
+    def _apply(self, connection: sa.Connection, row: Row, change: Change) -> None:
+        """Write a change, and take note of what it means for the rest of the round."""
+        if change.values:
+            outbox.change(connection, row, **change.values)
+        if change.channel_refusal is not None:
+            self._refused[row.channel] = change.channel_refusal
+        if change.reroute_reason is not None:
+            self._reroute(connection, row, change.reroute_reason)
+        if change.pause is not None:
+            name = ALL_CHANNELS if change.pause.of_all_channels else row.channel
+            outbox.set_channel(connection, name, wait_until=change.pause.until, wait_reason=change.pause.reason)
+            if change.pause.of_all_channels:
+                self._ready_at.clear()
+        if change.fault is not None:
+            self._skip(row.channel, change.fault)
+        if change.problem is not None:
+            self._problems[change.problem] = None
 
-    def _after_content_refused(
-        self, connection: sa.Connection, row: Row, now: dt.datetime, answer: SlackAnswer
-    ) -> None:
-        smaller = {MessageForm.BLOCKS: MessageForm.TEXT, MessageForm.TEXT: MessageForm.STUB}.get(row.form)
-        if smaller is not None:
-            self._back(connection, row, answer.note, form=smaller)
-        elif row.operation is Operation.EDIT:
-            outbox.change(connection, row, state=DeliveryState.DROPPED, note=answer.note, closed_at=now)
-        elif row.channel != self._policy.default_channel:
-            # Not the channel's fault as far as anybody knows: only this message goes elsewhere.
-            self._redirect(connection, row, answer.note)
-        else:
-            self._later(
-                connection,
-                row,
-                now,
-                self._pace.after_refusal_everywhere_seconds,
-                state=DeliveryState.PENDING,
-                note=answer.note,
-            )
-            self._problems[
-                f"Slack refuses message '{row.key}' even as one line ({answer.note}): look at the code in Slack's "
-                "documentation of chat.postMessage. It is kept."
-            ] = None
-
-    def _set_sent(self, connection: sa.Connection, row: Row, now: dt.datetime, answer: SlackAnswer) -> None:
-        values: dict[str, Any] = {} if row.operation is Operation.EDIT else {"slack_channel_id": answer.channel_id}
-        outbox.change(
-            connection,
-            row,
-            state=DeliveryState.SENT,
-            ts=answer.ts,
-            note=answer.note,
-            lease_until=None,
-            closed_at=now,
-            **values,
-        )
-        if answer.channel_id is not None:
-            outbox.set_channel(connection, row.channel, slack_id=answer.channel_id)
-        self._sent += 1
-
-    def _set_unsure(self, connection: sa.Connection, row: Row, now: dt.datetime, note: str) -> None:
-        if row.operation is Operation.EDIT:
-            # Done twice it is as done once.
-            self._later(connection, row, now, self._pace.after_fault_seconds, state=DeliveryState.PENDING, note=note)
-            return
-        outbox.change(
-            connection, row, state=DeliveryState.UNSURE, unsure_calls=row.unsure_calls + 1, lease_until=None, note=note
-        )
-
-    def _back(self, connection: sa.Connection, row: Row, note: str, **values: Any) -> None:
-        outbox.change(
-            connection, row, state=DeliveryState.PENDING, lease_until=None, not_before=None, note=note, **values
-        )
-
-    def _later(self, connection: sa.Connection, row: Row, now: dt.datetime, seconds: float, **values: Any) -> None:
-        not_before = now + dt.timedelta(seconds=seconds)
-        outbox.change(connection, row, lease_until=None, not_before=not_before, **values)
-
-    def _redirect(self, connection: sa.Connection, row: Row, refusal: str) -> None:
-        default = self._policy.default_channel
+    def _reroute(self, connection: sa.Connection, row: Row, reason: str) -> None:
+        default = self._default_channel
         alone = row.alone or row.operation is Operation.REPLY
-        if not outbox.redirect(connection, row, default, refusal, form=MessageForm.BLOCKS, alone=alone, note=refusal):
+        if not outbox.reroute(connection, row, default, reason, form=MessageForm.BLOCKS, alone=alone, note=reason):
             return
         if default not in self._ready_at and default not in self._faults:
             self._admit(outbox.read_channel(connection, default), self._clock())
 
-    def _set_wait(self, connection: sa.Connection, row: Row, now: dt.datetime, answer: SlackAnswer) -> None:
-        until = now + dt.timedelta(seconds=answer.retry_after_seconds)
-        reason = f"Slack asked for a pause until {until:%H:%M:%S} UTC ({answer.note or 'status 429'})"
-        outbox.set_channel(connection, row.channel, wait_until=until, wait_reason=reason)
-        self._leave(row.channel, reason)
-
-    def _stop(self, connection: sa.Connection, now: dt.datetime, answer: SlackAnswer) -> None:
-        reason = (
-            f"Slack refuses the token ({answer.note}): check SLACK_TOKEN and the app's scopes. "
-            "All messages are kept; a try is made each minute."
-        )
-        until = now + dt.timedelta(seconds=self._pace.after_auth_refusal_seconds)
-        outbox.set_channel(connection, ALL_CHANNELS, wait_until=until, wait_reason=reason)
-        self._problems[reason] = None
-        self._ready_at.clear()
-
-
-def _marked(row: Row) -> Message:
-    """The message with what must be said above it."""
-    message = row.message
-    if row.refused_channel is not None:
-        owner = code(row.owner) if row.owner else "the messages without an owner"
-        message = with_line(
-            message,
-            f"↪️ Meant for {code(row.refused_channel)}, which Slack refuses ({code(row.refusal or '')}): mend the "
-            f"channel of {owner} in `notification_channel_per_team`.",
-        )
-    if row.unsure_calls and row.operation is not Operation.EDIT:
-        message = with_line(message, "♻️ Possibly repeated: Slack's answer to an earlier attempt was lost.")
-    return message
-
 
 def _thread_ts(row: Row) -> str | None:
     return row.post_ts if row.operation is Operation.REPLY and not row.alone else None
-
-
-def _channel_id(connection: sa.Connection, row: Row) -> str | None:
-    """Slack's id of a row's channel; a channel may be configured by its id too."""
-    if row.channel.startswith("#"):
-        return outbox.read_channel(connection, row.channel).slack_id
-    return row.channel

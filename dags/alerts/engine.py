@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 import dagster as dg
 import sqlalchemy as sa
 
-from dags.alerts import deliver, incidents, ingest, mutes, outbox, settle, speech, verdicts
+from dags.alerts import deliver, incidents, ingest, mutes, outbox, settle, speech, transitions, verdicts
 from dags.alerts.decide import SETTLE
 from dags.alerts.ingest import attempts
 from dags.alerts.records import Finding, Policy
@@ -101,7 +101,7 @@ def tick(
     *,
     secrets: Collection[str] = (),
     find: Callable[[], Sequence[Finding]] | None = None,
-    pace: deliver.Pace = deliver.DEFAULT_PACE,
+    pace: transitions.Pace = transitions.DEFAULT_PACE,
 ) -> TickReport:
     """Tells what there is to tell. `find` looks for what makes no run; it is asked every FIND_INTERVAL.
 

@@ -14,9 +14,9 @@ import dagster as dg
 import sqlalchemy as sa
 
 from dags.alerts import dagster_private, engine, incidents, ingest, mutes, outbox, store, watch
-from dags.alerts.deliver import DEFAULT_PACE
 from dags.alerts.mutes import Mute
 from dags.alerts.outbox import ALL_CHANNELS, DeliveryState, Waiting
+from dags.alerts.transitions import DEFAULT_PACE
 
 STALE = dt.timedelta(minutes=5)
 SENSOR_DAEMON = "SENSOR"

@@ -1,9 +1,7 @@
-"""What is to be done in Slack, until it is done: the tables, and every way in which a row changes.
+"""Rows of the outbox: everything that is to be done in Slack, until it is done.
 
-Belongs here: rows and their queries. Not here: the calls, and what follows from an answer (`deliver.py`).
-
-A row is put in by the transaction that decided it, and changed by one caller at a time: each change names the version
-of the row that it saw, and does nothing when another was first.
+A row is inserted by the transaction that decided it. A change names the version of the row that it saw, and does
+nothing when the row was changed since.
 """
 
 import datetime as dt
@@ -24,19 +22,19 @@ logger = logging.getLogger(__name__)
 
 
 class DeliveryState(StrEnum):
-    """Where a row stands."""
+    """The state of a row."""
 
     PENDING = "pending"
-    # Handed to Slack under a lease. When the lease ends without an answer, nobody knows what became of it.
+    # Handed to Slack under a lease. When the lease ends without an answer, the message may have been sent or not.
     SENDING = "sending"
-    # It may have been sent: it is looked for before anything else is done about it.
+    # It may have been sent: Slack is searched for it before anything else is done.
     UNSURE = "unsure"
     SENT = "sent"
-    # An edit that a newer one made needless.
+    # An edit that a newer one replaced.
     SUPERSEDED = "superseded"
-    # An edit of a message that is not there or cannot be edited.
+    # An edit of a message that does not exist or cannot be edited.
     DROPPED = "dropped"
-    # Sent twice at most, never confirmed, and the history may not be read.
+    # Sent once or twice, never confirmed, and the history cannot be read.
     UNCERTAIN = "uncertain"
 
 
@@ -44,14 +42,14 @@ OPEN_STATES = (DeliveryState.PENDING, DeliveryState.SENDING, DeliveryState.UNSUR
 
 
 class MessageForm(StrEnum):
-    """How much of a message is sent; the next is tried when Slack refuses one."""
+    """How much of a message is sent. The next smaller form is tried when Slack rejects one."""
 
     BLOCKS = "blocks"
     TEXT = "text"
     STUB = "stub"
 
 
-# The name in `channels` of a wait that holds for all of them.
+# The name in `channels` of a pause that applies to all of them.
 ALL_CHANNELS = "*"
 
 outbox = sa.Table(
@@ -105,7 +103,7 @@ channels = sa.Table(
 
 @dataclass(frozen=True)
 class Row:
-    """A row of the outbox. `post_ts` and `post_channel_id` are of the message that opened its thread."""
+    """A row of the outbox. `post_ts` and `post_channel_id` identify the message that opened its thread."""
 
     id: int
     key: str
@@ -133,7 +131,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Channel:
-    """What is known of a channel."""
+    """What is known about a channel."""
 
     name: str
     slack_id: str | None = None
@@ -143,7 +141,7 @@ class Channel:
 
 @dataclass(frozen=True)
 class Waiting:
-    """What has not been done yet in one channel."""
+    """The rows of one channel that have not been sent yet. The note is of the oldest."""
 
     channel: str
     rows: int
@@ -154,9 +152,9 @@ class Waiting:
 def enqueue(
     connection: sa.Connection, drafts: Sequence[Draft], policy: Policy, now: dt.datetime, secrets: Collection[str] = ()
 ) -> int:
-    """Words the drafts and puts them in, in their order; how many were new. A key that is there is left alone.
+    """Format the drafts and insert them in order. Return how many were new: a key is inserted once.
 
-    A waiting edit is superseded by a newer one of its thread, which takes its place behind the thread's other rows.
+    A newer edit of a thread supersedes one that is still waiting, and comes after the thread's other rows.
     """
     added = 0
     for draft in drafts:
@@ -164,7 +162,7 @@ def enqueue(
             continue
         if draft.operation is Operation.EDIT:
             _supersede_edits(connection, draft.thread, now)
-        message = _worded(draft.notice, policy, secrets)
+        message = _formatted(draft.notice, policy, secrets)
         connection.execute(
             sa.insert(outbox).values(
                 key=draft.key,
@@ -190,7 +188,7 @@ def enqueue(
 
 
 def waiting_channels(connection: sa.Connection) -> list[str]:
-    """Channels that have something to be done, the longest waiting first."""
+    """Return the channels with open rows, the longest waiting first."""
     query = (
         sa.select(outbox.c.channel)
         .where(outbox.c.state.in_(OPEN_STATES))
@@ -201,9 +199,9 @@ def waiting_channels(connection: sa.Connection) -> list[str]:
 
 
 def next_row(connection: sa.Connection, channel: str, now: dt.datetime) -> Row | None:
-    """What is to be done next in a channel: posts first, and in a thread one after another.
+    """Return the next row of a channel: posts first, and the rows of a thread in order.
 
-    A row whose lease has ended is one of them; what waits for an answer, and all that follows it in its thread, is not.
+    A row whose lease has ended qualifies. A row that waits for an answer does not, nor do later rows of its thread.
     """
     earlier, opener = outbox.alias("earlier"), outbox.alias("opener")
     blocked = sa.exists().where(
@@ -228,7 +226,7 @@ def next_row(connection: sa.Connection, channel: str, now: dt.datetime) -> Row |
 
 
 def change(connection: sa.Connection, row: Row, **values: Any) -> bool:
-    """Changes a row unless somebody has changed it since it was read; whether it did."""
+    """Change a row unless it was changed since it was read. Return whether it was."""
     result = connection.execute(
         sa.update(outbox)
         .where(outbox.c.id == row.id, outbox.c.version == row.version)
@@ -237,8 +235,8 @@ def change(connection: sa.Connection, row: Row, **values: Any) -> bool:
     return result.rowcount == 1
 
 
-def redirect(connection: sa.Connection, row: Row, channel: str, refusal: str, **values: Any) -> bool:
-    """Sends a row to another channel because Slack refuses its own; a post takes what follows in its thread along."""
+def reroute(connection: sa.Connection, row: Row, channel: str, refusal: str, **values: Any) -> bool:
+    """Move a row to another channel because Slack rejected its own. A post takes its waiting thread along."""
     place = {"channel": channel, "refused_channel": row.refused_channel or row.channel, "refusal": refusal}
     if not change(connection, row, state=DeliveryState.PENDING, lease_until=None, **place, **values):
         return False
@@ -252,19 +250,19 @@ def redirect(connection: sa.Connection, row: Row, channel: str, refusal: str, **
 
 
 def read_channel(connection: sa.Connection, name: str) -> Channel:
-    """What is known of a channel, which may be nothing."""
+    """Return what is known about a channel, which may be nothing."""
     found = connection.execute(sa.select(channels).where(channels.c.name == name)).mappings().one_or_none()
     return Channel(name) if found is None else Channel(**found)
 
 
 def set_channel(connection: sa.Connection, name: str, **values: Any) -> None:
-    """Writes down something about a channel: `slack_id`, or `wait_until` with `wait_reason`."""
+    """Set columns of a channel: `slack_id`, or `wait_until` with `wait_reason`."""
     if not connection.execute(sa.update(channels).where(channels.c.name == name).values(**values)).rowcount:
         connection.execute(sa.insert(channels).values(name=name, **values))
 
 
 def waiting(connection: sa.Connection) -> list[Waiting]:
-    """What has not been done yet, for each channel, the longest waiting first. The note is of the oldest row."""
+    """Return the open rows by channel, the longest waiting first."""
     query = (
         sa.select(outbox.c.channel, outbox.c.created_at, outbox.c.note)
         .where(outbox.c.state.in_(OPEN_STATES))
@@ -293,7 +291,7 @@ def _supersede_edits(connection: sa.Connection, thread: str, now: dt.datetime) -
 
 
 def _place(connection: sa.Connection, draft: Draft) -> dict[str, Any]:
-    """Where a draft goes: what belongs to a thread goes where the thread is."""
+    """Return where a draft goes: replies and edits go where their thread is."""
     columns = (outbox.c.channel, outbox.c.refused_channel, outbox.c.refusal)
     opener = None
     if draft.operation is not Operation.POST:
@@ -301,12 +299,12 @@ def _place(connection: sa.Connection, draft: Draft) -> dict[str, Any]:
     return {"channel": draft.channel} if opener is None else dict(opener)
 
 
-def _worded(notice: Notice, policy: Policy, secrets: Collection[str]) -> Message:
+def _formatted(notice: Notice, policy: Policy, secrets: Collection[str]) -> Message:
     try:
         return messages.compose(notice, policy, secrets)
     except Exception:
-        # An alert that reads badly is better than none, and one notice must not hold up the others.
-        logger.exception("A notice of kind '%s' could not be worded. A plain message is sent instead.", notice.kind)
+        # A plain alert is better than none, and one notice must not delay the others.
+        logger.exception("A notice of kind '%s' could not be formatted. A plain message is sent instead.", notice.kind)
         return messages.plain(notice)
 
 

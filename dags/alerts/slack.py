@@ -1,10 +1,7 @@
-"""One call to Slack, and what its answer means.
+"""Single calls to Slack, and what their answers mean. What follows from an answer is in `transitions.py`.
 
-Belongs here: Slack's methods, error codes and time limits. Not here: what is sent when, and what is done about an
-answer (`deliver.py`).
-
-slack_sdk's own retries are off: after a lost response they would post a second time. A socket's timeout holds for each
-read, so a server that answers a byte at a time is left alone after a time for the whole call.
+slack_sdk's own retries are off: after a lost response they would post a second time. A socket timeout applies to each
+read, so `deliver.py` also limits the time of the whole call.
 """
 
 import datetime as dt
@@ -24,21 +21,21 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 SOCKET_TIMEOUT_SECONDS = 8
-# Calls of this process that Slack has not answered yet, those that nobody waits for any more included.
-MOST_UNANSWERED_CALLS = 32
+# Calls of this process that Slack has not answered yet, including those that are no longer waited for.
+MAX_UNANSWERED_CALLS = 32
 EVENT_TYPE = "alert_router_message"
 DEFAULT_RETRY_AFTER_SECONDS = 30
-NOTE_LIMIT = 200
-HISTORY_PAGE = 200
-HISTORY_PAGES = 10
-# Slack's clock and ours may differ by this much.
-CLOCK_DIFFERENCE = dt.timedelta(minutes=5)
+MAX_NOTE_CHARACTERS = 200
+HISTORY_PAGE_SIZE = 200
+MAX_HISTORY_PAGES = 10
+# Between Slack's clock and this machine's.
+MAX_CLOCK_DIFFERENCE = dt.timedelta(minutes=5)
 
-_unanswered = threading.BoundedSemaphore(MOST_UNANSWERED_CALLS)
+_unanswered = threading.BoundedSemaphore(MAX_UNANSWERED_CALLS)
 
 
 class SlackOutcome(StrEnum):
-    """What Slack made of a call."""
+    """The result of a call to Slack."""
 
     SENT = "sent"
     CONTENT_REFUSED = "content refused"
@@ -46,18 +43,18 @@ class SlackOutcome(StrEnum):
     THREAD_REFUSED = "thread refused"
     AUTH_REFUSED = "auth refused"
     RATE_LIMITED = "rate limited"
-    # It never left this machine.
+    # The request never left this machine.
     NOT_SENT = "not sent"
-    # It may have been done.
+    # Slack may have carried it out.
     AMBIGUOUS = "ambiguous"
-    # Of a search only: it is not there, or the history may not be read.
+    # Of a search only: the message is not there, or the bot may not read the history.
     ABSENT = "absent"
     UNREADABLE = "unreadable"
 
 
 @dataclass(frozen=True)
 class SlackAnswer:
-    """What Slack said. `channel_id` and `ts` are of a message that was sent or found."""
+    """An answer of Slack. `channel_id` and `ts` identify a message that was sent or found."""
 
     outcome: SlackOutcome
     note: str = ""
@@ -113,18 +110,18 @@ AMBIGUOUS_ERRORS = {
     "team_added_to_org",
     "update_failed",
 }
-# Slack's codes are words; anything else, such as a page of a proxy, is no answer of Slack.
+# Slack's codes are words. Anything else, such as the error page of a proxy, does not come from Slack.
 _CODE = re.compile(r"[a-z0-9_]{1,80}")
 TOO_MANY_REQUESTS = 429
 OK_STATUS = 200
 
 
 def make_client(token: str, base_url: str | None = None) -> "WebClient":
-    """A client that makes each call once, with a timeout. `base_url` is for tests."""
+    """Return a client that makes each call once, with a timeout. `base_url` is for tests."""
     from slack_sdk import WebClient
 
     quiet = logging.getLogger(f"{__name__}.client")
-    # What it logs is in the answer, and at DEBUG it would log whole messages.
+    # Its warnings repeat the answer, and at DEBUG it would log whole messages.
     quiet.setLevel(logging.CRITICAL)
     return WebClient(
         token=token,
@@ -169,9 +166,9 @@ def post(
     *,
     broadcast: bool = False,
 ) -> SlackAnswer:
-    """Posts a message, which carries the key in its metadata. Never raises.
+    """Post a message with the key in its metadata. Never raises.
 
-    `broadcast` shows a reply in the channel too: who does not follow its thread would not see it.
+    `broadcast` shows a reply in the channel too, for people who do not follow its thread.
     """
     return _answer(
         lambda: client.chat_postMessage(
@@ -192,13 +189,13 @@ def post(
 def edit(
     client: "WebClient", channel_id: str, ts: str, text: str, blocks: Sequence[Mapping[str, Any]], key: str
 ) -> SlackAnswer:
-    """Replaces a message; doing it twice is doing it once. `key` is that of the message. Never raises."""
+    """Replace a message, whose key is `key`. A second edit changes nothing. Never raises."""
     return _answer(
         lambda: client.chat_update(
             channel=channel_id,
             ts=ts,
             text=text,
-            # An empty list removes the blocks of before.
+            # An empty list removes the earlier blocks.
             blocks=[dict(block) for block in blocks],
             metadata=_metadata(key),
             link_names=False,
@@ -208,7 +205,7 @@ def edit(
 
 
 def probe(client: "WebClient") -> SlackAnswer:
-    """Whether Slack answers at all, by a call that changes nothing: SENT when it does. Never raises."""
+    """Check by a call that changes nothing whether Slack answers: SENT when it does. Never raises."""
     return _answer(client.auth_test, of_message=False)
 
 
@@ -218,16 +215,16 @@ def find(
     key: str,
     since: dt.datetime,
     thread_ts: str | None = None,
-    page_size: int = HISTORY_PAGE,
+    page_size: int = HISTORY_PAGE_SIZE,
 ) -> SlackAnswer:
-    """Looks for the message with that key in a channel, or in a thread: SENT when it is there, else ABSENT.
+    """Search a channel or a thread for the message with a key: SENT when it is there, else ABSENT.
 
-    UNREADABLE: the token or the channel does not allow it. AMBIGUOUS and NOT_SENT: it failed this time, or there are
-    too many messages to tell. Never raises.
+    UNREADABLE: the token or the channel does not allow it. AMBIGUOUS and NOT_SENT: the search failed this time, or
+    there are too many messages to search. Never raises.
     """
-    oldest = f"{(since - CLOCK_DIFFERENCE).timestamp():.6f}"
+    oldest = f"{(since - MAX_CLOCK_DIFFERENCE).timestamp():.6f}"
     cursor: str | None = None
-    for _ in range(HISTORY_PAGES):
+    for _ in range(MAX_HISTORY_PAGES):
         page = _page(client, channel_id, oldest, cursor, thread_ts, page_size)
         if isinstance(page, SlackAnswer):
             refused = {
@@ -244,30 +241,34 @@ def find(
         cursor = (page.get("response_metadata") or {}).get("next_cursor")
         if not cursor:
             return SlackAnswer(SlackOutcome.ABSENT, "not in the history")
-    return SlackAnswer(SlackOutcome.AMBIGUOUS, f"more than {HISTORY_PAGES * page_size} messages to look through")
+    return SlackAnswer(SlackOutcome.AMBIGUOUS, f"more than {MAX_HISTORY_PAGES * page_size} messages to search")
 
 
 def start(
-    call: Callable[[], SlackAnswer], tell: Callable[[SlackAnswer], None], unanswered: threading.Semaphore = _unanswered
+    call: Callable[[], SlackAnswer],
+    on_answer: Callable[[SlackAnswer], None],
+    unanswered: threading.Semaphore = _unanswered,
 ) -> None:
-    """Makes a call on a thread of its own, which hands the answer to `tell`, however late it comes."""
+    """Make a call on a thread of its own, which hands the answer to `on_answer`, however late it arrives."""
     if not unanswered.acquire(blocking=False):
-        tell(SlackAnswer(SlackOutcome.NOT_SENT, f"{MOST_UNANSWERED_CALLS} earlier calls have not been answered yet"))
+        on_answer(
+            SlackAnswer(SlackOutcome.NOT_SENT, f"{MAX_UNANSWERED_CALLS} earlier calls have not been answered yet")
+        )
         return
 
     def run() -> None:
         try:
-            tell(call())
+            on_answer(call())
         finally:
             unanswered.release()
 
-    # A daemon: a call that hangs must not keep the process from ending.
+    # A daemon thread: a call that hangs must not keep the process from exiting.
     threading.Thread(target=run, daemon=True, name="slack call").start()
 
 
 def classify(error_code: str, status: int = OK_STATUS, retry_after: str | None = None) -> SlackAnswer:
-    """What an answer that is not "ok" means, by its HTTP status and Slack's error code."""
-    note = redact(error_code)[:NOTE_LIMIT]
+    """Return what an answer other than "ok" means, by its HTTP status and Slack's error code."""
+    note = redact(error_code)[:MAX_NOTE_CHARACTERS]
     if status == TOO_MANY_REQUESTS or error_code in RATE_LIMITS:
         return SlackAnswer(SlackOutcome.RATE_LIMITED, note, retry_after_seconds=_seconds(retry_after))
     if status != OK_STATUS or error_code in AMBIGUOUS_ERRORS or not _CODE.fullmatch(error_code):
@@ -279,7 +280,7 @@ def classify(error_code: str, status: int = OK_STATUS, retry_after: str | None =
     ):
         if error_code in codes:
             return SlackAnswer(outcome, note)
-    # Slack refused it for a reason of its own: with less in it, it may pass.
+    # The code is about this message: a smaller form of it may be accepted.
     return SlackAnswer(SlackOutcome.CONTENT_REFUSED, note)
 
 
@@ -318,16 +319,16 @@ def _answer(call: Callable[[], Any], *, of_message: bool = True) -> SlackAnswer:
         data = error.response.data if isinstance(error.response.data, dict) else {}
         headers = {name.lower(): value for name, value in error.response.headers.items()}
         return classify(str(data.get("error", "")), error.response.status_code, headers.get("retry-after"))
-    except Exception as error:  # noqa: BLE001 - whatever went wrong, the call may have been carried out
+    except Exception as error:  # noqa: BLE001 - whatever went wrong, Slack may have carried out the call
         outcome = SlackOutcome.NOT_SENT if _never_left(error) else SlackOutcome.AMBIGUOUS
-        return SlackAnswer(outcome, redact(f"{type(error).__name__}: {error}")[:NOTE_LIMIT])
+        return SlackAnswer(outcome, redact(f"{type(error).__name__}: {error}")[:MAX_NOTE_CHARACTERS])
     if of_message and not response.get("ts"):
         return SlackAnswer(SlackOutcome.AMBIGUOUS, "ok, without the time stamp of a message")
     return SlackAnswer(SlackOutcome.SENT, channel_id=response.get("channel"), ts=response.get("ts"))
 
 
 def _never_left(error: Exception) -> bool:
-    """Whether the connection was never made, so that nothing can have arrived."""
+    """Return whether the connection was never made, so that nothing can have arrived."""
     import socket
     import ssl
 

@@ -20,7 +20,7 @@ import sqlalchemy as sa
 from slack_sdk import WebClient
 from slack_sdk.web import SlackResponse
 
-from dags.alerts import deliver, outbox, slack, store
+from dags.alerts import deliver, outbox, slack, store, transitions
 from dags.alerts.records import Policy
 from dags.tests.alerts.fake_slack import TOKEN
 
@@ -89,7 +89,7 @@ def carry_out(order: dict[str, str]) -> None:
     client = CrashingClient(TOKEN, order["base_url"], slack.SOCKET_TIMEOUT_SECONDS, retry_handlers=[])
     now = dt.datetime.fromisoformat(order["now"])
     policy = Policy({}, order["default_channel"])
-    deliver.deliver(engine, client, policy, lambda: now, 20, deliver.Pace(between_calls_seconds=0))
+    deliver.deliver(engine, client, policy, lambda: now, 20, transitions.Pace(between_calls_seconds=0))
 
 
 def main() -> None:

@@ -10,9 +10,9 @@ import sqlalchemy as sa
 from slack_sdk import WebClient
 
 from dags.alerts import engine, incidents, ingest, store, verdicts
-from dags.alerts.deliver import Pace
 from dags.alerts.records import Policy
 from dags.alerts.slack import make_client
+from dags.alerts.transitions import Pace
 from dags.tests.alerts.fake_slack import TOKEN, FakeSlack, Stored, serving
 from dags.tests.alerts.world import World, local_instance
 

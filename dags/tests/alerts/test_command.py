@@ -56,7 +56,7 @@ def facts(output: str) -> dict[str, str]:
     return dict(re.findall(r"^([A-Z][A-Za-z ]+): +(.*)$", output.partition("\nThe message")[0], re.MULTILINE))
 
 
-def test_a_preview_of_a_failure_says_what_is_told_and_why(site: Site) -> None:
+def test_a_preview_of_a_failure_shows_the_message_and_the_reasons(site: Site) -> None:
     run_id = site.world.fail(op_job("two_teams", ("team-a", "team-b")), ["step_1"])
     result = run(site, "preview", run_id)
     assert result.exit_code == 0, result.output
@@ -72,7 +72,7 @@ def test_a_preview_of_a_failure_says_what_is_told_and_why(site: Site) -> None:
     assert site.posts("#b")[0].text.splitlines()[0] in result.output
 
 
-def test_a_preview_of_what_was_told_says_where(site: Site) -> None:
+def test_a_preview_of_a_notified_failure_says_where(site: Site) -> None:
     run_id = site.world.fail(op_job("plain"))
     site.settle()
     told = facts(run(site, "preview", run_id).output)
@@ -95,7 +95,7 @@ def test_a_preview_shows_a_failure_below_the_threshold_and_a_muted_one(site: Sit
     assert facts(run(site, "preview", muted).output)["Disposition"] == "not told: muted by mute 1"
 
 
-def test_a_preview_of_runs_that_did_not_fail_says_that_nothing_is_told(site: Site) -> None:
+def test_a_preview_of_runs_that_did_not_fail_says_that_nobody_is_notified(site: Site) -> None:
     job = op_job("plain")
     runs = [site.world.start(job), site.world.succeed(job), site.world.cancel(job)]
     words = [facts(run(site, "preview", one).output)["Disposition"] for one in runs]
@@ -141,7 +141,7 @@ def test_a_preview_for_programs_is_the_message_as_slack_gets_it_without_secrets(
     assert secret not in result.output
 
 
-def test_a_run_that_is_not_there_and_an_instance_that_is_not_there_are_errors_of_a_line(site: Site) -> None:
+def test_a_missing_run_and_a_missing_instance_are_one_line_errors(site: Site) -> None:
     result = run(site, "preview", "no-such-run")
     assert result.exit_code == 1
     assert result.output.startswith("Error: This instance has no run no-such-run")
@@ -206,7 +206,7 @@ def test_mutes_are_made_listed_and_ended(site: Site) -> None:
     ("match", "length", "words"),
     [("web_*", "4h", "as in job:web_*"), ("job:web_*", "15d", "14 days"), ("job:web_*", "soon", "30m, 4h or 2d")],
 )
-def test_a_mute_that_cannot_be_is_refused_with_the_remedy(site: Site, match: str, length: str, words: str) -> None:
+def test_an_invalid_mute_is_refused_with_the_remedy(site: Site, match: str, length: str, words: str) -> None:
     result = run(site, "mute", "--match", match, "--for", length, "--reason", "known")
     assert result.exit_code == 1
     assert words in result.output
@@ -239,7 +239,7 @@ def test_the_exit_code_of_health_is_0_for_healthy_1_for_not_and_2_for_unknown(si
     assert unknown.stderr.startswith("Cannot tell: ")
 
 
-def test_every_command_explains_itself() -> None:
+def test_every_command_has_help() -> None:
     for name, command in main.commands.items():
         assert command.help, name
         shown = CliRunner().invoke(main, [name, "--help"]).output
@@ -247,7 +247,7 @@ def test_every_command_explains_itself() -> None:
     assert {"preview", "send-test", "status", "mute", "unmute", "mutes", "health"} == set(main.commands)
 
 
-def test_every_test_and_command_that_the_page_names_is_there() -> None:
+def test_every_test_and_command_that_the_page_names_exists() -> None:
     page = (ROOT / "docs" / "alerts.md").read_text()
     there = {
         name
@@ -257,8 +257,8 @@ def test_every_test_and_command_that_the_page_names_is_there() -> None:
     named = re.findall(r"`(test_\w+)`", page)
     assert len(named) > 40
     assert [name for name in named if name not in there] == [], "give docs/alerts.md the new name of the test"
-    commands = re.findall(r"python -m dags\.common\.alerts ([a-z-]+)", page)
+    commands = re.findall(r"python -m dags\.alerts ([a-z-]+)", page)
     assert commands
     assert set(commands) <= set(main.commands)
     for name in main.commands:
-        assert f"`{name}" in page, f"docs/alerts.md does not tell of the command {name}"
+        assert f"`{name}" in page, f"docs/alerts.md does not describe the command {name}"

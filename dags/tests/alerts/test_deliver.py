@@ -8,11 +8,12 @@ import pytest
 import sqlalchemy as sa
 
 from dags.alerts import outbox
-from dags.alerts.deliver import Delivered, DeliveryError, Next, Pace, after_search, deliver
+from dags.alerts.deliver import Delivered, DeliveryError, deliver
 from dags.alerts.outbox import DeliveryState
 from dags.alerts.records import Cause, Draft, Failure, Notice, NoticeKind, Operation, Policy
 from dags.alerts.slack import SlackOutcome, make_client
 from dags.alerts.store import reading, transaction
+from dags.alerts.transitions import Pace, SearchResult, search_result
 from dags.tests.alerts.conftest import DEFAULT_CHANNEL, QUICK, Clock
 from dags.tests.alerts.fake_slack import TOKEN, FakeSlack, Kind
 
@@ -73,7 +74,7 @@ def router(store: sa.Engine, client: "WebClient", policy: Policy, clock: Clock) 
     return Router(store, client, policy, clock)
 
 
-def test_what_waits_is_sent_once_with_its_key_and_stays_sent(router: Router, slack: FakeSlack) -> None:
+def test_waiting_messages_are_sent_once_with_their_keys(router: Router, slack: FakeSlack) -> None:
     router.put(draft("one"), draft("two", B))
     delivered = router.tick()
     assert (delivered.sent, delivered.waiting, delivered.faults, delivered.problems) == (2, 0, {}, ())
@@ -83,7 +84,7 @@ def test_what_waits_is_sent_once_with_its_key_and_stays_sent(router: Router, sla
     assert router.row("one")["ts"] == slack.copies("one")[0].ts
 
 
-def test_a_key_is_put_in_once_for_ever(router: Router, slack: FakeSlack) -> None:
+def test_a_key_is_inserted_once(router: Router, slack: FakeSlack) -> None:
     assert router.put(draft("one"), draft("one")) == 1
     router.tick()
     assert router.put(draft("one")) == 0
@@ -91,7 +92,7 @@ def test_a_key_is_put_in_once_for_ever(router: Router, slack: FakeSlack) -> None
     assert slack.all_keys() == ["one"]
 
 
-def test_an_empty_outbox_calls_nobody(router: Router, slack: FakeSlack) -> None:
+def test_an_empty_outbox_makes_no_call(router: Router, slack: FakeSlack) -> None:
     assert router.tick() == Delivered()
     assert slack.calls == []
 
@@ -153,7 +154,9 @@ def test_refused_blocks_are_followed_by_text_and_then_by_one_line(
     assert "repeated" not in message.text
 
 
-def test_what_is_refused_even_as_one_line_goes_to_the_default_channel(router: Router, slack: FakeSlack) -> None:
+def test_a_message_that_is_refused_even_as_one_line_goes_to_the_default_channel(
+    router: Router, slack: FakeSlack
+) -> None:
     router.put(draft("one"))
     slack.fail(Kind.ERROR, code="msg_blocked_here", channel=A)
     assert router.tick().sent == 1
@@ -161,7 +164,7 @@ def test_what_is_refused_even_as_one_line_goes_to_the_default_channel(router: Ro
 
 
 @pytest.mark.parametrize("code", ["channel_not_found", "not_in_channel", "is_archived"])
-def test_a_refused_channel_sends_to_the_default_channel_at_once_and_names_what_to_mend(
+def test_a_refused_channel_is_rerouted_to_the_default_channel_at_once_with_the_mapping_to_fix(
     router: Router, slack: FakeSlack, code: str
 ) -> None:
     router.put(draft("one"), draft("two"), reply("over", "one"))
@@ -177,7 +180,7 @@ def test_a_refused_channel_sends_to_the_default_channel_at_once_and_names_what_t
     assert slack.calls.count(("chat.postMessage", A)) == 1
 
 
-def test_a_channel_that_is_archived_later_sends_replies_to_the_default_channel(
+def test_replies_are_rerouted_to_the_default_channel_when_their_channel_is_archived_later(
     router: Router, slack: FakeSlack
 ) -> None:
     router.put(draft("one"))
@@ -208,7 +211,7 @@ def test_a_refused_default_channel_keeps_the_messages_and_fails_loudly(router: R
     slack.fail(Kind.ERROR, code="is_archived", channel=DEFAULT_CHANNEL)
     delivered = router.tick()
     assert (delivered.sent, delivered.waiting) == (1, 1)
-    with pytest.raises(DeliveryError, match=r"refuses the default channel #alerts-data-platform \(is_archived\)"):
+    with pytest.raises(DeliveryError, match=r"rejected the default channel #alerts-data-platform \(is_archived\)"):
         delivered.raise_for_problems()
     slack.mend()
     assert router.tick(seconds_later=61).sent == 1
@@ -216,13 +219,13 @@ def test_a_refused_default_channel_keeps_the_messages_and_fails_loudly(router: R
 
 
 @pytest.mark.parametrize("code", ["invalid_auth", "token_revoked", "missing_scope"])
-def test_a_refused_token_stops_everything_keeps_the_rows_and_is_tried_each_minute(
+def test_a_refused_token_stops_delivery_keeps_the_rows_and_is_tried_every_minute(
     router: Router, slack: FakeSlack, code: str
 ) -> None:
     router.put(draft("one"), draft("two", B), draft("three", C))
     slack.fail(Kind.ERROR, code=code)
     delivered = router.tick(seconds_later=0)
-    with pytest.raises(DeliveryError, match=rf"refuses the token \({code}"):
+    with pytest.raises(DeliveryError, match=rf"rejected the token \({code}"):
         delivered.raise_for_problems()
     assert delivered.waiting == 3
     calls = len(slack.calls)
@@ -234,14 +237,14 @@ def test_a_refused_token_stops_everything_keeps_the_rows_and_is_tried_each_minut
     assert not any("repeated" in message.text for message in slack.messages)
 
 
-def test_a_wrong_token_is_told_by_slack_itself(router: Router, slack: FakeSlack) -> None:
+def test_a_wrong_token_is_reported_as_a_problem(router: Router, slack: FakeSlack) -> None:
     router.client = make_client("xoxb-another", slack.base_url)
     router.put(draft("one"))
     assert "invalid_auth" in router.tick().problems[0]
     assert router.state("one") == DeliveryState.PENDING
 
 
-def test_a_pause_that_slack_asks_for_is_kept_across_rounds_and_holds_for_that_channel_alone(
+def test_a_pause_that_slack_asks_for_is_kept_across_rounds_and_applies_to_that_channel_alone(
     router: Router, slack: FakeSlack
 ) -> None:
     router.put(draft("one"), draft("two", B))
@@ -288,7 +291,9 @@ def test_after_an_ambiguous_answer_the_message_is_found_or_sent_once_more_and_sa
 
 
 @pytest.mark.parametrize("stored", [True, False], ids=["stored", "not stored"])
-def test_an_ambiguous_reply_is_looked_for_in_its_thread(router: Router, slack: FakeSlack, *, stored: bool) -> None:
+def test_a_reply_with_an_ambiguous_answer_is_searched_for_in_its_thread(
+    router: Router, slack: FakeSlack, *, stored: bool
+) -> None:
     router.put(draft("one"))
     router.tick()
     router.put(reply("over", "one"))
@@ -332,7 +337,7 @@ def test_an_unreadable_history_counts_as_not_found_and_there_is_never_a_third_co
 
 
 @pytest.mark.parametrize("history", [True, False], ids=["history", "no history"])
-def test_when_slack_is_down_for_long_nothing_is_lost_and_nothing_told_three_times(
+def test_when_slack_is_down_for_long_nothing_is_lost_and_nothing_is_sent_three_times(
     router: Router, slack: FakeSlack, *, history: bool
 ) -> None:
     router.put(draft("before"))
@@ -351,7 +356,7 @@ def test_when_slack_is_down_for_long_nothing_is_lost_and_nothing_told_three_time
     assert slack.all_keys().index("one") < slack.all_keys().index("over")
 
 
-def test_posts_that_are_dropped_while_the_history_works_are_told_in_the_end(router: Router, slack: FakeSlack) -> None:
+def test_posts_that_are_dropped_while_the_history_works_are_sent_in_the_end(router: Router, slack: FakeSlack) -> None:
     router.put(draft("before"))
     router.tick()
     router.put(draft("one"))
@@ -364,7 +369,7 @@ def test_posts_that_are_dropped_while_the_history_works_are_told_in_the_end(rout
     assert slack.all_keys() == ["before", "one"]
 
 
-def test_a_server_that_refuses_connections_is_simply_tried_again(
+def test_a_server_that_refuses_connections_is_tried_again(
     router: Router, slack: FakeSlack, client: "WebClient"
 ) -> None:
     router.put(draft("one"))
@@ -376,7 +381,7 @@ def test_a_server_that_refuses_connections_is_simply_tried_again(
     assert "repeated" not in slack.copies("one")[0].text
 
 
-def test_an_edit_that_fails_is_done_again(router: Router, slack: FakeSlack) -> None:
+def test_a_failed_edit_is_repeated(router: Router, slack: FakeSlack) -> None:
     router.put(draft("one"))
     router.tick()
     router.put(edit("count", "one", NoticeKind.RECOVERED))
@@ -404,7 +409,7 @@ def test_a_channel_that_hangs_delays_no_other(router: Router, slack: FakeSlack, 
     assert delivered.faults == {A: "no answer within 0.5 s"}
 
 
-def test_after_a_fault_a_channel_is_left_alone_for_the_rest_of_the_round(router: Router, slack: FakeSlack) -> None:
+def test_after_a_fault_a_channel_is_skipped_for_the_rest_of_the_round(router: Router, slack: FakeSlack) -> None:
     router.put(*(draft(f"row {number}") for number in range(5)))
     slack.fail(Kind.STATUS, status=502, channel=A)
     router.tick()
@@ -425,7 +430,6 @@ def test_what_does_not_fit_into_the_budget_waits_for_the_next_round(router: Rout
     router.put(*(draft(f"row {number}") for number in range(4)))
     delivered = router.tick(Pace(), budget_seconds=1.5)
     assert (delivered.sent, delivered.waiting) == (2, 2)
-    assert delivered.oldest_waiting_at is not None
     assert router.tick().sent == 2
     assert len(slack.all_keys()) == 4
 
@@ -454,7 +458,7 @@ def test_two_rounds_at_once_never_send_one_row_twice_and_keep_the_order_of_a_thr
         assert slack.copies(f"more {number:02}")[0].thread_ts == post.ts
 
 
-def test_a_row_whose_holder_has_ended_is_looked_for_when_its_lease_is_over(
+def test_a_row_whose_holder_has_ended_is_searched_for_when_its_lease_has_expired(
     router: Router, slack: FakeSlack, clock: Clock
 ) -> None:
     router.put(draft("one"))
@@ -469,7 +473,7 @@ def test_a_row_whose_holder_has_ended_is_looked_for_when_its_lease_is_over(
     assert "Possibly repeated" in slack.copies("one")[0].text
 
 
-def test_a_change_of_a_row_that_somebody_else_has_changed_does_nothing(router: Router, clock: Clock) -> None:
+def test_a_change_of_a_row_that_was_changed_meanwhile_does_nothing(router: Router, clock: Clock) -> None:
     router.put(draft("one"))
     with transaction(router.store) as connection:
         row = outbox.next_row(connection, A, clock())
@@ -479,7 +483,7 @@ def test_a_change_of_a_row_that_somebody_else_has_changed_does_nothing(router: R
     assert router.row("one")["note"] == "first"
 
 
-def test_what_waits_is_told_by_channel(router: Router, clock: Clock) -> None:
+def test_waiting_rows_are_reported_by_channel(router: Router, clock: Clock) -> None:
     router.put(draft("one"))
     begun = clock()
     clock.forward(60)
@@ -505,17 +509,19 @@ def test_the_secrets_of_the_settings_are_not_stored(router: Router) -> None:
 @pytest.mark.parametrize(
     ("outcome", "unsure_calls", "seconds", "expected"),
     [
-        (SlackOutcome.SENT, 1, 1, Next.SENT),
-        (SlackOutcome.SENT, 2, 1, Next.SENT),
-        (SlackOutcome.ABSENT, 1, 1, Next.REPEAT),
-        (SlackOutcome.UNREADABLE, 1, 1, Next.REPEAT),
-        (SlackOutcome.AMBIGUOUS, 1, 1, Next.REPEAT),
-        (SlackOutcome.NOT_SENT, 2, 900, Next.LOOK_AGAIN),
-        (SlackOutcome.ABSENT, 2, 299, Next.LOOK_AGAIN),
-        (SlackOutcome.ABSENT, 2, 300, Next.REPEAT),
-        (SlackOutcome.AMBIGUOUS, 2, 900, Next.LOOK_AGAIN),
-        (SlackOutcome.UNREADABLE, 2, 900, Next.GIVE_UP),
+        (SlackOutcome.SENT, 1, 1, SearchResult.SENT),
+        (SlackOutcome.SENT, 2, 1, SearchResult.SENT),
+        (SlackOutcome.ABSENT, 1, 1, SearchResult.REPEAT),
+        (SlackOutcome.UNREADABLE, 1, 1, SearchResult.REPEAT),
+        (SlackOutcome.AMBIGUOUS, 1, 1, SearchResult.REPEAT),
+        (SlackOutcome.NOT_SENT, 2, 900, SearchResult.SEARCH_AGAIN),
+        (SlackOutcome.ABSENT, 2, 299, SearchResult.SEARCH_AGAIN),
+        (SlackOutcome.ABSENT, 2, 300, SearchResult.REPEAT),
+        (SlackOutcome.AMBIGUOUS, 2, 900, SearchResult.SEARCH_AGAIN),
+        (SlackOutcome.UNREADABLE, 2, 900, SearchResult.GIVE_UP),
     ],
 )
-def test_what_follows_a_search(outcome: SlackOutcome, unsure_calls: int, seconds: float, expected: Next) -> None:
-    assert after_search(outcome, unsure_calls, seconds, 300) is expected
+def test_a_search_result_decides_whether_a_message_is_repeated(
+    outcome: SlackOutcome, unsure_calls: int, seconds: float, expected: SearchResult
+) -> None:
+    assert search_result(outcome, unsure_calls, seconds, 300) is expected

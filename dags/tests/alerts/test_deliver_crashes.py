@@ -90,7 +90,7 @@ def rounds(store: sa.Engine, slack: FakeSlack, clock: Clock) -> Iterator[Round]:
 
 # The slow ones below try both databases.
 @pytest.mark.parametrize("store_url", ["sqlite"], indirect=True)
-def test_a_process_that_ends_anywhere_loses_nothing_and_tells_nothing_three_times(
+def test_a_delivery_that_is_killed_at_any_point_loses_nothing_and_sends_nothing_three_times(
     rounds: Iterator[Round], store_url: str, crasher: Crasher
 ) -> None:
     points = 0
@@ -108,7 +108,7 @@ def test_a_process_that_ends_anywhere_loses_nothing_and_tells_nothing_three_time
 
 
 @pytest.mark.slow
-def test_a_process_that_ends_after_each_lost_answer_keeps_the_promises_too(
+def test_a_delivery_that_is_killed_after_a_lost_answer_keeps_the_guarantees(
     rounds: Iterator[Round], store_url: str, crasher: Crasher
 ) -> None:
     for point in range(1, 40, 3):
@@ -123,7 +123,7 @@ def test_a_process_that_ends_after_each_lost_answer_keeps_the_promises_too(
 
 
 @pytest.mark.slow
-def test_processes_that_end_again_and_again_keep_the_promises(
+def test_deliveries_that_are_killed_repeatedly_keep_the_guarantees(
     rounds: Iterator[Round], store_url: str, crasher: Crasher
 ) -> None:
     chance = random.Random(20251121)  # noqa: S311 - a repeatable choice of points

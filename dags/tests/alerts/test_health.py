@@ -27,7 +27,7 @@ def waiting(since: dt.datetime) -> Figures:
     [GOOD, waiting(NOW - 4 * MINUTE), replace(GOOD, ticked_at=NOW - 4 * MINUTE), replace(GOOD, rescued=3, uncertain=1)],
     ids=["quiet", "a message waits a little", "a late tick", "rescues"],
 )
-def test_a_router_that_does_its_work_is_healthy(figures: Figures) -> None:
+def test_a_working_router_is_healthy(figures: Figures) -> None:
     assert problems(figures, NOW) == []
 
 
@@ -38,17 +38,17 @@ def test_a_router_that_does_its_work_is_healthy(figures: Figures) -> None:
         (replace(GOOD, ticked_at=NOW - 6 * MINUTE), "last tick ended 6 minutes ago"),
         (replace(GOOD, sensor_daemon_at=None), "start dagster-daemon"),
         (replace(GOOD, sensor_daemon_at=NOW - 180 * MINUTE), "came 3 hours ago"),
-        (replace(GOOD, auth_refusal="Slack refuses the token (invalid_auth)"), "invalid_auth"),
+        (replace(GOOD, auth_refusal="Slack rejected the token (invalid_auth)"), "invalid_auth"),
         (waiting(NOW - 6 * MINUTE), "2 messages to #a wait, the oldest since 6 minutes: status 503"),
     ],
     ids=["no tick", "an old tick", "no daemon", "an old daemon", "the token", "an old message"],
 )
-def test_what_is_wrong_is_said_once_with_where_to_look(figures: Figures, words: str) -> None:
+def test_each_problem_is_reported_once_with_where_to_look(figures: Figures, words: str) -> None:
     (problem,) = problems(figures, NOW)
     assert words in problem
 
 
-def test_the_figures_of_a_router_say_what_waits_and_what_is_open(site: Site) -> None:
+def test_the_figures_show_waiting_messages_and_open_incidents(site: Site) -> None:
     instance, world = site.world.instance, site.world
     instance.add_daemon_heartbeat(DaemonHeartbeat(world.now.timestamp(), "SENSOR", "id", []))
     world.fail(op_job("plain"))
@@ -71,19 +71,19 @@ def test_the_figures_of_a_router_say_what_waits_and_what_is_open(site: Site) -> 
     assert [(mute.match, kept) for mute, kept in figures.mutes] == [("job:muted", 1)]
 
 
-def test_a_refused_token_is_a_problem_until_slack_has_taken_a_message(site: Site) -> None:
+def test_a_refused_token_is_a_problem_until_slack_accepts_a_message(site: Site) -> None:
     site.slack.fail(Kind.ERROR, code="invalid_auth", times=1)
     site.world.fail(op_job("plain"))
     site.settle()
     figures = health.read(site.world.instance, site.store, site.world())
-    assert "Slack refuses the token (invalid_auth)" in (figures.auth_refusal or "")
+    assert "Slack rejected the token (invalid_auth)" in (figures.auth_refusal or "")
     assert [one.rows for one in figures.waiting] == [1]
     site.settle(61)
     assert len(site.posts("#a")) == 1
     assert health.read(site.world.instance, site.store, site.world()).auth_refusal is None
 
 
-def test_a_store_that_is_not_there_is_not_made_by_looking(tmp_path: Path) -> None:
+def test_reading_the_figures_creates_no_store(tmp_path: Path) -> None:
     with local_instance(tmp_path) as instance, health.existing_store(instance) as found:
         assert found is None
         figures = health.read(instance, found, NOW)
@@ -91,7 +91,7 @@ def test_a_store_that_is_not_there_is_not_made_by_looking(tmp_path: Path) -> Non
     assert not (tmp_path / "alerts.sqlite").exists()
 
 
-def test_a_database_without_tables_is_no_store_and_gets_none_by_looking(tmp_path: Path, dagster_dsn: str) -> None:
+def test_a_database_without_tables_is_no_store_and_stays_without_tables(tmp_path: Path, dagster_dsn: str) -> None:
     with local_instance(tmp_path, dagster_dsn) as instance:
         for _ in range(2):
             with health.existing_store(instance) as found:
@@ -99,7 +99,7 @@ def test_a_database_without_tables_is_no_store_and_gets_none_by_looking(tmp_path
 
 
 @pytest.mark.parametrize("version", [0, 99])
-def test_a_store_of_another_release_is_left_alone(site: Site, version: int) -> None:
+def test_a_store_of_another_release_is_not_changed(site: Site, version: int) -> None:
     with store.transaction(site.store) as connection:
         connection.execute(sa.update(store.schema_version).values(version=version))
     with pytest.raises(CannotTellError, match=f"at version {version}"), health.existing_store(site.world.instance):

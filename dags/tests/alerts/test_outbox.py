@@ -23,9 +23,7 @@ def rows(store: sa.Engine) -> list[Mapping[str, Any]]:
         return [dict(row) for row in connection.execute(sa.select(outbox.outbox).order_by("id")).mappings()]
 
 
-def test_a_row_is_there_when_its_decision_is_committed_and_not_otherwise(
-    store: sa.Engine, policy: Policy, clock: Clock
-) -> None:
+def test_a_row_exists_exactly_when_its_decision_is_committed(store: sa.Engine, policy: Policy, clock: Clock) -> None:
     def come_to_nothing() -> None:
         with transaction(store) as connection:
             outbox.enqueue(connection, [draft("one")], policy, clock())
@@ -42,7 +40,7 @@ def test_a_row_is_there_when_its_decision_is_committed_and_not_otherwise(
     ]
 
 
-def test_what_is_next_goes_thread_by_thread_posts_first(store: sa.Engine, policy: Policy, clock: Clock) -> None:
+def test_posts_come_first_and_then_each_thread_in_order(store: sa.Engine, policy: Policy, clock: Clock) -> None:
     drafts = [draft("a"), draft("a1", "a", Operation.REPLY), draft("a2", "a", Operation.EDIT), draft("b"), draft("c")]
     order: list[str] = []
     with transaction(store) as connection:
@@ -54,7 +52,7 @@ def test_what_is_next_goes_thread_by_thread_posts_first(store: sa.Engine, policy
 
 
 @pytest.mark.parametrize("state", [DeliveryState.SENDING, DeliveryState.UNSURE])
-def test_nothing_overtakes_a_post_whose_fate_is_unknown(
+def test_nothing_overtakes_a_post_that_may_or_may_not_have_been_sent(
     store: sa.Engine, policy: Policy, clock: Clock, state: DeliveryState
 ) -> None:
     later = clock() + dt.timedelta(seconds=60)
@@ -89,12 +87,12 @@ def test_only_a_pending_edit_is_superseded(store: sa.Engine, policy: Policy, clo
     ]
 
 
-def test_a_redirected_post_takes_its_thread_along(store: sa.Engine, policy: Policy, clock: Clock) -> None:
+def test_a_rerouted_post_takes_its_thread_along(store: sa.Engine, policy: Policy, clock: Clock) -> None:
     with transaction(store) as connection:
         outbox.enqueue(connection, [draft("a"), draft("a1", "a", Operation.REPLY), draft("b")], policy, clock())
         post = outbox.next_row(connection, A, clock())
         assert post is not None
-        outbox.redirect(connection, post, B, "is_archived")
+        outbox.reroute(connection, post, B, "is_archived")
         outbox.enqueue(connection, [draft("a2", "a", Operation.EDIT)], policy, clock())
     assert [(row["key"], row["channel"], row["refused_channel"], row["refusal"]) for row in rows(store)] == [
         ("a", B, A, "is_archived"),
@@ -104,7 +102,7 @@ def test_a_redirected_post_takes_its_thread_along(store: sa.Engine, policy: Poli
     ]
 
 
-def test_a_notice_that_cannot_be_worded_is_told_plainly_and_holds_up_no_other(
+def test_a_notice_that_cannot_be_formatted_is_sent_plainly_and_delays_no_other(
     store: sa.Engine, policy: Policy, clock: Clock, caplog: pytest.LogCaptureFixture
 ) -> None:
     unknown = cast("NoticeKind", "a kind of tomorrow")
@@ -114,10 +112,10 @@ def test_a_notice_that_cannot_be_worded_is_told_plainly_and_holds_up_no_other(
     odd, good = rows(store)
     assert "`odd`: a kind of tomorrow. Owner: `team-a`" in odd["text"]
     assert good["blocks"]
-    assert "could not be worded" in caplog.text
+    assert "could not be formatted" in caplog.text
 
 
-def test_what_is_known_of_a_channel_is_kept(store: sa.Engine, clock: Clock) -> None:
+def test_the_facts_about_a_channel_are_kept(store: sa.Engine, clock: Clock) -> None:
     with transaction(store) as connection:
         assert outbox.read_channel(connection, A) == Channel(A)
         outbox.set_channel(connection, A, slack_id="C1")

@@ -42,11 +42,11 @@ def test_no_secret_of_any_kind_is_left(kind: str) -> None:
         "",
     ],
 )
-def test_what_is_no_secret_stays(text: str) -> None:
+def test_text_that_is_no_secret_stays(text: str) -> None:
     assert redact(text) == text
 
 
-def test_what_stands_round_a_secret_stays() -> None:
+def test_text_around_a_secret_stays() -> None:
     assert redact("connect(host='h', password='x y', port=1)") == f"connect(host='h', password={REDACTED}, port=1)"
     assert redact("postgresql://user:p@ss@db:5432/x failed") == f"postgresql://{REDACTED}@db:5432/x failed"
     assert redact("host=h password=abc port=1") == f"host=h password={REDACTED} port=1"
@@ -103,6 +103,6 @@ def test_the_secrets_of_the_settings_are_those_that_are_set() -> None:
 )
 # Patterns that backtrack would take hours.
 @pytest.mark.timeout(60)
-def test_no_text_takes_long(text: str) -> None:
+def test_no_text_takes_long_to_redact(text: str) -> None:
     clean = redact(text * (200_000 // len(text)))
     assert redact(clean) == clean

@@ -116,7 +116,7 @@ def test_a_history_that_is_refused_is_unreadable_and_one_that_fails_is_not(
     assert find(client, slack.channels[A], "key", clock()).retry_after_seconds == 3
 
 
-def test_too_many_messages_to_look_through_prove_nothing(client: "WebClient", slack: FakeSlack, clock: Clock) -> None:
+def test_a_search_through_too_many_messages_proves_nothing(client: "WebClient", slack: FakeSlack, clock: Clock) -> None:
     for number in range(21):
         post(client, A, "text", [], f"key {number}")
     assert find(client, slack.channels[A], "never", clock(), page_size=2).outcome is SlackOutcome.AMBIGUOUS
@@ -151,7 +151,7 @@ def test_outside_of_production_a_message_counts_as_sent_and_goes_nowhere(clock: 
     assert find(client, "C1", "key", clock()).outcome is SlackOutcome.ABSENT
 
 
-def test_calls_that_nobody_answers_are_limited_in_number() -> None:
+def test_unanswered_calls_are_limited_in_number() -> None:
     unanswered = threading.BoundedSemaphore(2)
     release = threading.Event()
     told: list[SlackAnswer] = []

@@ -98,7 +98,7 @@ class Instigator:
         self.site.world.instance.update_instigator_state(self.state.with_status(InstigatorStatus.STOPPED))
 
 
-def test_a_failed_tick_of_a_schedule_is_found_until_a_later_one_is_good(site: Site) -> None:
+def test_a_failed_tick_of_a_schedule_is_observed_until_a_later_one_succeeds(site: Site) -> None:
     schedule = Instigator(site, "nightly")
     schedule.tick(TickStatus.SUCCESS)
     assert looked(site, rules=only("ticks")) == {}
@@ -116,7 +116,7 @@ def test_a_failed_tick_of_a_schedule_is_found_until_a_later_one_is_good(site: Si
     assert looked(site, rules=only("ticks")) == {}
 
 
-def test_a_sensor_is_found_when_it_fails_for_minutes_because_it_tries_again_by_itself(site: Site) -> None:
+def test_a_sensor_is_reported_when_it_fails_for_minutes_because_it_retries_by_itself(site: Site) -> None:
     sensor = Instigator(site, "watching", InstigatorType.SENSOR)
     sensor.tick(TickStatus.FAILURE)
     assert looked(site, rules=only("ticks")) == {}
@@ -125,14 +125,14 @@ def test_a_sensor_is_found_when_it_fails_for_minutes_because_it_tries_again_by_i
     assert set(looked(site, rules=only("ticks"))) == {"sensor/web/watching"}
 
 
-def test_a_schedule_that_was_turned_off_is_left_alone(site: Site) -> None:
+def test_a_stopped_schedule_is_ignored(site: Site) -> None:
     schedule = Instigator(site, "nightly")
     schedule.tick(TickStatus.FAILURE)
     schedule.stop()
     assert looked(site, rules=only("ticks")) == {}
 
 
-def test_a_schedule_that_is_not_in_the_code_any_more_is_left_alone_when_that_is_known(site: Site) -> None:
+def test_a_schedule_that_was_removed_from_the_code_is_ignored_when_that_is_known(site: Site) -> None:
     schedule = Instigator(site, "nightly")
     schedule.tick(TickStatus.FAILURE)
     workspaces: list[dict[str, Location]] = [
@@ -153,7 +153,7 @@ def beat(site: Site, name: str) -> None:
     site.world.instance.add_daemon_heartbeat(DaemonHeartbeat(site.world.now.timestamp(), name, "id", []))
 
 
-def test_a_daemon_without_a_heartbeat_is_found_and_one_that_never_ran_too(site: Site) -> None:
+def test_a_daemon_without_a_heartbeat_is_reported_and_so_is_one_that_never_ran(site: Site) -> None:
     for name in site.world.instance.get_required_daemon_types():
         if name != "BACKFILL":
             beat(site, name)
@@ -181,7 +181,7 @@ def started(site: Site, job: str, limit: str | None = None, tags: Mapping[str, s
     return run_id
 
 
-def test_a_run_that_goes_on_beyond_its_limit_is_found_after_some_minutes(site: Site) -> None:
+def test_a_run_that_exceeds_its_limit_is_reported_after_some_minutes(site: Site) -> None:
     run_id = started(site, "slow", "600")
     started(site, "without_a_limit")
     started(site, "not_over_yet", "7200")
@@ -204,7 +204,7 @@ def test_many_overdue_runs_of_a_job_are_one_finding(site: Site) -> None:
     assert "and 2 more" in found.detail
 
 
-def test_runs_that_do_not_start_and_that_stay_queued_for_very_long_are_found(site: Site) -> None:
+def test_runs_that_do_not_start_or_stay_queued_for_very_long_are_reported(site: Site) -> None:
     starting, queued = site.world.start(op_job("a")), site.world.start(op_job("b"))
     naive = site.world.now.replace(tzinfo=None)
     set_run(site, starting, status="STARTING", update_timestamp=naive)
@@ -221,7 +221,7 @@ def boom(look: WatchContext) -> Iterable[Observation]:
     raise RuntimeError(f"no {SECRET} for {look.now}")
 
 
-def test_a_rule_that_cannot_look_is_a_finding_and_stops_no_other(site: Site) -> None:
+def test_a_rule_that_fails_is_a_finding_and_stops_no_other_rule(site: Site) -> None:
     Instigator(site, "nightly").tick(TickStatus.FAILURE)
     rules = {"broken": boom, **only("ticks")}
     assert set(looked(site, rules=rules)) == {"schedule/web/nightly"}
@@ -234,14 +234,14 @@ def test_a_rule_that_cannot_look_is_a_finding_and_stops_no_other(site: Site) -> 
         assert SECRET not in (ingest.get_value(connection, watch.MEMORY) or "")
 
 
-def test_what_a_rule_saw_stands_while_it_cannot_look(site: Site) -> None:
+def test_observations_stand_while_their_rule_fails(site: Site) -> None:
     Instigator(site, "nightly").tick(TickStatus.FAILURE)
     before = looked(site, rules=only("ticks"))
     assert looked(site, rules={"ticks": boom}) == before
     assert set(looked(site, rules={"ticks": lambda _: ()})) == set()
 
 
-def test_a_memory_that_cannot_be_read_begins_anew(site: Site) -> None:
+def test_observations_that_cannot_be_read_are_started_over(site: Site) -> None:
     Instigator(site, "nightly").tick(TickStatus.FAILURE)
     with store.transaction(site.store) as connection:
         ingest.set_value(connection, watch.MEMORY, '{"ticks": {"x": 1}}')
@@ -304,13 +304,15 @@ def test_an_answer_that_is_no_workspace_is_an_error(answer: SlackAnswer) -> None
         read_workspace(url)
 
 
-def test_an_answer_that_drips_in_without_an_end_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_answer_that_never_ends_is_abandoned(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(watch, "ANSWER_SECONDS", 0.5)
     with webserver(drips) as url, pytest.raises(WebserverError, match="took more than"):
         read_workspace(url)
 
 
-def test_a_web_interface_that_does_not_answer_is_found_after_minutes_and_hides_no_broken_location(site: Site) -> None:
+def test_a_web_interface_that_does_not_answer_is_reported_after_minutes_and_hides_no_broken_location(
+    site: Site,
+) -> None:
     entry = {
         "name": "web",
         "loadStatus": "LOADED",
@@ -338,7 +340,7 @@ def test_a_web_interface_that_does_not_answer_is_found_after_minutes_and_hides_n
         assert looked(site, url, rules=only("locations")) == {}
 
 
-def test_without_an_address_no_location_is_looked_at(site: Site) -> None:
+def test_without_an_address_no_location_is_checked(site: Site) -> None:
     assert looked(site, None, rules=only("locations")) == {}
 
 
@@ -366,7 +368,7 @@ defs = dg.Definitions(jobs=[some_job], schedules=[nightly], sensors=[watching])
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:Error loading repository location broken")
-def test_the_real_web_interface_tells_which_location_is_broken_and_whose_schedules_are(
+def test_the_real_web_interface_shows_broken_locations_and_the_owners_of_schedules(
     tmp_path: Path, memory_path: Path
 ) -> None:
     import uvicorn
