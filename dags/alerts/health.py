@@ -96,7 +96,7 @@ def read(instance: dg.DagsterInstance, opened: sa.Engine | None, now: dt.datetim
     beat_at = None if heartbeat is None else dt.datetime.fromtimestamp(heartbeat.timestamp, dt.UTC)
     if opened is None:
         return Figures(None, beat_at)
-    faults, findings = _watched(watch.remembered(opened), now)
+    faults, findings = _watched(watch.last_observations(opened), now)
     with store.reading(opened) as connection:
         position = connection.execute(sa.select(sa.func.max(ingest.positions.c.event_id))).scalar()
         waiting = outbox.waiting(connection)
@@ -194,7 +194,7 @@ def _open_incidents(connection: sa.Connection) -> Sequence[OpenIncident]:
     ]
 
 
-def _watched(seen: Mapping[str, watch.Seen], now: dt.datetime) -> tuple[Sequence[str], Sequence[str]]:
+def _watched(seen: Mapping[str, watch.Observed], now: dt.datetime) -> tuple[Sequence[str], Sequence[str]]:
     """The rules that cannot look, and the keys of what is wrong by the others, told or not told yet."""
     faults = [one.finding.detail.partition("\n")[0] for _, one in seen.get(watch.FAULTS, {}).values()]
     keys = [

@@ -25,9 +25,11 @@ from dagster._core.scheduler.instigation import (
 from dagster._core.storage.runs.schema import RunsTable
 from dagster._daemon.types import DaemonHeartbeat
 
-from dags.alerts import ingest, redact, store, watch
+from dags.alerts import ingest, redact, store, watch, watch_rules, watch_sources
 from dags.alerts.records import Finding
-from dags.alerts.watch import Location, Observation, WatchContext, WebserverError, read_workspace
+from dags.alerts.watch import Sources
+from dags.alerts.watch_rules import Observation, WatchContext
+from dags.alerts.watch_sources import Location, WebserverError, read_workspace
 from dags.local import ports
 from dags.tests.alerts.site import POLICY, Site
 from dags.tests.alerts.world import op_job, origin, user_error
@@ -37,8 +39,8 @@ HOUR = 3600
 SECRET = "hunter2-secret"  # noqa: S105 - a test value
 
 
-def looked(site: Site, webserver_url: str | None = None, **how: Any) -> dict[str, Finding]:
-    """What the rules find now, by key."""
+def observed(site: Site, webserver_url: str | None = None, **how: Any) -> dict[str, Finding]:
+    """Return what the rules report now, by key."""
     found = watch.findings(
         site.world.instance,
         site.store,
@@ -56,8 +58,8 @@ def only(rule: str) -> Mapping[str, watch.Rule]:
 
 
 @dataclass
-class Instigator:
-    """A schedule or sensor that is on, whose ticks end as a test says."""
+class RunningInstigator:
+    """A schedule or sensor that is on, whose ticks end as a test wants."""
 
     site: Site
     name: str
@@ -76,7 +78,7 @@ class Instigator:
         self.site.world.instance.add_instigator_state(self.state)
 
     def tick(self, status: TickStatus, error: str = "boom") -> None:
-        """A tick that ends now."""
+        """Add a tick that ends now."""
         failed = status is TickStatus.FAILURE
         self.site.world.instance.create_tick(
             TickData(
@@ -94,46 +96,46 @@ class Instigator:
         self.site.world.forward(1)
 
     def stop(self) -> None:
-        """Somebody turns it off."""
+        """Stop it, as people do in the web interface."""
         self.site.world.instance.update_instigator_state(self.state.with_status(InstigatorStatus.STOPPED))
 
 
 def test_a_failed_tick_of_a_schedule_is_observed_until_a_later_one_succeeds(site: Site) -> None:
-    schedule = Instigator(site, "nightly")
+    schedule = RunningInstigator(site, "nightly")
     schedule.tick(TickStatus.SUCCESS)
-    assert looked(site, rules=only("ticks")) == {}
+    assert observed(site, rules=only("ticks")) == {}
     failed_at = site.world.now
     schedule.tick(TickStatus.FAILURE)
     schedule.tick(TickStatus.FAILURE, f"cannot sign in with {SECRET}")
     schedule.tick(TickStatus.STARTED)
-    (found,) = looked(site, rules=only("ticks")).values()
+    (found,) = observed(site, rules=only("ticks")).values()
     assert (found.key, found.owner, found.location) == ("schedule/web/nightly", "team-a", "web")
     assert abs(found.since - failed_at) < dt.timedelta(milliseconds=1)
     assert "ValueError: cannot sign in" in found.detail
     assert SECRET not in found.detail
-    assert "2 ticks in a row" in found.detail
+    assert "2 consecutive ticks" in found.detail
     schedule.tick(TickStatus.SKIPPED)
-    assert looked(site, rules=only("ticks")) == {}
+    assert observed(site, rules=only("ticks")) == {}
 
 
 def test_a_sensor_is_reported_when_it_fails_for_minutes_because_it_retries_by_itself(site: Site) -> None:
-    sensor = Instigator(site, "watching", InstigatorType.SENSOR)
+    sensor = RunningInstigator(site, "watching", InstigatorType.SENSOR)
     sensor.tick(TickStatus.FAILURE)
-    assert looked(site, rules=only("ticks")) == {}
+    assert observed(site, rules=only("ticks")) == {}
     site.world.forward(2 * MINUTE)
     sensor.tick(TickStatus.FAILURE)
-    assert set(looked(site, rules=only("ticks"))) == {"sensor/web/watching"}
+    assert set(observed(site, rules=only("ticks"))) == {"sensor/web/watching"}
 
 
 def test_a_stopped_schedule_is_ignored(site: Site) -> None:
-    schedule = Instigator(site, "nightly")
+    schedule = RunningInstigator(site, "nightly")
     schedule.tick(TickStatus.FAILURE)
     schedule.stop()
-    assert looked(site, rules=only("ticks")) == {}
+    assert observed(site, rules=only("ticks")) == {}
 
 
 def test_a_schedule_that_was_removed_from_the_code_is_ignored_when_that_is_known(site: Site) -> None:
-    schedule = Instigator(site, "nightly")
+    schedule = RunningInstigator(site, "nightly")
     schedule.tick(TickStatus.FAILURE)
     workspaces: list[dict[str, Location]] = [
         {"web": Location("web", tags={"nightly": {"owner": "team-b"}})},
@@ -141,12 +143,13 @@ def test_a_schedule_that_was_removed_from_the_code_is_ignored_when_that_is_known
         {"web": Location("web")},
         {},
     ]
-    found = [list(watch.failed_ticks(look_with(site, workspace))) for workspace in workspaces]
+    instigators = list(watch_sources.read_instigators(site.world.instance))
+    found = [list(watch_rules.failed_ticks(context_of(site, workspace), instigators)) for workspace in workspaces]
     assert [[one.finding.owner for one in some] for some in found] == [["team-b"], ["team-a"], [], []]
 
 
-def look_with(site: Site, workspace: Mapping[str, Location]) -> WatchContext:
-    return WatchContext(site.world.instance, POLICY, site.world.now, str, workspace)
+def context_of(site: Site, workspace: Mapping[str, Location]) -> WatchContext:
+    return WatchContext(POLICY, site.world.now, str, workspace)
 
 
 def beat(site: Site, name: str) -> None:
@@ -157,16 +160,16 @@ def test_a_daemon_without_a_heartbeat_is_reported_and_so_is_one_that_never_ran(s
     for name in site.world.instance.get_required_daemon_types():
         if name != "BACKFILL":
             beat(site, name)
-    assert looked(site, rules=only("daemons")) == {}
+    assert observed(site, rules=only("daemons")) == {}
     site.world.forward(11 * MINUTE)
     beat(site, "SENSOR")
-    found = looked(site, rules=only("daemons"))
+    found = observed(site, rules=only("daemons"))
     assert {"daemon/SCHEDULER", "daemon/BACKFILL"} <= set(found)
     assert "daemon/SENSOR" not in found
     assert found["daemon/SCHEDULER"].owner is None
     assert "never" in found["daemon/BACKFILL"].detail
     beat(site, "SCHEDULER")
-    assert "daemon/SCHEDULER" not in looked(site, rules=only("daemons"))
+    assert "daemon/SCHEDULER" not in observed(site, rules=only("daemons"))
 
 
 def set_run(site: Site, run_id: str, **values: Any) -> None:
@@ -186,20 +189,20 @@ def test_a_run_that_exceeds_its_limit_is_reported_after_some_minutes(site: Site)
     started(site, "without_a_limit")
     started(site, "not_over_yet", "7200")
     site.world.forward(19 * MINUTE)
-    assert looked(site, rules=only("runs")) == {}
+    assert observed(site, rules=only("runs")) == {}
     site.world.forward(2 * MINUTE)
-    (found,) = looked(site, rules=only("runs")).values()
+    (found,) = observed(site, rules=only("runs")).values()
     assert (found.owner, found.job_name, found.location) == ("team-a", "slow", "web")
     assert run_id in found.detail
     assert "10 min" in found.detail
     site.world.end(run_id, "slow", dg.DagsterEventType.RUN_CANCELED)
-    assert looked(site, rules=only("runs")) == {}
+    assert observed(site, rules=only("runs")) == {}
 
 
 def test_many_overdue_runs_of_a_job_are_one_finding(site: Site) -> None:
     runs = [started(site, "slow", "60") for _ in range(7)]
     site.world.forward(HOUR)
-    (found,) = looked(site, rules=only("runs")).values()
+    (found,) = observed(site, rules=only("runs")).values()
     assert sum(run in found.detail for run in runs) == 5
     assert "and 2 more" in found.detail
 
@@ -210,50 +213,50 @@ def test_runs_that_do_not_start_or_stay_queued_for_very_long_are_reported(site: 
     set_run(site, starting, status="STARTING", update_timestamp=naive)
     set_run(site, queued, status="QUEUED", create_timestamp=naive)
     site.world.forward(59 * MINUTE)
-    assert looked(site, rules=only("runs")) == {}
+    assert observed(site, rules=only("runs")) == {}
     site.world.forward(2 * MINUTE)
-    assert set(looked(site, rules=only("runs"))) == {"starting/web/a/team-a"}
+    assert set(observed(site, rules=only("runs"))) == {"starting/web/a/team-a"}
     site.world.forward(12 * HOUR)
-    assert set(looked(site, rules=only("runs"))) == {"starting/web/a/team-a", "queued/web/b/team-a"}
+    assert set(observed(site, rules=only("runs"))) == {"starting/web/a/team-a", "queued/web/b/team-a"}
 
 
-def boom(look: WatchContext) -> Iterable[Observation]:
-    raise RuntimeError(f"no {SECRET} for {look.now}")
+def boom(_sources: Sources, context: WatchContext) -> Iterable[Observation]:
+    raise RuntimeError(f"no {SECRET} for {context.now}")
 
 
 def test_a_rule_that_fails_is_a_finding_and_stops_no_other_rule(site: Site) -> None:
-    Instigator(site, "nightly").tick(TickStatus.FAILURE)
+    RunningInstigator(site, "nightly").tick(TickStatus.FAILURE)
     rules = {"broken": boom, **only("ticks")}
-    assert set(looked(site, rules=rules)) == {"schedule/web/nightly"}
+    assert set(observed(site, rules=rules)) == {"schedule/web/nightly"}
     site.world.forward(6 * MINUTE)
-    found = looked(site, rules=rules)
+    found = observed(site, rules=rules)
     assert set(found) == {"schedule/web/nightly", "watch/broken"}
     assert "RuntimeError" in found["watch/broken"].detail
     assert SECRET not in found["watch/broken"].detail
     with store.reading(site.store) as connection:
-        assert SECRET not in (ingest.get_value(connection, watch.MEMORY) or "")
+        assert SECRET not in (ingest.get_value(connection, watch.OBSERVATIONS) or "")
 
 
 def test_observations_stand_while_their_rule_fails(site: Site) -> None:
-    Instigator(site, "nightly").tick(TickStatus.FAILURE)
-    before = looked(site, rules=only("ticks"))
-    assert looked(site, rules={"ticks": boom}) == before
-    assert set(looked(site, rules={"ticks": lambda _: ()})) == set()
+    RunningInstigator(site, "nightly").tick(TickStatus.FAILURE)
+    before = observed(site, rules=only("ticks"))
+    assert observed(site, rules={"ticks": boom}) == before
+    assert set(observed(site, rules={"ticks": lambda _sources, _context: ()})) == set()
 
 
 def test_observations_that_cannot_be_read_are_started_over(site: Site) -> None:
-    Instigator(site, "nightly").tick(TickStatus.FAILURE)
+    RunningInstigator(site, "nightly").tick(TickStatus.FAILURE)
     with store.transaction(site.store) as connection:
-        ingest.set_value(connection, watch.MEMORY, '{"ticks": {"x": 1}}')
-    assert set(looked(site, rules=only("ticks"))) == {"schedule/web/nightly"}
+        ingest.set_value(connection, watch.OBSERVATIONS, '{"ticks": {"x": 1}}')
+    assert set(observed(site, rules=only("ticks"))) == {"schedule/web/nightly"}
 
 
-SlackAnswer = Callable[[http.server.BaseHTTPRequestHandler], None]
+Answer = Callable[[http.server.BaseHTTPRequestHandler], None]
 
 
 @contextlib.contextmanager
-def webserver(answer: SlackAnswer) -> Iterator[str]:
-    """A web server that answers as told; its address."""
+def webserver(answer: Answer) -> Iterator[str]:
+    """Serve an answer to every request; yields the address."""
 
     class Handler(http.server.BaseHTTPRequestHandler):
         def do_POST(self) -> None:
@@ -268,7 +271,7 @@ def webserver(answer: SlackAnswer) -> Iterator[str]:
         server.shutdown()
 
 
-def says(body: bytes, status: int = 200) -> SlackAnswer:
+def says(body: bytes, status: int = 200) -> Answer:
     def answer(request: http.server.BaseHTTPRequestHandler) -> None:
         request.send_response(status)
         request.send_header("Content-Length", str(len(body)))
@@ -299,13 +302,13 @@ def drips(request: http.server.BaseHTTPRequestHandler) -> None:
     ],
     ids=["a page", "a proxy's fault", "an error of GraphQL", "no workspace", "no locations"],
 )
-def test_an_answer_that_is_no_workspace_is_an_error(answer: SlackAnswer) -> None:
+def test_an_answer_that_is_no_workspace_is_an_error(answer: Answer) -> None:
     with webserver(answer) as url, pytest.raises(WebserverError):
         read_workspace(url)
 
 
 def test_an_answer_that_never_ends_is_abandoned(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(watch, "ANSWER_SECONDS", 0.5)
+    monkeypatch.setattr(watch_sources, "MAX_ANSWER_SECONDS", 0.5)
     with webserver(drips) as url, pytest.raises(WebserverError, match="took more than"):
         read_workspace(url)
 
@@ -325,23 +328,23 @@ def test_a_web_interface_that_does_not_answer_is_reported_after_minutes_and_hide
     }
     body = {"data": {"workspaceOrError": {"__typename": "Workspace", "locationEntries": [entry]}}}
     with webserver(says(json.dumps(body).encode())) as url:
-        looked(site, url, rules=only("locations"))
+        observed(site, url, rules=only("locations"))
         site.world.forward(2 * MINUTE)
-        (found,) = looked(site, url, rules=only("locations")).values()
+        (found,) = observed(site, url, rules=only("locations")).values()
         assert (found.key, found.owner) == ("location/web", "team-a")
         assert SECRET not in found.detail
-    assert set(looked(site, url, rules=only("locations"))) == {"location/web"}
+    assert set(observed(site, url, rules=only("locations"))) == {"location/web"}
     site.world.forward(5 * MINUTE)
-    found_later = looked(site, url, rules=only("locations"))
+    found_later = observed(site, url, rules=only("locations"))
     assert set(found_later) == {"location/web", "watch/locations"}
     assert "does not answer" in found_later["watch/locations"].title
     entry["locationOrLoadError"] = {"__typename": "RepositoryLocation", "repositories": []}
     with webserver(says(json.dumps(body).encode())) as url:
-        assert looked(site, url, rules=only("locations")) == {}
+        assert observed(site, url, rules=only("locations")) == {}
 
 
 def test_without_an_address_no_location_is_checked(site: Site) -> None:
-    assert looked(site, None, rules=only("locations")) == {}
+    assert observed(site, None, rules=only("locations")) == {}
 
 
 CODE = """
