@@ -35,16 +35,6 @@ CONSECUTIVE_FAILURE_THRESHOLDS: Mapping[str, int] = {
     "web_pre_aggregate_current_day_hourly_job": 3,
 }
 
-# Who hears of a failure that names no owner, by the code location it came from.
-team_per_location: Mapping[str, str] = {
-    "analytics_platform": JobOwners.TEAM_ANALYTICS_PLATFORM.value,
-    "clickhouse": JobOwners.TEAM_CLICKHOUSE.value,
-    "ingestion": JobOwners.TEAM_INGESTION.value,
-    "revenue_analytics": JobOwners.TEAM_REVENUE_ANALYTICS.value,
-    "shared": JobOwners.TEAM_DATA_PLATFORM.value,
-    "web_analytics": JobOwners.TEAM_WEB_ANALYTICS.value,
-}
-
 SECONDS_BETWEEN_TICKS = 10
 
 

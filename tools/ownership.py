@@ -1,15 +1,15 @@
 """The report of who owns what (`python -m tools.ownership`), and .github/CODEOWNERS."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import click
 import dagster as dg
 
 from dags.common.inventory import everything_of, name_of, owner_of
-from dags.common.owners import JobOwners
+from dags.common.owners import JobOwners, team_of_location
 from dags.definitions import load_locations
-from dags.slack_alerts import notification_channel_per_team, team_per_location
+from dags.slack_alerts import notification_channel_per_team
 from tools.location_files import pipelines_of
 
 ROOT = Path(__file__).parents[1]
@@ -35,27 +35,21 @@ def owned(locations: Mapping[str, dg.Definitions]) -> dict[str, dict[str, list[s
     return found
 
 
-def report(
-    team: str, names_by_kind: Mapping[str, list[str]], channels: Mapping[str, str], team_of_location: Mapping[str, str]
-) -> str:
+def report(team: str, channel: str | None, locations: Sequence[str], names_by_kind: Mapping[str, list[str]]) -> str:
     """Return what a team owns as text, one definition per line."""
-    rows = [
-        ("channel", [channels.get(team, "none")]),
-        ("location", [location for location, owner in team_of_location.items() if owner == team] or ["none"]),
-        *names_by_kind.items(),
-    ]
+    rows = [("channel", [channel or "none"]), ("location", locations or ["none"]), *names_by_kind.items()]
     lines = [f"  {title if n == 0 else '':<12}{name}" for title, names in rows for n, name in enumerate(names)]
     return "\n".join([team, *lines])
 
 
-def codeowners(root: Path, team_of_location: Mapping[str, str]) -> str:
+def codeowners(root: Path, team_of: Callable[[str], str | None] = team_of_location) -> str:
     """Return the text of CODEOWNERS: a team owns its location, the pipelines that it registers, and their tests.
 
     Two teams that register the same pipeline own it together.
     """
     teams_by_path: dict[str, list[str]] = {}
     for file in sorted((root / "dags" / "locations").glob("*.py")):
-        team = team_of_location.get(file.stem)
+        team = team_of(file.stem)
         if team is not None:
             for path in [f"/dags/locations/{file.name}", *_paths_of_pipelines(root, file)]:
                 teams_by_path.setdefault(path, []).append(team)
@@ -80,16 +74,18 @@ def _paths_of_pipelines(root: Path, location: Path) -> Iterator[str]:
 def main(context: click.Context, *, team: str | None) -> None:
     """Print who owns what: channel, locations, assets, jobs, schedules, sensors and asset checks of each team."""
     if context.invoked_subcommand is None:
-        found = owned(load_locations())
+        locations = load_locations()
+        found = owned(locations)
         for name in [team] if team else found:
-            click.echo(report(name, found[name], notification_channel_per_team, team_per_location) + "\n")
+            own = [location for location in locations if team_of_location(location) == name]
+            click.echo(report(name, notification_channel_per_team.get(name), own, found[name]) + "\n")
 
 
 @main.command("codeowners")
 @click.option("--write", is_flag=True, help="Write the file instead of printing it.")
 def codeowners_command(*, write: bool) -> None:
     """Print .github/CODEOWNERS, derived from the locations."""
-    text = codeowners(ROOT, team_per_location)
+    text = codeowners(ROOT)
     if not write:
         click.echo(text, nl=False)
         return

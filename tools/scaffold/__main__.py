@@ -1,4 +1,4 @@
-"""`python -m tools.scaffold`: what `make new-team`, `make new-dag` and `make check-team` run."""
+"""`python -m tools.scaffold`: the commands behind `make new-team`, `make new-dag` and `make check-team`."""
 
 import sys
 from pathlib import Path
@@ -6,8 +6,7 @@ from pathlib import Path
 import click
 
 from tools.scaffold import project, team_checks
-from tools.scaffold.names import NameRefusedError, channel_from, dag_from, team_from
-from tools.scaffold.project import ScaffoldError
+from tools.scaffold.names import channel_from, dag_from, team_from
 
 ROOT = Path(__file__).parents[2]
 
@@ -21,48 +20,31 @@ def main() -> None:
 @click.argument("team")
 @click.argument("channel")
 def new_team(team: str, channel: str) -> None:
-    """Add a team, its Slack channel, its location and an example dag with a test.
-
-    \b
-    python -m tools.scaffold new-team growth '#alerts-growth'
-    """  # noqa: D301 - click keeps the lines after this character as they are
-    try:
-        named = team_from(team)
-        if project.apply(project.plan_new_team(ROOT, named, channel_from(channel)), click.echo):
-            click.echo(f"Next: make check-team TEAM={named.location}, then make dev. More is in docs/add-a-team.md.")
-    except (NameRefusedError, ScaffoldError) as error:
-        raise click.ClickException(str(error)) from error
+    """Add a team, such as growth '#alerts-growth': its owner, channel and location, and an example dag with a test."""
+    _apply(project.plan_new_team(ROOT, team_from(team), channel_from(channel)), team)
 
 
 @main.command()
 @click.argument("team")
 @click.argument("name")
 def new_dag(team: str, name: str) -> None:
-    """Add an example dag with a test to the location of a team.
-
-    \b
-    python -m tools.scaffold new-dag growth signups
-    """  # noqa: D301 - as above
-    try:
-        named = team_from(team)
-        if project.apply(project.plan_new_dag(ROOT, named, dag_from(name)), click.echo):
-            click.echo(f"Next: make check-team TEAM={named.location}")
-    except (NameRefusedError, ScaffoldError) as error:
-        raise click.ClickException(str(error)) from error
+    """Add an example dag with a test to a team's location, such as growth signups."""
+    _apply(project.plan_new_dag(ROOT, team_from(team), dag_from(name)), team)
 
 
 @main.command()
 @click.argument("team")
 def check_team(team: str) -> None:
-    """Run the policies that speak of a team, and the tests of its dags."""
-    try:
-        own = team_checks.locations_of(ROOT, team)
-    except ScaffoldError as error:
-        raise click.ClickException(str(error)) from error
-    calls = team_checks.commands(ROOT, own)
+    """Run the policies that concern a team, and the tests of its dags."""
+    calls = team_checks.commands(ROOT, team_checks.locations_of(ROOT, team))
     for call in calls:
-        click.echo(f"pytest {' '.join(one for one in call[1:] if one.startswith('dags/'))}")
+        click.echo(f"pytest {' '.join(argument for argument in call if argument.startswith('dags/'))}")
     sys.exit(team_checks.run_all(calls, ROOT))
+
+
+def _apply(plan: project.Plan, team: str) -> None:
+    if project.apply(plan, click.echo):
+        click.echo(f"Next: make check-team TEAM={team}, then make dev. docs/add-a-team.md says more.")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""What may be the name of a team, of a dag and of a channel; each refusal says the rule. No file is looked at here."""
+"""The rules for the name of a team, a dag and a channel. A refusal says which rule is broken."""
 
 import builtins
 import keyword
@@ -6,25 +6,30 @@ import re
 import sys
 from dataclasses import dataclass
 
-LONGEST_NAME = 40
-LONGEST_CHANNEL = 80
+import click
 
-# What a name would be mistaken for, in tags, in file names or in what people say.
+MAX_NAME_CHARACTERS = 40
+MAX_CHANNEL_CHARACTERS = 80
+
+# Words that mean something else in tags, in file names or in conversation.
 RESERVED = frozenset({"dag", "default", "example", "job", "nobody", "none", "owner", "team", "test", "unknown"})
-# What definitions of a dag are named after it with.
+# The definitions of a dag get these endings.
 ENDINGS = ("_asset", "_daily", "_job", "_schedule", "_sensor")
 
 _NAME = re.compile(r"[a-z][a-z0-9]*(?:[_-][a-z0-9]+)*")
-_CHANNEL = re.compile(r"[a-z0-9_-]+")
+_CHANNEL = re.compile(rf"[a-z0-9_-]{{1,{MAX_CHANNEL_CHARACTERS}}}")
 
 
-class NameRefusedError(ValueError):
-    """A name breaks a rule. The message says which, and gives a name that would do."""
+class RefusedError(click.ClickException):
+    """A request that breaks a rule. The message says which, and what to do."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(f"{message} Nothing was written.")
 
 
 @dataclass(frozen=True)
 class Team:
-    """A team under each of its names, all made of the one of its location: `user_growth`."""
+    """The names of a team, all derived from the name of its location: `user_growth`."""
 
     location: str
 
@@ -35,59 +40,56 @@ class Team:
 
     @property
     def member(self) -> str:
-        """In the enum: `TEAM_USER_GROWTH`."""
+        """In the enum JobOwners: `TEAM_USER_GROWTH`."""
         return f"TEAM_{self.location.upper()}"
 
 
 def team_from(text: str) -> Team:
-    """The team of that name, written `user-growth` or `user_growth`. Raises NameRefusedError."""
+    """Return the team named `user-growth` or `user_growth`. Raises RefusedError."""
     if text.startswith(("team-", "team_")):
-        raise NameRefusedError(f"Team '{text}': leave out '{text[:5]}', as in TEAM={text[5:] or 'growth'}.")
+        raise RefusedError(f"Team '{text}': leave out '{text[:5]}', as in TEAM={text[5:] or 'growth'}.")
     return Team(_module_name("Team", text, "TEAM=growth"))
 
 
 def dag_from(text: str) -> str:
-    """The module's name of a dag. Raises NameRefusedError."""
+    """Return the module name of a dag. Raises RefusedError."""
     name = _module_name("Dag", text, "NAME=signups")
     for ending in ENDINGS:
         if name.endswith(ending):
-            raise NameRefusedError(
-                f"Dag '{text}': leave out '{ending}', as in NAME={name.removesuffix(ending)}. The asset, job and "
-                "schedule get their endings themselves."
+            raise RefusedError(
+                f"Dag '{text}': leave out '{ending}', as in NAME={name.removesuffix(ending)}. The asset, the job and "
+                "the schedule get their endings from the template."
             )
     if name.startswith("test_"):
-        raise NameRefusedError(f"Dag '{text}': it would be taken for a test. Leave out 'test_'.")
+        raise RefusedError(f"Dag '{text}': pytest would collect it as a test. Leave out 'test_'.")
     return name
 
 
 def channel_from(text: str) -> str:
-    """The channel with its `#`, which may be left out. Raises NameRefusedError."""
+    """Return the channel with its `#`, which may be omitted. Raises RefusedError."""
     name = text.removeprefix("#")
     if not name:
-        raise NameRefusedError("No channel is given: give one, as in CHANNEL=#alerts-growth.")
-    if not _CHANNEL.fullmatch(name) or len(name) > LONGEST_CHANNEL:
-        raise NameRefusedError(
-            f"Channel '{text}': use lower-case letters, digits, hyphens and underscores, {LONGEST_CHANNEL} at the "
-            "most, as Slack does: CHANNEL=#alerts-growth."
+        raise RefusedError("CHANNEL is empty: give one, as in CHANNEL=#alerts-growth.")
+    if not _CHANNEL.fullmatch(name):
+        raise RefusedError(
+            f"Channel '{text}': Slack allows lower-case letters, digits, hyphens and underscores, "
+            f"{MAX_CHANNEL_CHARACTERS} at most, as in CHANNEL=#alerts-growth."
         )
     return f"#{name}"
 
 
-def _module_name(what: str, text: str, example: str) -> str:
-    if not text:
-        raise NameRefusedError(f"No {what.lower()} is given: give one, as in {example}.")
-    if not _NAME.fullmatch(text):
-        raise NameRefusedError(
-            f"{what} '{text}': use words of lower-case letters and digits, which begin with a letter and are joined by "
-            f"'-' or '_', as in {example}."
-        )
-    if len(text) > LONGEST_NAME:
-        raise NameRefusedError(f"{what} '{text}' has {len(text)} characters: {LONGEST_NAME} at the most.")
+def _module_name(kind: str, text: str, example: str) -> str:
     name = text.replace("-", "_")
-    if keyword.iskeyword(name) or keyword.issoftkeyword(name) or hasattr(builtins, name):
-        raise NameRefusedError(f"{what} '{text}' is a word of Python: choose another, as in {example}.")
-    if name in sys.stdlib_module_names:
-        raise NameRefusedError(f"{what} '{text}' is a module of Python's own library: choose another, as in {example}.")
-    if name in RESERVED:
-        raise NameRefusedError(f"{what} '{text}' is a word that means something else here: choose another.")
+    is_python = keyword.iskeyword(name) or keyword.issoftkeyword(name) or hasattr(builtins, name)
+    rules = (
+        (not text, "is empty: give one"),
+        (not _NAME.fullmatch(text), "must be words of a-z and 0-9 that begin with a letter, joined by '-' or '_'"),
+        (len(text) > MAX_NAME_CHARACTERS, f"has {len(text)} characters: {MAX_NAME_CHARACTERS} at most"),
+        (is_python, "is a word of Python: choose another"),
+        (name in sys.stdlib_module_names, "is a module of Python's own library: choose another"),
+        (name in RESERVED, "means something else here: choose another"),
+    )
+    for broken, rule in rules:
+        if broken:
+            raise RefusedError(f"{kind} '{text}' {rule}, as in {example}.")
     return name

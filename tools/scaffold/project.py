@@ -1,9 +1,7 @@
-"""Which files a new team or a new dag changes, and how: computed as a whole, then written as a whole.
-
-Belongs here: the list of files. Not here: how an entry gets its place in one (`edits.py`), and names (`names.py`).
-"""
+"""The files that a new team or a new dag changes: planned as a whole, then written as a whole."""
 
 import hashlib
+import re
 import subprocess
 import sys
 from collections.abc import Callable, Mapping
@@ -11,223 +9,212 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from string import Template
 
-from tools.scaffold import deployment, edits
-from tools.scaffold.edits import EditError
-from tools.scaffold.names import NameRefusedError, Team
+import click
+
+from tools.scaffold.edits import Entries, add_entry, add_to_location, find_entries
+from tools.scaffold.names import RefusedError, Team
 
 TEMPLATES = Path(__file__).parent / "templates"
+HELM_VALUES = "deploy/helm/values.yaml"
 
-OWNERS = "dags/common/owners.py"
-POLICY = "dags/slack_alerts.py"
-PYPROJECT = "pyproject.toml"
-WORKSPACE = ".dagster_home/workspace.yaml"
-DEPLOYMENT = "deploy/helm/values.yaml"
-CHANNELS, TEAMS = "notification_channel_per_team", "team_per_location"
-
-# What is derived from the code is written by its own command, where that exists: (a file that tells so, the command).
-DERIVED = (
-    (".github/CODEOWNERS", ("tools.ownership", "codeowners", "--write")),
-    ("dags/tests/policy/snapshot.py", ("dags.tests.policy.snapshot", "--write")),
+OWNERS = Entries("dags/common/owners.py", "class JobOwners", r'^    (TEAM_\w+) = "(.*)"\n')
+CHANNELS = Entries(
+    "dags/slack_alerts.py",
+    "notification_channel_per_team: Mapping",
+    r'^    JobOwners\.(TEAM_\w+)\.value: "(.*)",\n',
 )
+# A location that is commented out counts as listed.
+WORKSPACE = Entries(
+    ".dagster_home/workspace.yaml",
+    "load_from:\n",
+    r"^  (?:# )?- python_module: \{ module_name: dags\.locations\.(\w+), .*\n",
+)
+WEBSERVER = Entries(HELM_VALUES, "    servers:\n", r"^      - \{ host: ([\w-]+), .*\n")
+CODE_SERVERS = Entries(
+    HELM_VALUES, "  deployments:\n", r"^    - <<: \*code_server\n      name: ([\w-]+)\n(?:      .*\n)*"
+)
+CODE_SERVER = """\
+    - <<: *code_server
+      name: $service
+      image: { <<: *image, tag: "$tag" }
+      dagsterApiGrpcArgs: [-m, dags.locations.$location]
+"""
+# Name and text of a team's entry.
+ENTRIES_OF_A_TEAM = {
+    OWNERS: ("$member", '    $member = "$team"\n'),
+    CHANNELS: ("$member", '    JobOwners.$member.value: "$channel",\n'),
+    WORKSPACE: (
+        "$location",
+        "  - python_module: { module_name: dags.locations.$location, location_name: $location }\n",
+    ),
+    WEBSERVER: ("$service", "      - { host: $service, port: 3030, name: $location }\n"),
+    CODE_SERVERS: ("$service", CODE_SERVER),
+}
 
-
-class ScaffoldError(Exception):
-    """Nothing was written, or what is derived from the code could not be. The message says why, and the remedy."""
+# Files that follow from the definitions, where a project has them, and the modules that write them.
+DERIVED = {
+    ".github/CODEOWNERS": ("tools.ownership", "codeowners", "--write"),
+    "dags/tests/policy/snapshot.py": ("dags.tests.policy.snapshot", "--write"),
+}
 
 
 @dataclass
 class Plan:
-    """The new texts of files, by path from the root. Asked for a file, it gives the text as changed so far."""
+    """The new texts of files, by path from the root."""
 
     root: Path
     texts: dict[str, str] = field(default_factory=dict)
 
     def read(self, path: str) -> str:
-        """The text of a file that must be there."""
-        if path in self.texts:
-            return self.texts[path]
-        if not (self.root / path).is_file():
-            raise ScaffoldError(f"{path} is not there: run this in the project's directory. Nothing was written.")
-        return (self.root / path).read_text()
+        """Return the text of a file as changed so far."""
+        return self.texts.get(path) or (self.root / path).read_text()
 
-    def exists(self, path: str) -> bool:
-        """Whether there is such a file or directory, or will be."""
-        return path in self.texts or (self.root / path).exists()
-
-    def edit(self, path: str, edit: Callable[[str], str]) -> None:
-        """Change a file. Raises ScaffoldError, naming it, when the place of the change is not found."""
-        before = self.read(path)
-        try:
-            after = edit(before)
-        except (EditError, SyntaxError) as error:
-            raise ScaffoldError(f"{path}: {error}. Nothing was written.") from error
-        if after != before:
-            self.texts[path] = _formatted(self.root, path, after)
-
-    def create(self, path: str, text: str) -> None:
-        """Add a file. Raises ScaffoldError when there is one."""
-        if self.exists(path):
-            raise ScaffoldError(f"{path} is there already: choose another name. Nothing was written.")
-        self.texts[path] = _formatted(self.root, path, text)
+    def put(self, path: str, text: str) -> None:
+        """Change or add a file. Python gets the project's format, its imports sorted."""
+        if path.endswith(".py"):
+            for command in (("check", "--quiet", "--fix", "--select", "I"), ("format", "--quiet")):
+                result = run(self.root, "ruff", *command, "--stdin-filename", path, "-", text=text)
+                if result.returncode != 0:
+                    raise RefusedError(f"{path} cannot be formatted: {result.stderr.strip()}.")
+                text = result.stdout
+        if not (self.root / path).exists() or self.read(path) != text:
+            self.texts[path] = text
 
     def write(self) -> list[str]:
         """Write all files, or none when one cannot be written; return their paths."""
-        beside: dict[str, Path] = {}
+        written: dict[str, Path] = {}
         try:
             for path, text in self.texts.items():
-                temporary = self.root / f"{path}.new"
-                temporary.parent.mkdir(parents=True, exist_ok=True)
-                temporary.write_text(text)
-                beside[path] = temporary
-            for path, temporary in beside.items():
-                temporary.replace(self.root / path)
+                beside = self.root / f"{path}.new"
+                beside.write_text(text)
+                written[path] = beside
+            for path, beside in written.items():
+                beside.replace(self.root / path)
         finally:
-            for temporary in beside.values():
-                temporary.unlink(missing_ok=True)
-        return sorted(self.texts)
+            for beside in written.values():
+                beside.unlink(missing_ok=True)
+        return sorted(written)
 
 
 def plan_new_team(root: Path, team: Team, channel: str) -> Plan:
-    """Everything that a team needs. Nothing is in the plan when all of it is there. Raises ScaffoldError."""
+    """Plan what a team lacks: its entries, and its location with an example dag. Raises RefusedError."""
     plan = Plan(root)
-    owner = f"JobOwners.{team.member}.value"
-    _refuse_channel_of_another(plan, owner, channel)
-    plan.edit(OWNERS, lambda text: edits.add_enum_member(text, "JobOwners", team.member, team.name))
-    plan.edit(POLICY, lambda text: edits.add_dict_entry(text, CHANNELS, owner, f'"{channel}"'))
-    plan.edit(POLICY, lambda text: edits.add_dict_entry(text, TEAMS, f'"{team.location}"', owner))
-    plan.edit(WORKSPACE, lambda text: edits.add_workspace_entry(text, team.location))
-    if plan.exists(DEPLOYMENT):
-        plan.edit(DEPLOYMENT, lambda text: deployment.add_location(text, team.location))
-    # A location that is there is the team's own work by now, and the example in it may be long gone.
-    if not plan.exists(_location_path(team.location)):
-        _refuse_module_of_another(plan, "Team", team.location)
-        dag = f"{team.location}_example"
-        _add_dag(plan, team, dag)
-        plan.create(_location_path(team.location), _filled("location.py", _fields(team, dag)))
+    fields = _fields(team, f"{team.location}_example") | {"channel": channel}
+    for entries, templates in ENTRIES_OF_A_TEAM.items():
+        if entries.path != HELM_VALUES or (root / HELM_VALUES).exists():
+            before = plan.read(entries.path)
+            tag = re.search(r'&image \{.*tag: "([^"]+)"', before)
+            name, entry = (Template(one).substitute(fields, tag=tag[1] if tag else "") for one in templates)
+            plan.put(entries.path, add_entry(before, entries, name, entry))
+    _check_value(plan, OWNERS, team.member, team.name)
+    _check_value(plan, CHANNELS, team.member, channel)
+    # A location that exists is the team's own work by now, and the example in it may be long gone.
+    if not (root / location_path(team)).exists():
+        for module in (team.location, fields["dag"]):
+            _refuse_taken_module(root, "Team", module)
+        _add_dag(plan, fields)
+        plan.put(location_path(team), _filled("location.py", fields))
     return plan
 
 
 def plan_new_dag(root: Path, team: Team, dag: str) -> Plan:
-    """An example dag in the location of a team. Nothing is in the plan when it is there. Raises ScaffoldError."""
-    plan = Plan(root)
-    location = _location_path(team.location)
-    if not plan.exists(location):
-        raise ScaffoldError(unknown_team(root, team))
-    module = f"dags.{dag}"
-    if plan.exists(f"dags/{dag}.py") and f"from {module} import" in plan.read(location):
+    """Plan an example dag in a team's location; nothing when it is there. Raises RefusedError."""
+    plan, location = Plan(root), location_path(team)
+    if not (root / location).exists():
+        raise RefusedError(unknown_team(root, team))
+    if (root / f"dags/{dag}.py").exists() and f"from dags.{dag} import" in plan.read(location):
         return plan
-    _refuse_module_of_another(plan, "Dag", dag)
+    _refuse_taken_module(root, "Dag", dag)
+    fields = _fields(team, dag)
     definitions = {
         "assets": f"{dag}_daily",
         "asset_checks": f"{dag}_daily_has_events",
         "jobs": f"{dag}_daily_job",
         "schedules": f"{dag}_daily_schedule",
     }
-    plan.edit(location, lambda text: edits.add_to_location(text, module, definitions))
-    _add_dag(plan, team, dag)
+    # A last comma makes the formatter split a call that is on one line.
+    plan.put(location, re.sub(r"^(defs = .*[^,(])\)$", r"\1,)", plan.read(location), flags=re.MULTILINE))
+    plan.put(location, add_to_location(plan.read(location), location, f"dags.{dag}", definitions))
+    _add_dag(plan, fields)
     return plan
 
 
 def apply(plan: Plan, report: Callable[[str], None]) -> bool:
-    """Write a plan, then what is derived from the code; return whether there was anything to do.
-
-    Raises ScaffoldError when a command that derives something fails: everything else is written then.
-    """
+    """Write a plan, then the files that follow from the definitions; return whether there was anything to do."""
     if not plan.texts:
-        report("Nothing to do: it is all there.")
+        report("Nothing to do: everything is there.")
         return False
     for path in plan.write():
         report(f"wrote {path}")
-    for marker, command in DERIVED:
-        if (plan.root / marker).exists():
-            shown = f"python -m {' '.join(command)}"
-            report(f"running {shown}")
-            result = _run(plan.root, "-m", *command)
+    for file, command in DERIVED.items():
+        if (plan.root / file).exists():
+            report(f"running python -m {' '.join(command)}")
+            result = run(plan.root, *command)
             if result.returncode != 0:
-                raise ScaffoldError(
-                    f"Everything else is written, but `{shown}` failed. Mend the cause, and run it again:\n"
-                    f"{(result.stderr or result.stdout).strip()}"
+                raise click.ClickException(
+                    f"Everything else is written, but python -m {' '.join(command)} failed. Fix the cause, then run "
+                    f"make snapshot:\n{(result.stderr or result.stdout).strip()}"
                 )
     return True
 
 
+def location_path(team: Team) -> str:
+    """Return the path of a team's location."""
+    return f"dags/locations/{team.location}.py"
+
+
 def locations(root: Path) -> list[str]:
-    """The names of all locations."""
+    """Return the names of all locations."""
     return sorted(path.stem for path in (root / "dags" / "locations").glob("*.py") if path.stem != "__init__")
 
 
 def unknown_team(root: Path, team: Team) -> str:
-    """What to say of a team that has no location of its name, with those that have one."""
+    """Return the message about a team without a location, with the locations that exist."""
     return (
-        f"{team.name} has no location dags/locations/{team.location}.py, only these teams have: "
-        f"{', '.join(locations(root))}. Add it with "
-        f"make new-team TEAM={team.location} CHANNEL=#alerts-{team.location.replace('_', '-')}."
+        f"{team.name} has no location {location_path(team)}. Locations: {', '.join(locations(root))}. Add the team "
+        f"with make new-team TEAM={team.location} CHANNEL=#alerts-{team.location.replace('_', '-')}."
     )
 
 
-def _add_dag(plan: Plan, team: Team, dag: str) -> None:
-    fields = _fields(team, dag)
-    plan.create(f"dags/{dag}.py", _filled("dag.py", fields))
-    plan.create(f"dags/tests/test_{dag}.py", _filled("test.py", fields))
-    plan.edit(PYPROJECT, lambda text: edits.add_layer_member(text, dag))
+def run(root: Path, module: str, *arguments: str, text: str = "") -> "subprocess.CompletedProcess[str]":
+    """Run a module of Python in the project's directory."""
+    command = [sys.executable, "-m", module, *arguments]
+    return subprocess.run(command, cwd=root, input=text, capture_output=True, text=True, check=False, timeout=300)
+
+
+def _add_dag(plan: Plan, fields: Mapping[str, str]) -> None:
+    plan.put(f"dags/{fields['dag']}.py", _filled("dag.py", fields))
+    plan.put(f"dags/tests/test_{fields['dag']}.py", _filled("test.py", fields))
 
 
 def _fields(team: Team, dag: str) -> dict[str, str]:
-    # Spread over the hour, so that the dags of all teams do not start at once; the same whenever it is made.
+    # Spread over the hour, so that not all dags start at once; a name always gets the same minute.
     minute = int(hashlib.sha256(dag.encode()).hexdigest(), 16) % 60
     return {
         "dag": dag,
         "location": team.location,
         "member": team.member,
         "minute": str(minute),
+        "service": team.location.replace("_", "-"),
         "team": team.name,
         "title": dag.replace("_", " ").capitalize(),
     }
-
-
-def _location_path(location: str) -> str:
-    return f"dags/locations/{location}.py"
-
-
-def _refuse_channel_of_another(plan: Plan, owner: str, channel: str) -> None:
-    try:
-        channels = edits.dict_entries(plan.read(POLICY), CHANNELS)
-    except (EditError, SyntaxError) as error:
-        raise ScaffoldError(f"{POLICY}: {error}. Nothing was written.") from error
-    for other, taken in channels.items():
-        if other != owner and taken.strip("'\"") == channel:
-            raise ScaffoldError(f"{channel} is the channel of {other}: choose another. Nothing was written.")
-
-
-def _refuse_module_of_another(plan: Plan, what: str, name: str) -> None:
-    for path in (
-        f"dags/{name}",
-        f"dags/{name}.py",
-        _location_path(name),
-        f"dags/common/{name}.py",
-        f"dags/common/{name}",
-    ):
-        if plan.exists(path):
-            raise NameRefusedError(f"{what} '{name}': {path} is there already: choose another name.")
 
 
 def _filled(template: str, fields: Mapping[str, str]) -> str:
     return Template((TEMPLATES / f"{template}.template").read_text()).substitute(fields)
 
 
-def _formatted(root: Path, path: str, text: str) -> str:
-    """Python in the project's format, imports sorted; anything else as it is."""
-    if not path.endswith(".py"):
-        return text
-    for arguments in (("check", "--quiet", "--fix", "--select", "I"), ("format", "--quiet")):
-        result = _run(root, "-m", "ruff", *arguments, "--stdin-filename", path, "-", text=text)
-        if result.returncode != 0:
-            raise ScaffoldError(f"{path} cannot be formatted: {result.stderr.strip()}. Nothing was written.")
-        text = result.stdout
-    return text
+def _check_value(plan: Plan, entries: Entries, name: str, value: str) -> None:
+    for match in find_entries(plan.read(entries.path), entries):
+        if match[1] == name and match[2] != value:
+            raise RefusedError(f"{entries.path}: {name} has '{match[2]}', not '{value}'. Change it there.")
+        if match[1] != name and match[2] == value:
+            raise RefusedError(f"{entries.path}: {match[1]} has '{value}'. Choose another.")
 
 
-def _run(root: Path, *arguments: str, text: str = "") -> "subprocess.CompletedProcess[str]":
-    return subprocess.run(
-        [sys.executable, *arguments], cwd=root, input=text, capture_output=True, text=True, check=False, timeout=300
-    )
+def _refuse_taken_module(root: Path, kind: str, name: str) -> None:
+    for path in (f"dags/{name}", f"dags/locations/{name}", f"dags/common/{name}", f"dags/tests/test_{name}"):
+        for taken in (path, f"{path}.py"):
+            if (root / taken).exists():
+                raise RefusedError(f"{kind} '{name}': {taken} exists already. Choose another name.")

@@ -16,6 +16,7 @@ from dags.common.tags import BACKFILL_TAG, MAX_RUNTIME_TAG
 
 Locations = Mapping[str, dg.Definitions]
 
+OWNERS = "dags/common/owners.py"
 SLACK_ALERTS = "dags/slack_alerts.py"
 DAGSTER_YAML = ".dagster_home/dagster.yaml"
 
@@ -47,12 +48,12 @@ def every_owner_has_a_channel(owners: Sequence[str], channels: Mapping[str, str]
 
 
 def every_owner_has_a_location(
-    owners: Sequence[str], team_per_location: Mapping[str, str], without_location: Mapping[str, str]
+    owners: Sequence[str], team_of: Mapping[str, str | None], without_location: Mapping[str, str]
 ) -> list[str]:
     """`without_location` says of which teams it is known that they have none, and why."""
-    having = set(team_per_location.values())
+    having = set(team_of.values())
     problems = [
-        f"dags/common/owners.py: {owner} has no location: make new-team makes one; or say why it needs none in "
+        f"{OWNERS}: {owner} has no location: make new-team makes one; or say why it needs none in "
         "TEAMS_WITHOUT_LOCATION of dags/tests/policy/test_shared_policies.py"
         for owner in owners
         if owner not in having and not without_location.get(owner)
@@ -65,19 +66,18 @@ def every_owner_has_a_location(
     return problems
 
 
-def every_location_has_a_team(
-    locations: Sequence[str], owners: Sequence[str], team_per_location: Mapping[str, str]
-) -> list[str]:
-    """Who hears of a failure that names no owner."""
+def every_location_has_a_team(team_of: Mapping[str, str | None], other_locations: Sequence[str]) -> list[str]:
+    """A failure without an owner is its location's. `other_locations` are not named like their team."""
     problems = [
-        f"{SLACK_ALERTS}: the location {location} has no team: add it to team_per_location"
-        for location in locations
-        if team_per_location.get(location) not in owners
+        f"dags/locations/{location}.py: no team is called team-{location.replace('_', '-')}: add it to JobOwners in "
+        f"{OWNERS}, or the location to TEAM_OF_OTHER_LOCATIONS there"
+        for location, team in team_of.items()
+        if team is None
     ]
     problems += [
-        f"{SLACK_ALERTS}: team_per_location names {location}, which is no location: remove it"
-        for location in team_per_location
-        if location not in locations
+        f"{OWNERS}: TEAM_OF_OTHER_LOCATIONS names {location}, which is no location: remove it"
+        for location in other_locations
+        if location not in team_of
     ]
     return problems
 

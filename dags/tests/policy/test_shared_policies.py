@@ -5,17 +5,17 @@ import dagster as dg
 import pytest
 import yaml
 
-from dags.common.owners import JobOwners, owned_by
+from dags.common.owners import TEAM_OF_OTHER_LOCATIONS, JobOwners, owned_by, team_of_location
 from dags.common.tags import MAX_RETRIES_TAG, MAX_RUNTIME_TAG
-from dags.slack_alerts import CONSECUTIVE_FAILURE_THRESHOLDS, notification_channel_per_team, team_per_location
+from dags.slack_alerts import CONSECUTIVE_FAILURE_THRESHOLDS, notification_channel_per_team
 from dags.tests.policy import shared_policies as policies
 from dags.tests.policy.loaded import LOCATIONS, of_each_location
 
 ROOT = Path(__file__).parents[3]
 OWNERS = [owner.value for owner in JobOwners]
+TEAM_OF = {location: team_of_location(location) for location in LOCATIONS}
 INSTANCE: dict[str, Any] = yaml.safe_load((ROOT / policies.DAGSTER_YAML).read_text())
 
-# Teams that hear of alerts and own no code, each with the reason.
 # Such as one whose work is all in other teams' locations, with the reason.
 TEAMS_WITHOUT_LOCATION: dict[str, str] = {}
 
@@ -61,7 +61,7 @@ def test_a_channel_that_is_missing_strange_or_shared_is_named(channels: dict[str
 
 
 def test_every_owner_has_a_location_or_is_known_to_have_none() -> None:
-    problems = policies.every_owner_has_a_location(OWNERS, team_per_location, TEAMS_WITHOUT_LOCATION)
+    problems = policies.every_owner_has_a_location(OWNERS, TEAM_OF, TEAMS_WITHOUT_LOCATION)
     assert not problems, "\n".join(problems)
 
 
@@ -73,24 +73,24 @@ def test_every_owner_has_a_location_or_is_known_to_have_none() -> None:
     ],
 )
 def test_an_owner_without_location_is_named_and_so_is_one_that_has_one_now(
-    team_of: dict[str, str], without: dict[str, str], problem: str
+    team_of: dict[str, str | None], without: dict[str, str], problem: str
 ) -> None:
     (found,) = policies.every_owner_has_a_location(["team-a", "team-b"], team_of, without)
     assert problem in found
 
 
 def test_every_location_has_a_team() -> None:
-    problems = policies.every_location_has_a_team(list(LOCATIONS), OWNERS, team_per_location)
+    problems = policies.every_location_has_a_team(TEAM_OF, list(TEAM_OF_OTHER_LOCATIONS))
     assert not problems, "\n".join(problems)
 
 
 def test_a_location_without_a_team_and_a_team_of_no_location_are_named() -> None:
-    problems = policies.every_location_has_a_team(["a", "b"], ["team-a"], {"a": "nobody", "c": "team-a"})
-    assert [problem.split(": ", 1)[1] for problem in problems] == [
-        "the location a has no team: add it to team_per_location",
-        "the location b has no team: add it to team_per_location",
-        "team_per_location names c, which is no location: remove it",
-    ]
+    problems = policies.every_location_has_a_team({"a": None, "b": "team-b"}, ["b", "c"])
+    no_team, no_location = problems
+    assert no_team.startswith(
+        "dags/locations/a.py: no team is called team-a: add it to JobOwners in dags/common/owners.py"
+    )
+    assert no_location == ("dags/common/owners.py: TEAM_OF_OTHER_LOCATIONS names c, which is no location: remove it")
 
 
 def test_every_threshold_is_of_a_job_and_more_than_one() -> None:

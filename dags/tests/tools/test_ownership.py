@@ -6,7 +6,6 @@ import dagster as dg
 from click.testing import CliRunner
 
 from dags.common.owners import JobOwners, owned_by
-from dags.slack_alerts import team_per_location
 from tools.ownership import CODEOWNERS, HEAD, NO_OWNER, ROOT, codeowners, main, owned, report
 
 
@@ -55,7 +54,7 @@ def test_a_definition_without_owner_is_listed_under_no_owner() -> None:
     found = owned({"cranes": dg.Definitions(jobs=[lift_job], assets=[dg.AssetSpec("beams")])})
     assert found["team-clickhouse"] == {"job": ["lift_job"]}
     assert found[NO_OWNER] == {"asset": ["beams"]}
-    assert report(NO_OWNER, found[NO_OWNER], {}, {}).splitlines() == [
+    assert report(NO_OWNER, None, [], found[NO_OWNER]).splitlines() == [
         "no owner",
         "  channel     none",
         "  location    none",
@@ -64,7 +63,7 @@ def test_a_definition_without_owner_is_listed_under_no_owner() -> None:
 
 
 def test_codeowners_matches_the_locations() -> None:
-    expected = codeowners(ROOT, team_per_location)
+    expected = codeowners(ROOT)
     assert CODEOWNERS.read_text() == expected, f"{CODEOWNERS} does not match the locations: run `make snapshot`"
     assert lines_of("codeowners") == expected.splitlines()
 
@@ -84,7 +83,7 @@ def test_each_team_owns_its_location_its_pipelines_and_their_tests(tmp_path: Pat
     for name, text in imports.items():
         (dags / "locations" / f"{name}.py").write_text(text)
     team_of = {"building": "team-building", "steel": "team-steel", "welding": "team-welding"}
-    written = codeowners(tmp_path, team_of)
+    written = codeowners(tmp_path, team_of.get)
     assert [line.split() for line in written.removeprefix(HEAD).splitlines()] == [
         ["*", "@analytics-platform/team-data-platform"],
         ["/dags/locations/building.py", "@analytics-platform/team-building"],

@@ -1,23 +1,45 @@
+from pathlib import Path
+
 import pytest
 
-from tools.scaffold import edits
-from tools.scaffold.edits import EditError
+from tools.scaffold.edits import Entries, add_entry, add_to_location
+from tools.scaffold.names import RefusedError
+from tools.scaffold.project import CHANNELS, CODE_SERVERS, OWNERS, WORKSPACE, Plan
 
-ENUM = '''class Owners(StrEnum):
+OWNERS_TEXT = '''class JobOwners(StrEnum):
     """The teams."""
 
     # Data.
-    B = "b"
-    # Money.
-    D = "d"
+    TEAM_B = "team-b"
+    # Money,
+    # and more of it.
+    TEAM_D = "team-d"
+
+
+OTHER = {"TEAM_C": 1}
 '''
-DICT = """channels: Mapping[str, str] = {
+CHANNELS_TEXT = """notification_channel_per_team: Mapping[str, str] = {
     # Of the first.
-    Owners.B.value: "#b",
-    # Of the
-    # second.
-    Owners.D.value: "#d",
+    JobOwners.TEAM_B.value: "#b",
+    JobOwners.TEAM_D.value: "#d",
 }
+"""
+WORKSPACE_TEXT = """# Locations.
+load_from:
+  - python_module: { module_name: dags.locations.b, location_name: b }
+  # - python_module: { module_name: dags.locations.d, location_name: d }  # much memory
+"""
+CODE_SERVERS_TEXT = """dagster-user-deployments:
+  deployments:
+    - <<: *code_server
+      name: b
+      # It needs more memory.
+      resources:
+        limits: { memory: 4Gi }
+    # Of the second.
+    - <<: *code_server
+      name: d
+runLauncher: {}
 """
 LOCATION = '''"""Growth."""
 
@@ -28,128 +50,88 @@ defs = build_definitions(
     assets=[
         # Made for a größe.
         *some_assets(),
-        b,
+        b,  # the last one
     ],
     jobs=[a_job],
     resources={**resources},
 )
 '''
-TOML = """[[tool.importlinter.contracts]]
-layers = [
-    "tests",
-    # Dags.
-    "events | rates",
-]
-"""
-WORKSPACE = """# Locations.
-load_from:
-  - python_module: { module_name: dags.locations.b, location_name: b }
-  # - python_module: { module_name: dags.locations.d, location_name: d }  # much memory
-"""
 
 
-@pytest.mark.parametrize(("name", "line_before"), [("A", "# Data."), ("C", 'B = "b"'), ("E", 'D = "d"')])
-def test_a_member_goes_to_its_place_and_comments_stay_with_theirs(name: str, line_before: str) -> None:
-    added = edits.add_enum_member(ENUM, "Owners", name, name.lower())
-    assert f"    {line_before}\n    {name} =" in added
-    assert edits.enum_members(added, "Owners") == {"B": "b", "D": "d", name: name.lower()}
-    assert edits.add_enum_member(added, "Owners", name, name.lower()) == added
+@pytest.mark.parametrize(
+    ("entries", "text", "name", "entry", "line_before"),
+    [
+        (OWNERS, OWNERS_TEXT, "TEAM_A", '    TEAM_A = "team-a"\n', "    # Data."),
+        (OWNERS, OWNERS_TEXT, "TEAM_C", '    TEAM_C = "team-c"\n', '    TEAM_B = "team-b"'),
+        (OWNERS, OWNERS_TEXT, "TEAM_E", '    TEAM_E = "team-e"\n', '    TEAM_D = "team-d"'),
+        (CHANNELS, CHANNELS_TEXT, "TEAM_C", '    JobOwners.TEAM_C.value: "#c",\n', '    JobOwners.TEAM_B.value: "#b",'),
+        (WORKSPACE, WORKSPACE_TEXT, "a", "  - python_module: { module_name: dags.locations.a, x }\n", "load_from:"),
+        (
+            WORKSPACE,
+            WORKSPACE_TEXT,
+            "e",
+            "  - python_module: { module_name: dags.locations.e, x }\n",
+            "  # - python_module: { module_name: dags.locations.d, location_name: d }  # much memory",
+        ),
+        (
+            CODE_SERVERS,
+            CODE_SERVERS_TEXT,
+            "c",
+            "    - <<: *code_server\n      name: c\n",
+            "        limits: { memory: 4Gi }",
+        ),
+        (CODE_SERVERS, CODE_SERVERS_TEXT, "e", "    - <<: *code_server\n      name: e\n", "      name: d"),
+    ],
+)
+def test_an_entry_is_added_in_its_sorted_place_and_comments_stay_with_theirs(
+    entries: Entries, text: str, name: str, entry: str, line_before: str
+) -> None:
+    added = add_entry(text, entries, name, entry)
+    assert f"{line_before}\n{entry}" in added
+    assert added.replace(entry, "") == text
+    assert add_entry(added, entries, name, entry) == added
 
 
-def test_an_entry_goes_to_its_place_and_comments_stay_with_theirs() -> None:
-    added = edits.add_dict_entry(DICT, "channels", "Owners.C.value", '"#c"')
-    assert '"#b",\n    Owners.C.value: "#c",\n    # Of the\n    # second.\n    Owners.D' in added
-    assert list(edits.dict_entries(added, "channels")) == ["Owners.B.value", "Owners.C.value", "Owners.D.value"]
-    assert edits.add_dict_entry(added, "channels", "Owners.C.value", "'#c'") == added
+def test_a_location_that_is_commented_out_counts_as_listed() -> None:
+    assert add_entry(WORKSPACE_TEXT, WORKSPACE, "d", "another") == WORKSPACE_TEXT
 
 
-def test_another_value_is_not_overwritten() -> None:
-    with pytest.raises(EditError, match=r"Owners\.B\.value: '#b', and not '#c': mend it there"):
-        edits.add_dict_entry(DICT, "channels", "Owners.B.value", '"#c"')
-    with pytest.raises(EditError, match=r"Owners\.B is 'b' and not 'c'"):
-        edits.add_enum_member(ENUM, "Owners", "B", "c")
+@pytest.mark.parametrize(
+    "text", ["", "class JobOwners(StrEnum):\n    pass\n", '    TEAM_B = "team-b"\nclass JobOwners:\n']
+)
+def test_a_text_without_the_heading_or_an_entry_is_refused(text: str) -> None:
+    with pytest.raises(RefusedError, match=r"dags/common/owners.py has no 'class JobOwners' with entries"):
+        add_entry(text, OWNERS, "TEAM_A", "")
 
 
-def test_a_location_lists_what_is_new_among_what_it_has() -> None:
-    added = edits.add_to_location(
-        LOCATION, "dags.signups", {"assets": "c", "asset_checks": "a_check", "jobs": "Z_job", "schedules": "a_schedule"}
+def test_a_location_lists_new_definitions_behind_the_ones_it_has() -> None:
+    added = add_to_location(
+        LOCATION, "growth.py", "dags.signups", {"assets": "c", "asset_checks": "a_check", "jobs": "z_job"}
     )
-    assert "from dags.signups import Z_job, a_check, a_schedule, c\n" in added
-    assert "        b, c,\n" in added
-    assert "jobs=[Z_job, a_job]" in added
-    assert "asset_checks=[a_check], jobs=" in added
-    assert "schedules=[a_schedule], resources=" in added
-    assert "# Made for a größe." in added
-    assert edits.add_to_location(added, "dags.signups", {"assets": "c"}) == added
+    assert "from dags.signups import c, a_check, z_job\n" in added
+    assert "        b,  # the last one\n        c,\n    ],\n" in added
+    assert "    jobs=[a_job, z_job],\n" in added
+    assert "    asset_checks=[a_check],\n" in added
+    assert "        # Made for a größe.\n" in added
 
 
-def test_a_location_that_registers_sensors_alone_gets_the_other_lists() -> None:
-    source = "from dags.locations import build_definitions\ndefs = build_definitions(sensors=[s])\n"
-    added = edits.add_to_location(source, "dags.signups", {"assets": "a", "jobs": "j"})
-    assert "build_definitions(assets=[a], jobs=[j], sensors=[s])" in added
-
-
-def test_a_module_goes_to_the_layer_of_dags() -> None:
-    added = edits.add_layer_member(TOML, "orders")
-    assert '    # Dags.\n    "events | orders | rates",' in added
-    assert edits.add_layer_member(added, "orders") == added
-
-
-@pytest.mark.parametrize(
-    ("location", "line_before"),
-    [
-        ("a", "load_from:"),
-        ("c", "  - python_module: { module_name: dags.locations.b, location_name: b }"),
-        ("e", "  # - python_module: { module_name: dags.locations.d, location_name: d }  # much memory"),
-    ],
-)
-def test_a_location_goes_to_its_place_in_the_workspace(location: str, line_before: str) -> None:
-    added = edits.add_workspace_entry(WORKSPACE, location)
-    entry = f"  - python_module: {{ module_name: dags.locations.{location}, location_name: {location} }}"
-    assert f"{line_before}\n{entry}\n" in added
-    assert edits.add_workspace_entry(added, location) == added
-
-
-def test_a_location_that_is_left_out_by_a_comment_is_listed() -> None:
-    assert edits.add_workspace_entry(WORKSPACE, "d") == WORKSPACE
-
-
-@pytest.mark.parametrize(
-    ("source", "problem"), [("x = 1\n", "no class Owners"), ("class Owners:\n    pass\n", "no members")]
-)
-def test_an_enum_that_is_not_there_is_named(source: str, problem: str) -> None:
-    with pytest.raises(EditError, match=problem):
-        edits.add_enum_member(source, "Owners", "A", "a")
+def test_a_location_on_one_line_gets_the_other_arguments(tmp_path: Path) -> None:
+    plan = Plan(tmp_path)
+    plan.put(
+        "growth.py", "from dags.locations import build_definitions\n\ndefs = build_definitions(sensors=[s], jobs=[],)\n"
+    )
+    added = add_to_location(plan.read("growth.py"), "growth.py", "dags.signups", {"assets": "a", "jobs": "j"})
+    plan.put("growth.py", added)
+    assert "build_definitions(\n    assets=[a],\n    sensors=[s],\n    jobs=[j],\n)" in plan.read("growth.py")
 
 
 @pytest.mark.parametrize(
     ("source", "problem"),
     [
-        ("x = 1\n", "no dict channels"),
-        ("channels: M = {'a': 'b'}\n", "an entry on each line"),
-        ("channels: M = f()\n", "is no dict"),
-    ],
-)
-def test_a_dict_that_is_not_there_is_named(source: str, problem: str) -> None:
-    with pytest.raises(EditError, match=problem):
-        edits.add_dict_entry(source, "channels", "'c'", "'d'")
-
-
-@pytest.mark.parametrize(
-    ("source", "problem"),
-    [
-        ("import a\n", "no import"),
-        ("from a import b\n", "build_definitions 0 times"),
-        ("from a import b\nbuild_definitions(jobs=b)\n", "jobs of build_definitions is no list"),
+        ("from dags.a import b\n", r"growth.py has no 'build_definitions\('"),
+        ("from dags.a import b\ndefs = build_definitions(\n    jobs=b,\n)\n", "the argument jobs .* is not a list"),
     ],
 )
 def test_a_location_of_another_form_is_refused(source: str, problem: str) -> None:
-    with pytest.raises(EditError, match=problem):
-        edits.add_to_location(source, "dags.a", {"jobs": "j"})
-
-
-def test_a_layer_or_a_workspace_without_an_entry_is_refused() -> None:
-    with pytest.raises(EditError, match="no one layer of dags"):
-        edits.add_layer_member("", "a")
-    with pytest.raises(EditError, match="no entries"):
-        edits.add_workspace_entry("load_from: []\n", "a")
+    with pytest.raises(RefusedError, match=problem):
+        add_to_location(source, "growth.py", "dags.a", {"jobs": "j"})

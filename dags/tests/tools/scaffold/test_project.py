@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from dags.tests.tools.scaffold.test_deployment import VALUES, deployments
+from dags.tests.deploy import chart
 from dags.tests.webserver import WEBSERVER, serving, wait_for
-from tools.scaffold.names import NameRefusedError, team_from
-from tools.scaffold.project import DEPLOYMENT, ScaffoldError, apply, plan_new_dag, plan_new_team
+from tools.scaffold.names import RefusedError, team_from
+from tools.scaffold.project import HELM_VALUES, apply, plan_new_dag, plan_new_team
 
 BIN = Path(sys.executable).parent
 LOAD_SECONDS = 120
@@ -22,7 +22,8 @@ CHANNEL = "#alerts-growth"
 
 
 def add_team(root: Path) -> None:
-    assert apply(plan_new_team(root, GROWTH, CHANNEL), lambda _: None)
+    """Add the team without the files that follow from the definitions."""
+    assert plan_new_team(root, GROWTH, CHANNEL).write()
 
 
 def assert_succeeds(root: Path, *command: str | Path, timeout_seconds: float = 170) -> None:
@@ -43,7 +44,7 @@ def texts(root: Path) -> dict[Path, str]:
 
 
 def test_a_new_team_and_a_second_dag_pass_lint_and_load(copy: Path) -> None:
-    add_team(copy)
+    assert apply(plan_new_team(copy, GROWTH, CHANNEL), lambda _: None)
     assert apply(plan_new_dag(copy, GROWTH, "signups"), lambda _: None)
     assert_succeeds(copy, BIN / "ruff", "check", ".")
     assert_succeeds(copy, BIN / "ruff", "format", "--check", ".")
@@ -57,14 +58,14 @@ def test_a_new_team_and_a_second_dag_pass_lint_and_load(copy: Path) -> None:
 
 @pytest.mark.slow
 def test_the_checks_of_a_new_team_and_the_types_pass_unchanged(copy: Path) -> None:
-    add_team(copy)
+    assert apply(plan_new_team(copy, GROWTH, CHANNEL), lambda _: None)
     assert apply(plan_new_dag(copy, GROWTH, "signups"), lambda _: None)
     assert_succeeds(copy, sys.executable, "-m", "tools.scaffold", "check-team", "growth")
     assert_succeeds(copy, BIN / "mypy")
 
 
 @pytest.mark.slow
-def test_the_location_of_a_new_team_shows_in_the_web_interface(
+def test_the_location_of_a_new_team_loads_in_the_web_interface(
     copy: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
     add_team(copy)
@@ -84,18 +85,18 @@ def test_the_location_of_a_new_team_shows_in_the_web_interface(
     assert set(loaded.values()) == {"RepositoryLocation"}
 
 
-def test_a_second_time_there_is_nothing_to_do(copy: Path) -> None:
+def test_a_second_run_has_nothing_to_do(copy: Path) -> None:
     add_team(copy)
-    apply(plan_new_dag(copy, GROWTH, "signups"), lambda _: None)
+    plan_new_dag(copy, GROWTH, "signups").write()
     before = texts(copy)
     said: list[str] = []
     assert not apply(plan_new_team(copy, GROWTH, CHANNEL), said.append)
     assert not apply(plan_new_dag(copy, GROWTH, "signups"), said.append)
-    assert said == ["Nothing to do: it is all there."] * 2
+    assert said == ["Nothing to do: everything is there."] * 2
     assert texts(copy) == before
 
 
-def test_what_a_team_has_made_of_its_location_stays_and_a_lost_entry_comes_back(copy: Path) -> None:
+def test_a_changed_location_stays_and_a_lost_entry_comes_back(copy: Path) -> None:
     add_team(copy)
     workspace = copy / ".dagster_home" / "workspace.yaml"
     location = copy / "dags" / "locations" / "growth.py"
@@ -113,23 +114,30 @@ def test_entries_are_in_their_sorted_places(copy: Path) -> None:
         ("dags/common/owners.py", r"^    (TEAM_\w+) ="),
         (".dagster_home/workspace.yaml", r"^  - .*locations\.(\w+),"),
         ("dags/slack_alerts.py", r"^    JobOwners\.(\w+)\.value: "),
-        ("dags/slack_alerts.py", r'^    "(\w+)": JobOwners'),
+        ("deploy/helm/values.yaml", r"^      name: ([\w-]+)$"),
     ):
         found = re.findall(pattern, (copy / path).read_text(), re.MULTILINE)
         assert any("growth" in one.lower() for one in found), path
         assert found == sorted(found), path
 
 
-def test_a_deployment_gets_an_entry_where_there_is_one(copy: Path) -> None:
-    values = copy / DEPLOYMENT
-    values.parent.mkdir(parents=True, exist_ok=True)
-    values.write_text(VALUES)
+def test_the_location_is_deployed_with_the_image_of_the_platform(copy: Path) -> None:
     add_team(copy)
-    assert [one["name"] for one in deployments(values.read_text())] == [
-        "analytics-platform",
-        "growth",
-        "revenue-analytics",
-    ]
+    (values,) = chart.read(copy / HELM_VALUES)
+    names = [server["name"] for server in chart.code_servers(values)]
+    assert names == sorted(names)
+    (server,) = [server for server in chart.code_servers(values) if server["name"] == "growth"]
+    assert server["image"] == values["shared"]["image"]
+    assert server["dagsterApiGrpcArgs"] == ["-m", "dags.locations.growth"]
+    hosts = values["dagsterWebserver"]["workspace"]["servers"]
+    assert {"host": "growth", "port": 3030, "name": "growth"} in hosts
+    assert hosts == sorted(hosts, key=lambda entry: str(entry["host"]))
+
+
+def test_a_team_is_added_where_nothing_is_deployed_by_helm(copy: Path) -> None:
+    (copy / HELM_VALUES).unlink()
+    add_team(copy)
+    assert not (copy / HELM_VALUES).exists()
 
 
 @pytest.mark.parametrize(
@@ -137,63 +145,62 @@ def test_a_deployment_gets_an_entry_where_there_is_one(copy: Path) -> None:
     [
         ("dags/common/owners.py", "class JobOwners"),
         ("dags/slack_alerts.py", "notification_channel_per_team: Mapping"),
-        ("dags/slack_alerts.py", "team_per_location: Mapping"),
         (".dagster_home/workspace.yaml", "- python_module"),
-        ("pyproject.toml", " | "),
+        ("deploy/helm/values.yaml", "- <<: *code_server"),
     ],
 )
-def test_without_an_anchor_the_file_is_named_and_nothing_is_written(copy: Path, path: str, anchor: str) -> None:
+def test_a_file_without_the_place_of_an_entry_is_named_and_nothing_is_written(
+    copy: Path, path: str, anchor: str
+) -> None:
     text = (copy / path).read_text()
     assert anchor in text
-    (copy / path).write_text(
-        text.replace(anchor, anchor.replace("_", "").replace("|", "/").replace("class J", "class MyJ"))
-    )
+    (copy / path).write_text(text.replace(anchor, anchor.replace("_", "").replace("class J", "class MyJ")))
     before = texts(copy)
-    with pytest.raises(ScaffoldError) as caught:
+    with pytest.raises(RefusedError) as caught:
         plan_new_team(copy, GROWTH, CHANNEL)
     assert path in str(caught.value)
     assert "Nothing was written" in str(caught.value)
     assert texts(copy) == before
 
 
-def test_a_disk_that_takes_one_file_less_leaves_all_as_they_were(copy: Path) -> None:
+def test_a_file_that_cannot_be_written_leaves_all_files_as_they_were(copy: Path) -> None:
     plan = plan_new_team(copy, GROWTH, CHANNEL)
-    # In the way of the last file: a directory cannot be written over.
-    (copy / "pyproject.toml.new").mkdir()
+    # A directory where the last file is written.
+    (copy / f"{list(plan.texts)[-1]}.new").mkdir()
     before = texts(copy)
-    with pytest.raises(OSError, match="pyproject"):
+    with pytest.raises(IsADirectoryError):
         plan.write()
     assert texts(copy) == before
     assert [path for path in copy.rglob("*.new") if path.is_file()] == []
 
 
 @pytest.mark.parametrize("name", ["events", "exchange-rate", "slack_alerts", "locks"])
-def test_the_name_of_a_module_is_refused_for_a_team_and_for_a_dag(copy: Path, name: str) -> None:
-    with pytest.raises(NameRefusedError, match="is there already"):
+def test_the_name_of_an_existing_module_is_refused_for_a_team_and_for_a_dag(copy: Path, name: str) -> None:
+    with pytest.raises(RefusedError, match="exists already"):
         plan_new_team(copy, team_from(name), "#alerts-new")
-    with pytest.raises(NameRefusedError, match="is there already"):
+    with pytest.raises(RefusedError, match="exists already"):
         plan_new_dag(copy, team_from("clickhouse"), name.replace("-", "_"))
 
 
 def test_the_channel_of_another_team_is_refused(copy: Path) -> None:
-    with pytest.raises(ScaffoldError, match=r"#alerts-ingestion is the channel of JobOwners\.TEAM_INGESTION"):
+    with pytest.raises(RefusedError, match="TEAM_INGESTION has '#alerts-ingestion'"):
         plan_new_team(copy, GROWTH, "#alerts-ingestion")
 
 
-def test_another_channel_of_a_team_is_not_written_over(copy: Path) -> None:
+def test_another_channel_of_the_same_team_is_not_overwritten(copy: Path) -> None:
     add_team(copy)
-    with pytest.raises(ScaffoldError, match=r"dags/slack_alerts.py: .*'#alerts-growth', and not '#growth'"):
+    with pytest.raises(RefusedError, match=r"dags/slack_alerts\.py: TEAM_GROWTH has '#alerts-growth', not '#growth'"):
         plan_new_team(copy, GROWTH, "#growth")
 
 
-def test_a_dag_of_an_unknown_team_is_refused_with_the_command_that_adds_it(copy: Path) -> None:
-    with pytest.raises(ScaffoldError, match="make new-team TEAM=growth CHANNEL=#alerts-growth"):
+def test_a_dag_for_an_unknown_team_is_refused_with_the_command_that_adds_the_team(copy: Path) -> None:
+    with pytest.raises(RefusedError, match="make new-team TEAM=growth CHANNEL=#alerts-growth"):
         plan_new_dag(copy, GROWTH, "signups")
 
 
 @pytest.mark.parametrize("shell", ["sh", "bash"])
 @pytest.mark.parametrize("channel", ["#alerts-growth", "'#alerts-growth'", "alerts-growth"])
-def test_make_takes_a_channel_with_its_sign_from_a_shell(copy: Path, shell: str, channel: str) -> None:
+def test_make_accepts_a_channel_with_its_hash_from_a_shell(copy: Path, shell: str, channel: str) -> None:
     # `true` in place of Python skips the set-up.
     make = f"make PYTHON=true BIN={BIN} new-team TEAM=growth CHANNEL={channel}"
     environment = {name: value for name, value in os.environ.items() if not name.startswith(("MAKE", "MFLAGS"))}
