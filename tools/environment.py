@@ -1,35 +1,42 @@
 """Makes `.venv` from `requirements.lock`: once, and again only when the lock, the interpreter or the place has changed.
 
-Run by the Makefile with the interpreter that the environment is made of, before any dependency exists: standard library
-only. What is installed is decided in pyproject.toml and requirements.lock, not here.
+Runs before any dependency exists, with the interpreter that the environment is made of: standard library only. uv, whose
+version and hashes the lock holds too, installs the packages from the index that pip is configured for; pip does it where
+uv is not available or fails.
 """
 
 from __future__ import annotations
 
+import ast
 import fcntl
 import hashlib
+import os
 import re
 import shutil
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 ENVIRONMENT = ROOT / ".venv"
+PYTHON = ENVIRONMENT / "bin" / "python"
+UV = ENVIRONMENT / "bin" / "uv"
 LOCK = ROOT / "requirements.lock"
-# Written last: an environment without it was interrupted and is made anew.
+# Written last: an environment without it was interrupted and is made again.
 STAMP = ENVIRONMENT / "complete"
+MAX_SILENT_SECONDS = 4
 
 
 def main() -> int:
-    """Makes the environment if it is not complete; returns the exit code."""
+    """Make the environment if it is not complete; return the exit code."""
     problem = interpreter_problem(sys.version_info[:2], (ROOT / "pyproject.toml").read_text())
     if problem:
         print(problem, file=sys.stderr)
         return 1
-    # SIGTERM ends the work as Ctrl-C does, so that pip is stopped too.
+    # SIGTERM ends the work as Ctrl-C does, so that the step that runs is stopped too.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     with (ROOT / ".venv.lock").open("w") as guard:
         # Two `make` at once: the second waits here and finds the work done.
@@ -44,7 +51,7 @@ def main() -> int:
 
 
 def interpreter_problem(version: tuple[int, int], pyproject: str) -> str | None:
-    """Returns why this interpreter will not do, with the remedy, or None when it will."""
+    """Return why this interpreter cannot be used, with the remedy, or None when it can."""
     supported = re.search(r'requires-python = ">=(\d+)\.(\d+),<(\d+)\.(\d+)"', pyproject)
     if supported is None:
         return "pyproject.toml: requires-python must read '>=X.Y,<X.Y'"
@@ -52,50 +59,139 @@ def interpreter_problem(version: tuple[int, int], pyproject: str) -> str | None:
     if low <= version < high:
         return None
     return (
-        f"Python {version[0]}.{version[1]} ({sys.executable}) will not do: "
+        f"Python {version[0]}.{version[1]} ({sys.executable}) cannot be used: "
         f"this project needs {low[0]}.{low[1]} or newer, below {high[0]}.{high[1]}. "
         "Name another interpreter: make PYTHON=/path/to/python3.11 <target>"
     )
 
 
 def fingerprint() -> str:
-    """Returns a digest of all that the environment is made from."""
+    """Return a digest of everything that the environment is made from."""
     parts = [LOCK.read_text(), sys.version, sys.base_prefix, str(ENVIRONMENT)]
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()
 
 
 def is_complete() -> bool:
-    """Tells whether the environment was finished from the present lock and its interpreter is still there."""
-    return (ENVIRONMENT / "bin" / "python").exists() and STAMP.exists() and STAMP.read_text() == fingerprint()
+    """Return whether the environment was finished from the present lock and its interpreter still exists."""
+    return PYTHON.exists() and STAMP.exists() and STAMP.read_text() == fingerprint()
 
 
 def build(guard: int) -> int:
-    """Makes the environment from nothing; returns the exit code of the first step that fails.
+    """Make the environment from nothing; return the exit code of the first step that fails.
 
-    `guard` is the locked file's descriptor. Each step holds it too, so that a step which outlives this program keeps
-    others waiting.
+    `guard` is the descriptor of the locked file. Each step holds it too: one that outlives this program keeps others
+    waiting.
     """
     started = time.monotonic()
-    print(f"Making .venv with Python {sys.version.split()[0]}: a few minutes the first time.", flush=True)
+    print(f"Making .venv with Python {sys.version.split()[0]}: about a minute the first time.", flush=True)
     shutil.rmtree(ENVIRONMENT, ignore_errors=True)
-    python = str(ENVIRONMENT / "bin" / "python")
-    steps = {
-        "make the environment (on Debian and Ubuntu the package python3.11-venv is needed)": [
-            *(sys.executable, "-m", "venv", str(ENVIRONMENT)),
-        ],
-        "install the locked packages (pip says why above)": [
-            *(python, "-m", "pip", "install", "--disable-pip-version-check", "--require-hashes", "-r", str(LOCK)),
-        ],
-        "check the installed packages": [python, "-m", "pip", "--disable-pip-version-check", "check"],
-    }
-    for name, command in steps.items():
-        code = subprocess.run(command, check=False, pass_fds=[guard]).returncode
+    code = run([sys.executable, "-m", "venv", str(ENVIRONMENT)], guard)
+    if code:
+        return fail("make the environment (Debian and Ubuntu need the package python3.11-venv)", code)
+    if not install_with_uv(guard):
+        code = run(pip("install", "--require-hashes", "-r", str(LOCK)), guard)
         if code:
-            print(f"Set-up could not {name}.", file=sys.stderr)
-            return code
+            return fail("install the locked packages (pip says why above)", code)
+    code = run(pip("check"), guard)
+    if code:
+        return fail("check the installed packages", code)
     STAMP.write_text(fingerprint())
     print(f"Made .venv in {time.monotonic() - started:.0f} seconds.", flush=True)
     return 0
+
+
+def install_with_uv(guard: int) -> bool:
+    """Install the lock with uv, after uv itself with pip; return whether both succeeded."""
+    requirement = locked_requirement(LOCK.read_text(), "uv")
+    if requirement is None:
+        return False
+    uv_only = ENVIRONMENT / "uv.lock"
+    uv_only.write_text(requirement)
+    if run(pip("install", "--quiet", "--no-deps", "--require-hashes", "-r", str(uv_only)), guard):
+        print("pip cannot install uv (it says why above); pip installs all packages, which takes longer.", flush=True)
+        return False
+    # The lock is the whole of what is installed, so there is nothing to resolve. pip compiles to bytecode too.
+    command = [str(UV), "pip", "install", "--no-config", "--no-deps", "--require-hashes", "--compile-bytecode"]
+    command += ["--python", str(PYTHON), "--requirements", str(LOCK)]
+    listed = subprocess.run(pip("config", "list"), capture_output=True, text=True, check=False).stdout
+    if run(command, guard, uv_variables(pip_configuration(listed), os.environ)):
+        print("uv failed (it says why above); pip installs the packages, which takes longer.", flush=True)
+        return False
+    return True
+
+
+def locked_requirement(lock: str, name: str) -> str | None:
+    """Return a package's requirement with its hashes as the lock has it, or None when it has none."""
+    found = re.search(rf"^{re.escape(name)}==(?:.*\\\n)*.*\n?", lock, re.MULTILINE)
+    return found[0] if found else None
+
+
+def pip_configuration(listed: str) -> dict[str, str]:
+    """Return pip's options from what `pip config list` prints: its files, and over them the variables `PIP_…`."""
+    values = re.findall(r"^(global|install|:env:)\.([a-z-]+)=('.*'|\".*\")$", listed, re.MULTILINE)
+    # In order of precedence, the last wins.
+    values.sort(key=lambda found: ("global", "install", ":env:").index(found[0]))
+    return {name: str(ast.literal_eval(value)) for _, name, value in values}
+
+
+def uv_variables(pip_options: Mapping[str, str], environ: Mapping[str, str]) -> dict[str, str]:
+    """Return the environment in which uv uses the indexes, certificates and proxy that pip is configured for.
+
+    Variables and not options of the command, because an index address may hold a password. Variables of uv that are
+    set already stay.
+    """
+    certificates = pip_options.get("cert") or environ.get("REQUESTS_CA_BUNDLE") or environ.get("CURL_CA_BUNDLE")
+    proxy = pip_options.get("proxy")
+    translated = {
+        "UV_DEFAULT_INDEX": pip_options.get("index-url"),
+        "UV_INDEX": " ".join(pip_options.get("extra-index-url", "").split()),
+        "UV_FIND_LINKS": ",".join(pip_options.get("find-links", "").split()),
+        "UV_NO_INDEX": "1" if pip_options.get("no-index", "").lower() in {"1", "true", "yes", "on"} else None,
+        # pip takes all indexes for equal. The hashes say which file is meant, wherever it comes from.
+        "UV_INDEX_STRATEGY": "unsafe-best-match",
+        "UV_INSECURE_HOST": " ".join(pip_options.get("trusted-host", "").split()),
+        "UV_HTTP_TIMEOUT": pip_options.get("timeout", pip_options.get("default-timeout")),
+        # pip trusts the certificates of the system.
+        "UV_SYSTEM_CERTS": "1",
+    }
+    overriding = {
+        "SSL_CERT_DIR" if certificates and Path(certificates).is_dir() else "SSL_CERT_FILE": certificates,
+        "SSL_CLIENT_CERT": pip_options.get("client-cert"),
+        **dict.fromkeys(("HTTP_PROXY", "HTTPS_PROXY", "http_proxy", "https_proxy"), proxy),
+    }
+    return {
+        **{name: value for name, value in translated.items() if value},
+        **environ,
+        **{name: value for name, value in overriding.items() if value},
+    }
+
+
+def pip(*arguments: str) -> list[str]:
+    """Return a command of the new environment's pip."""
+    return [str(PYTHON), "-m", "pip", "--disable-pip-version-check", *arguments]
+
+
+def run(command: Sequence[str], guard: int, environ: Mapping[str, str] | None = None) -> int:
+    """Run a step and return its exit code, with a sign of life whenever it has run for a while longer."""
+    started = time.monotonic()
+    with subprocess.Popen(command, pass_fds=[guard], env=environ) as process:
+        try:
+            while True:
+                try:
+                    return process.wait(MAX_SILENT_SECONDS)
+                except subprocess.TimeoutExpired:
+                    # On a terminal pip and uv draw their own progress.
+                    if not sys.stderr.isatty():
+                        print(f"  still at work after {time.monotonic() - started:.0f} seconds", flush=True)
+        except BaseException:
+            process.kill()
+            raise
+
+
+def fail(step: str, code: int) -> int:
+    """Say which step failed, and return its exit code."""
+    print(f"Set-up could not {step}.", file=sys.stderr)
+    return code
 
 
 if __name__ == "__main__":
