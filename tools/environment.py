@@ -1,8 +1,7 @@
 """Makes `.venv` from `requirements.lock`: once, and again only when the lock, the interpreter or the place has changed.
 
-Runs before any dependency exists, with the interpreter that the environment is made of: standard library only. uv, whose
-version and hashes the lock holds too, installs the packages from the index that pip is configured for; pip does it where
-uv is not available or fails.
+Runs before any dependency exists, with the interpreter of the environment: standard library only. uv, which the lock
+pins too, installs the packages from where pip is configured to look; pip does it where uv is not available or fails.
 """
 
 from __future__ import annotations
@@ -27,7 +26,7 @@ UV = ENVIRONMENT / "bin" / "uv"
 LOCK = ROOT / "requirements.lock"
 # Written last: an environment without it was interrupted and is made again.
 STAMP = ENVIRONMENT / "complete"
-MAX_SILENT_SECONDS = 4
+PROGRESS_SECONDS = 4
 
 
 def main() -> int:
@@ -89,7 +88,7 @@ def build(guard: int) -> int:
     if code:
         return fail("make the environment (Debian and Ubuntu need the package python3.11-venv)", code)
     if not install_with_uv(guard):
-        code = run(pip("install", "--require-hashes", "-r", str(LOCK)), guard)
+        code = run(pip("install", "--require-hashes", "--requirement", str(LOCK)), guard)
         if code:
             return fail("install the locked packages (pip says why above)", code)
     code = run(pip("check"), guard)
@@ -105,17 +104,19 @@ def install_with_uv(guard: int) -> bool:
     requirement = locked_requirement(LOCK.read_text(), "uv")
     if requirement is None:
         return False
-    uv_only = ENVIRONMENT / "uv.lock"
-    uv_only.write_text(requirement)
-    if run(pip("install", "--quiet", "--no-deps", "--require-hashes", "-r", str(uv_only)), guard):
-        print("pip cannot install uv (it says why above); pip installs all packages, which takes longer.", flush=True)
+    uv_alone = ENVIRONMENT / "uv.lock"
+    uv_alone.write_text(requirement)
+    if run(pip("install", "--quiet", "--no-deps", "--require-hashes", "--requirement", str(uv_alone)), guard):
+        print("pip cannot install uv (it says why above), so pip installs everything, which takes longer.", flush=True)
         return False
-    # The lock is the whole of what is installed, so there is nothing to resolve. pip compiles to bytecode too.
-    command = [str(UV), "pip", "install", "--no-config", "--no-deps", "--require-hashes", "--compile-bytecode"]
+    # The lock is complete, so nothing is resolved. Nothing is compiled: the first import of a module does it, and most
+    # modules are never imported.
+    command = [str(UV), "pip", "install", "--no-config", "--no-deps", "--require-hashes"]
     command += ["--python", str(PYTHON), "--requirements", str(LOCK)]
     listed = subprocess.run(pip("config", "list"), capture_output=True, text=True, check=False).stdout
-    if run(command, guard, uv_variables(pip_configuration(listed), os.environ)):
-        print("uv failed (it says why above); pip installs the packages, which takes longer.", flush=True)
+    environ = uv_variables(pip_options(listed), os.environ)
+    if run(command, guard, environ, shows_progress=sys.stderr.isatty()):
+        print("uv failed (it says why above), so pip installs the packages, which takes longer.", flush=True)
         return False
     return True
 
@@ -126,43 +127,43 @@ def locked_requirement(lock: str, name: str) -> str | None:
     return found[0] if found else None
 
 
-def pip_configuration(listed: str) -> dict[str, str]:
-    """Return pip's options from what `pip config list` prints: its files, and over them the variables `PIP_…`."""
-    values = re.findall(r"^(global|install|:env:)\.([a-z-]+)=('.*'|\".*\")$", listed, re.MULTILINE)
-    # In order of precedence, the last wins.
-    values.sort(key=lambda found: ("global", "install", ":env:").index(found[0]))
-    return {name: str(ast.literal_eval(value)) for _, name, value in values}
+def pip_options(listed: str) -> dict[str, str]:
+    """Return pip's options from the output of `pip config list`, which has its files and the variables `PIP_…`."""
+    order = ("global", "install", ":env:")
+    found = re.findall(r"^(global|install|:env:)\.([a-z-]+)=('.*'|\".*\")$", listed, re.MULTILINE)
+    # A later section overrides an earlier one.
+    found.sort(key=lambda option: order.index(option[0]))
+    return {name: str(ast.literal_eval(value)) for _, name, value in found}
 
 
-def uv_variables(pip_options: Mapping[str, str], environ: Mapping[str, str]) -> dict[str, str]:
-    """Return the environment in which uv uses the indexes, certificates and proxy that pip is configured for.
+def uv_variables(options: Mapping[str, str], environ: Mapping[str, str]) -> dict[str, str]:
+    """Return the environment in which uv uses the indexes, certificates and proxy of these options of pip.
 
-    Variables and not options of the command, because an index address may hold a password. Variables of uv that are
-    set already stay.
+    They are variables and not arguments, because an address may hold a password. Variables of uv's own that are set
+    already stay.
     """
-    certificates = pip_options.get("cert") or environ.get("REQUESTS_CA_BUNDLE") or environ.get("CURL_CA_BUNDLE")
-    proxy = pip_options.get("proxy")
-    translated = {
-        "UV_DEFAULT_INDEX": pip_options.get("index-url"),
-        "UV_INDEX": " ".join(pip_options.get("extra-index-url", "").split()),
-        "UV_FIND_LINKS": ",".join(pip_options.get("find-links", "").split()),
-        "UV_NO_INDEX": "1" if pip_options.get("no-index", "").lower() in {"1", "true", "yes", "on"} else None,
-        # pip takes all indexes for equal. The hashes say which file is meant, wherever it comes from.
+    certificates = options.get("cert") or environ.get("REQUESTS_CA_BUNDLE") or environ.get("CURL_CA_BUNDLE") or ""
+    of_uv = {
+        "UV_DEFAULT_INDEX": options.get("index-url"),
+        "UV_INDEX": " ".join(options.get("extra-index-url", "").split()),
+        "UV_FIND_LINKS": ",".join(options.get("find-links", "").split()),
+        "UV_NO_INDEX": "1" if options.get("no-index", "").lower() in {"1", "true", "yes", "on"} else None,
+        # As pip does: no index goes before another. The hashes say which file is meant, wherever it comes from.
         "UV_INDEX_STRATEGY": "unsafe-best-match",
-        "UV_INSECURE_HOST": " ".join(pip_options.get("trusted-host", "").split()),
-        "UV_HTTP_TIMEOUT": pip_options.get("timeout", pip_options.get("default-timeout")),
+        "UV_INSECURE_HOST": " ".join(options.get("trusted-host", "").split()),
+        "UV_HTTP_TIMEOUT": options.get("timeout", options.get("default-timeout")),
         # pip trusts the certificates of the system.
         "UV_SYSTEM_CERTS": "1",
     }
-    overriding = {
-        "SSL_CERT_DIR" if certificates and Path(certificates).is_dir() else "SSL_CERT_FILE": certificates,
-        "SSL_CLIENT_CERT": pip_options.get("client-cert"),
-        **dict.fromkeys(("HTTP_PROXY", "HTTPS_PROXY", "http_proxy", "https_proxy"), proxy),
+    of_every_program = {
+        "SSL_CERT_DIR" if os.path.isdir(certificates) else "SSL_CERT_FILE": certificates,  # noqa: PTH112 - may be empty
+        "SSL_CLIENT_CERT": options.get("client-cert"),
+        **dict.fromkeys(("HTTP_PROXY", "HTTPS_PROXY", "http_proxy", "https_proxy"), options.get("proxy")),
     }
     return {
-        **{name: value for name, value in translated.items() if value},
+        **{name: value for name, value in of_uv.items() if value},
         **environ,
-        **{name: value for name, value in overriding.items() if value},
+        **{name: value for name, value in of_every_program.items() if value},
     }
 
 
@@ -171,18 +172,23 @@ def pip(*arguments: str) -> list[str]:
     return [str(PYTHON), "-m", "pip", "--disable-pip-version-check", *arguments]
 
 
-def run(command: Sequence[str], guard: int, environ: Mapping[str, str] | None = None) -> int:
-    """Run a step and return its exit code, with a sign of life whenever it has run for a while longer."""
+def run(
+    command: Sequence[str], guard: int, environ: Mapping[str, str] | None = None, *, shows_progress: bool = False
+) -> int:
+    """Run a step and return its exit code. Unless it shows its progress itself, say every few seconds that it runs."""
     started = time.monotonic()
-    with subprocess.Popen(command, pass_fds=[guard], env=environ) as process:
+    try:
+        process = subprocess.Popen(command, pass_fds=[guard], env=environ)
+    except OSError as error:
+        print(error, file=sys.stderr)
+        return 1
+    with process:
         try:
             while True:
                 try:
-                    return process.wait(MAX_SILENT_SECONDS)
+                    return process.wait(None if shows_progress else PROGRESS_SECONDS)
                 except subprocess.TimeoutExpired:
-                    # On a terminal pip and uv draw their own progress.
-                    if not sys.stderr.isatty():
-                        print(f"  still at work after {time.monotonic() - started:.0f} seconds", flush=True)
+                    print(f"  still working ({time.monotonic() - started:.0f} s)", flush=True)
         except BaseException:
             process.kill()
             raise
