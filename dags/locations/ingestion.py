@@ -1,4 +1,4 @@
-"""Events from object storage into ClickHouse. team-ingestion."""
+"""Events from object storage into ClickHouse. Owned by team-ingestion."""
 
 from dags.events.assets import events
 from dags.events.checks import few_events_are_rejected

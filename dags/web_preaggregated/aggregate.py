@@ -1,10 +1,7 @@
-"""Computes days of the web tables: into tables of the run, checked, then swapped in day by day.
+"""Computing days of the web tables: into staging tables of the run, checked, then swapped in day by day.
 
-Belongs here: the order of the work and what is kept of it. Not here: the SQL (`statements.py`), which days and when
-(`assets.py`, `schedules.py`).
-
-Whatever happens in the middle, the tables have each day as it was before or as it is now, and running it again gives
-what one run would have given. Tables of a run that died are dropped by a later one.
+If a run dies, each day of the tables is either unchanged or complete, and running it again gives the same result. A
+later run drops the staging tables of a run that died.
 """
 
 import dataclasses
@@ -21,7 +18,7 @@ from dags.common.clickhouse.ddl import Table
 from dags.common.clickhouse.query import Rows, quoted
 from dags.common.clickhouse.staging import StagingError, check_structure, staging, swap_statement
 from dags.web_preaggregated.statements import (
-    EVENTS_OF_A_PASS,
+    MAX_EVENTS_PER_PASS,
     SESSION_SETTINGS,
     SESSIONS,
     TABLE_SETTINGS,
@@ -29,9 +26,9 @@ from dags.web_preaggregated.statements import (
     Window,
     counted_days_statement,
     events_by_team_statement,
-    over_long_statement,
     sessions_statement,
     table_statement,
+    too_long_sessions_statement,
     top_pages_statement,
     windows_of,
     without_session_statement,
@@ -42,9 +39,9 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-# As long as the run itself may take.
+# The maximum runtime of the run itself.
 TIMEOUT_SECONDS = 4 * 3600.0
-TOP_PAGES = 10
+MAX_TOP_PAGES = 10
 COST_STATEMENT = """
 SELECT sum(read_rows), sum(read_bytes), max(memory_usage) FROM system.query_log
 WHERE event_date >= today() - 1 AND type = 'QueryFinish' AND query_id IN %(ids)s
@@ -56,7 +53,7 @@ WHERE database = currentDatabase() AND table = %(table)s AND active AND partitio
 
 
 @dataclass(frozen=True)
-class Page:
+class TopPage:
     """One of the pages with most pageviews on a day."""
 
     team_id: int
@@ -67,8 +64,8 @@ class Page:
 
 
 @dataclass(frozen=True)
-class Day:
-    """What a day has. Visitors are counted by team, and the rows by table."""
+class DayNumbers:
+    """The numbers of a day. Visitors are counted by team, rows by table."""
 
     sessions: int = 0
     pageviews: int = 0
@@ -78,14 +75,14 @@ class Day:
     teams: int = 0
     pageviews_without_session: int = 0
     rows: Mapping[str, int] = field(default_factory=dict)
-    top_pages: Sequence[Page] = ()
+    top_pages: Sequence[TopPage] = ()
 
 
 @dataclass(frozen=True)
 class AggregationOutcome:
-    """What one call did: each day, and the seconds, rows and bytes read and the highest memory of its statements."""
+    """The result of one call: each day, the duration, and the rows, bytes and peak memory of its statements."""
 
-    days: Mapping[dt.date, Day]
+    days: Mapping[dt.date, DayNumbers]
     seconds: float
     rows_read: int
     bytes_read: int
@@ -100,34 +97,33 @@ def pre_aggregate(
     run_id: str,
     team_ids: Sequence[int] | None = None,
     drop_before: dt.date | None = None,
-    events_of_a_pass: int = EVENTS_OF_A_PASS,
+    max_events_per_pass: int = MAX_EVENTS_PER_PASS,
 ) -> AggregationOutcome:
-    """Compute these days (UTC) of both tables of the grain, of these teams or of all, and swap them in.
+    """Compute these days (UTC) of both tables of the grain, for these teams or for all, and swap them in.
 
-    Days in a row are one pass over their events. A day without sessions is emptied, and so is what other teams had on
-    it. May be called again at any time. On a cluster that replicates one host works, and reads the events of all; other
-    hosts each work on their own events. Days before `drop_before` are dropped. More than `events_of_a_pass` events are
-    sessionised in several passes, each of other teams. Raises StagingError, and what the
-    cluster raises.
+    Consecutive days share one pass over their events. A day without sessions, and the rows of other teams, are removed.
+    It may be called again at any time. On a replicated cluster one host computes from the events of all; otherwise each
+    host computes from its own events. Days before `drop_before` are dropped. More than `max_events_per_pass` events are
+    read in several passes by team. Raises StagingError, and what the cluster raises.
     """
     windows = windows_of(days, None if team_ids is None else tuple(team_ids))
     if not windows:
-        raise ValueError("There is no day to compute: give at least one.")
+        raise ValueError("There are no days to compute: give at least one.")
 
-    def work(client: "Client") -> AggregationOutcome:
-        outcome = _work(client, grain, windows, run_id, cluster.database, events_of_a_pass)
+    def compute(client: "Client") -> AggregationOutcome:
+        outcome = _compute(client, grain, windows, run_id, cluster.database, max_events_per_pass)
         if drop_before is not None:
             _drop_days(client, grain, drop_before)
         return outcome
 
     table = grain.stats.name
-    outcomes = cluster.map_write_hosts(table, work, retryable=True, timeout_seconds=TIMEOUT_SECONDS).result()
+    outcomes = cluster.map_write_hosts(table, compute, retryable=True, timeout_seconds=TIMEOUT_SECONDS).result()
     return _merged(list(outcomes.values()))
 
 
 @dataclass
 class _Statements:
-    """Runs statements on one client, and remembers their ids to tell what they cost."""
+    """Statements on one client, whose query ids are kept to measure their cost."""
 
     client: "Client"
     ids: list[str] = field(default_factory=list)
@@ -149,21 +145,21 @@ class _Statements:
         return rows
 
     def cost(self) -> tuple[int, int, int]:
-        """Rows and bytes read, and the highest memory in bytes, of all that was run."""
+        """Return rows read, bytes read and peak memory in bytes of all statements that were run."""
         self.client.execute("SYSTEM FLUSH LOGS query_log")
         ((rows, size, memory),) = self.client.execute(COST_STATEMENT, {"ids": self.ids})
         return rows, size, memory
 
 
-def _work(
-    client: "Client", grain: Grain, windows: Sequence[Window], run_id: str, database: str, events_of_a_pass: int
+def _compute(
+    client: "Client", grain: Grain, windows: Sequence[Window], run_id: str, database: str, max_events_per_pass: int
 ) -> AggregationOutcome:
     started = time.monotonic()
     statements = _Statements(client)
-    days: dict[dt.date, Day] = {}
+    days: dict[dt.date, DayNumbers] = {}
     for window in windows:
         with staging(client, (SESSIONS, *grain.tables), run_id, database) as (sessions, *targets):
-            _sessionise(statements, window, sessions, events_of_a_pass)
+            _build_sessions(statements, window, sessions, max_events_per_pass)
             for target, table in zip(targets, grain.tables, strict=True):
                 statements.run(table_statement(grain, table, target, sessions), None, TABLE_SETTINGS)
             computed = _days(statements, window, sessions, dict(zip(targets, grain.tables, strict=True)))
@@ -177,36 +173,38 @@ def _work(
     return AggregationOutcome(days, time.monotonic() - started, rows_read, bytes_read, memory)
 
 
-def _sessionise(statements: _Statements, window: Window, sessions: str, events_of_a_pass: int) -> None:
+def _build_sessions(statements: _Statements, window: Window, sessions: str, max_events_per_pass: int) -> None:
     parameters = window.parameters()
     events_by_team = statements.run(events_by_team_statement(window), parameters, SESSION_SETTINGS)
-    for part in window.passes(events_by_team, events_of_a_pass):
+    for part in window.passes(events_by_team, max_events_per_pass):
         statements.run(sessions_statement(part, sessions), part.parameters(), SESSION_SETTINGS)
-    ((over_long,),) = statements.run(f"SELECT count() FROM {quoted(sessions)} WHERE is_over_long")  # noqa: S608 - a name made here
-    if over_long:
-        logger.info("%d session ids have events that span more than a session can have", over_long)
-        statements.run(over_long_statement(window, sessions), parameters, SESSION_SETTINGS)
+    ((too_long,),) = statements.run(f"SELECT count() FROM {quoted(sessions)} WHERE is_too_long")  # noqa: S608 - a generated name
+    if too_long:
+        logger.info("%d session ids have events that span more than a session", too_long)
+        statements.run(too_long_sessions_statement(window, sessions), parameters, SESSION_SETTINGS)
 
 
-def _days(statements: _Statements, window: Window, sessions: str, targets: Mapping[str, Table]) -> dict[dt.date, Day]:
+def _days(
+    statements: _Statements, window: Window, sessions: str, targets: Mapping[str, Table]
+) -> dict[dt.date, DayNumbers]:
     days = {
-        day: Day(sessions_, pageviews, visitors, bounces, seconds, teams)
+        day: DayNumbers(sessions_, pageviews, visitors, bounces, seconds, teams)
         for day, sessions_, pageviews, visitors, bounces, seconds, teams in statements.run(
             counted_days_statement(sessions), None, SESSION_SETTINGS
         )
     }
-    lost = statements.run(without_session_statement(window.team_ids), window.parameters(), SESSION_SETTINGS)
-    without: dict[dt.date, int] = {day: count for day, count in lost}  # noqa: C416 - rows of any length to the type checker
-    pages: dict[dt.date, list[Page]] = {}
-    for day, *page in statements.run(top_pages_statement(sessions, TOP_PAGES), None, SESSION_SETTINGS):
-        pages.setdefault(day, []).append(Page(*page))
+    without_session = statements.run(without_session_statement(window.team_ids), window.parameters(), SESSION_SETTINGS)
+    without: dict[dt.date, int] = {day: count for day, count in without_session}  # noqa: C416 - rows of any length to the type checker
+    pages: dict[dt.date, list[TopPage]] = {}
+    for day, *page in statements.run(top_pages_statement(sessions, MAX_TOP_PAGES), None, SESSION_SETTINGS):
+        pages.setdefault(day, []).append(TopPage(*page))
     rows: dict[dt.date, dict[str, int]] = {day: {table.name: 0 for table in targets.values()} for day in window.days}
     for target, table in targets.items():
-        for day, count in statements.run(f"SELECT toDate(period_bucket), count() FROM {quoted(target)} GROUP BY 1"):  # noqa: S608 - a name made here
+        for day, count in statements.run(f"SELECT toDate(period_bucket), count() FROM {quoted(target)} GROUP BY 1"):  # noqa: S608 - a generated name
             rows[day][table.name] = count
     return {
         day: dataclasses.replace(
-            days.get(day, Day()),
+            days.get(day, DayNumbers()),
             pageviews_without_session=without.get(day, 0),
             rows=rows[day],
             top_pages=pages.get(day, ()),
@@ -215,14 +213,14 @@ def _days(statements: _Statements, window: Window, sessions: str, targets: Mappi
     }
 
 
-def _check(client: "Client", target: str, table: Table, computed: Mapping[dt.date, Day]) -> None:
-    """Raise StagingError when a staging table is not of the form of its table, or has not what the sessions have."""
+def _check(client: "Client", target: str, table: Table, computed: Mapping[dt.date, DayNumbers]) -> None:
+    """Raise StagingError when a staging table differs from its table in form, or from the sessions in pageviews."""
     check_structure(client, target, table)
-    statement = f"SELECT toDate(period_bucket), sumMerge(pageviews_count_state) FROM {quoted(target)} GROUP BY 1"  # noqa: S608 - a name made here
+    statement = f"SELECT toDate(period_bucket), sumMerge(pageviews_count_state) FROM {quoted(target)} GROUP BY 1"  # noqa: S608 - a generated name
     found = dict(client.execute(statement))
     expected = {day: one.pageviews for day, one in computed.items() if one.pageviews}
     if found != expected:
-        raise StagingError(f"{target} has the pageviews {found}, and the sessions have {expected}.")
+        raise StagingError(f"{target} has the pageviews {found}, but the sessions have {expected}.")
 
 
 def _drop_days(client: "Client", grain: Grain, before: dt.date) -> None:
@@ -233,7 +231,7 @@ def _drop_days(client: "Client", grain: Grain, before: dt.date) -> None:
 
 
 def _merged(outcomes: Sequence[AggregationOutcome]) -> AggregationOutcome:
-    """Of hosts that have events of their own each: the numbers added, the busiest host's memory."""
+    """Return the sum of the hosts' outcomes, with the longest duration and the highest memory."""
     if len(outcomes) == 1:
         return outcomes[0]
     days = {day: _sum([outcome.days[day] for outcome in outcomes]) for day in outcomes[0].days}
@@ -246,8 +244,8 @@ def _merged(outcomes: Sequence[AggregationOutcome]) -> AggregationOutcome:
     )
 
 
-def _sum(days: Sequence[Day]) -> Day:
-    return Day(
+def _sum(days: Sequence[DayNumbers]) -> DayNumbers:
+    return DayNumbers(
         sessions=sum(day.sessions for day in days),
         pageviews=sum(day.pageviews for day in days),
         visitors=sum(day.visitors for day in days),
@@ -257,6 +255,6 @@ def _sum(days: Sequence[Day]) -> Day:
         pageviews_without_session=sum(day.pageviews_without_session for day in days),
         rows={name: sum(day.rows[name] for day in days) for name in days[0].rows},
         top_pages=sorted((page for day in days for page in day.top_pages), key=lambda page: -page.pageviews)[
-            :TOP_PAGES
+            :MAX_TOP_PAGES
         ],
     )

@@ -1,8 +1,4 @@
-"""The assets of web analytics: the two daily tables, the two hourly ones, and the selection of teams.
-
-Belongs here: partitions, run config, metadata, and how errors end a step. Not here: how days are computed
-(`aggregate.py`), and how many partitions a run takes, which the location says.
-"""
+"""The assets of web analytics: the two daily tables, the two hourly tables, and the selection of teams."""
 
 import datetime as dt
 from collections.abc import Iterator
@@ -19,7 +15,7 @@ from dags.common.resources import ClickhouseResource
 from dags.common.schedules import run_is_over
 from dags.common.settings import Settings, SettingsError
 from dags.common.tags import NO_CHECK_BECAUSE
-from dags.web_preaggregated.aggregate import AggregationOutcome, Day, pre_aggregate
+from dags.web_preaggregated.aggregate import AggregationOutcome, DayNumbers, pre_aggregate
 from dags.web_preaggregated.statements import DAILY, HOURLY, ONE_DAY, Grain
 from dags.web_preaggregated.teams import select_teams, selected_teams
 
@@ -34,14 +30,14 @@ STATS_HOURLY = dg.AssetKey("web_analytics_stats_table_hourly")
 BOUNCES_HOURLY = dg.AssetKey("web_analytics_bounces_hourly")
 TEAM_SELECTION = dg.AssetKey("web_analytics_team_selection")
 
-# Everything that computes web tables: the limit of the pool, in the instance's dagster.yaml, is one run at a time.
+# The pool of every step that computes web tables. Its limit in dagster.yaml is one run at a time.
 POOL = "web_pre_aggregation"
 
-# Yesterday is the last one: a day that is not over is in the hourly tables. The first is early enough for imports.
+# The last partition is yesterday: the current day is in the hourly tables. The start is early enough for imports.
 DAILY_PARTITIONS = dg.DailyPartitionsDefinition(start_date="2015-01-01", timezone="UTC")
 RETRY_POLICY = dg.RetryPolicy(max_retries=2, delay=60, backoff=dg.Backoff.EXPONENTIAL, jitter=dg.Jitter.PLUS_MINUS)
-# Until then after midnight the hourly tables are brought up to date for yesterday too: the daily ones may not be yet.
-YESTERDAY_UNTIL = dt.timedelta(hours=3)
+# For so long after midnight the hourly tables also compute yesterday, which the daily tables may not have yet.
+YESTERDAY_GRACE_PERIOD = dt.timedelta(hours=3)
 
 
 class CurrentDayConfig(dg.Config):
@@ -49,7 +45,7 @@ class CurrentDayConfig(dg.Config):
 
     now: str | None = Field(
         default=None,
-        description="Compute as if it were this moment: ISO 8601 with its zone. Left out: the moment of the run.",
+        description="Time to compute as of, in ISO 8601 with a time zone. Default: the time of the run.",
     )
 
 
@@ -58,8 +54,8 @@ class TeamSelectionConfig(dg.Config):
 
     team_ids: list[int] = Field(
         default_factory=list,
-        description="Pre-aggregate these teams and no others. What other teams have in the web tables is removed. "
-        "Left out or empty: all teams. A team that is added has rows from the next run on: backfill its days.",
+        description="Compute only these teams, and remove the rows of all others from the web tables. Default or "
+        "empty: all teams. An added team has rows from the next run on: backfill its earlier days.",
     )
 
 
@@ -75,10 +71,10 @@ def _spec(key: dg.AssetKey, description: str, metadata: dict[str, str] | None = 
 
 
 def max_partitions_per_run() -> int:
-    """How many days a backfill packs into one run, as the environment says when a location is loaded.
+    """Return the maximum number of days per run of a backfill, from the environment.
 
-    Dagster takes this number from the definitions, so it is fixed then. A wrong environment gives the default: it must
-    not keep the location from loading, and every run and tick reports it.
+    Dagster takes it from the definitions, so it is read when a location loads. Invalid settings give the default: they
+    must not keep the location from loading, and every run and tick reports them.
     """
     try:
         return Settings().dagster_web_preaggregated_max_partitions_per_run
@@ -87,12 +83,12 @@ def max_partitions_per_run() -> int:
 
 
 def backfill_policy(partitions_per_run: int) -> dg.BackfillPolicy:
-    """Days in a row are one pass over their events, so many of them in a run are cheaper than many runs."""
+    """Return a policy of several days per run: consecutive days share one pass over their events."""
     return dg.BackfillPolicy.multi_run(max_partitions_per_run=partitions_per_run)
 
 
 def daily_web_tables(partitions_per_run: int) -> dg.AssetsDefinition:
-    """Both daily tables, which are always computed together: of the same sessions, in one pass."""
+    """Return the asset of both daily tables, which are computed from the same sessions in one pass."""
 
     @dg.multi_asset(
         name="web_analytics_daily_tables",
@@ -110,7 +106,7 @@ def daily_web_tables(partitions_per_run: int) -> dg.AssetsDefinition:
         context: dg.AssetExecutionContext, clickhouse: ClickhouseResource
     ) -> Iterator[dg.MaterializeResult[None]]:
         days = [dt.date.fromisoformat(key) for key in context.partition_keys]
-        outcome = _computed(context, clickhouse.cluster(context), DAILY, days)
+        outcome = _compute(context, clickhouse.cluster(context), DAILY, days)
         for key, table in ((STATS_DAILY, DAILY.stats.name), (BOUNCES_DAILY, DAILY.bounces.name)):
             for day in days:
                 metadata = _metadata(outcome, table, outcome.days[day])
@@ -127,7 +123,7 @@ def daily_web_tables(partitions_per_run: int) -> dg.AssetsDefinition:
         _spec(
             BOUNCES_HOURLY,
             "Sessions, bounces and duration of the current day by hour: web_bounces_hourly.",
-            {NO_CHECK_BECAUSE: "It is computed with the hourly pageviews, whose freshness is checked."},
+            {NO_CHECK_BECAUSE: "It is computed with web_analytics_stats_table_hourly, whose freshness is checked."},
         ),
     ],
     **step_owned_by(OWNER),
@@ -137,13 +133,13 @@ def daily_web_tables(partitions_per_run: int) -> dg.AssetsDefinition:
 def web_analytics_hourly_tables(
     context: dg.AssetExecutionContext, config: CurrentDayConfig, clickhouse: ClickhouseResource
 ) -> Iterator[dg.MaterializeResult[None]]:
-    """The current day, and for some hours after midnight the one before too. Older days are dropped."""
+    """The current day, and yesterday for some hours after midnight. Older days are dropped."""
     now = dt.datetime.fromisoformat(config.now) if config.now else dt.datetime.now(dt.UTC)
     if now.tzinfo is None:
-        raise dg.Failure(f"now is {config.now}: add its zone, such as +00:00.", allow_retries=False)
+        raise dg.Failure(f"now is {config.now}, without a time zone. Add one, such as +00:00.", allow_retries=False)
     today = now.astimezone(dt.UTC).date()
-    days = sorted({(now.astimezone(dt.UTC) - YESTERDAY_UNTIL).date(), today})
-    outcome = _computed(context, clickhouse.cluster(context), HOURLY, days, drop_before=today - ONE_DAY)
+    days = sorted({(now.astimezone(dt.UTC) - YESTERDAY_GRACE_PERIOD).date(), today})
+    outcome = _compute(context, clickhouse.cluster(context), HOURLY, days, drop_before=today - ONE_DAY)
     for key, table in ((STATS_HOURLY, HOURLY.stats.name), (BOUNCES_HOURLY, HOURLY.bounces.name)):
         yield dg.MaterializeResult(asset_key=key, metadata=_metadata(outcome, table, outcome.days[today]))
 
@@ -154,12 +150,12 @@ def web_analytics_hourly_tables(
     group_name=GROUP,
     retry_policy=RETRY_POLICY,
     pool=POOL,
-    metadata={NO_CHECK_BECAUSE: "It is what a person chose: there is nothing to compare it with."},
+    metadata={NO_CHECK_BECAUSE: "It is a manual choice: there is nothing to compare it with."},
 )
 def web_analytics_team_selection(
     context: dg.AssetExecutionContext, config: TeamSelectionConfig, clickhouse: ClickhouseResource
 ) -> dg.MaterializeResult[None]:
-    """The teams that are pre-aggregated: those of the run config, or all. Others lose their rows in the web tables."""
+    """The teams that are computed: those of the run config, or all. The rows of other teams are removed."""
     cluster = clickhouse.cluster(context)
     change = select_teams(cluster, config.team_ids)
     return dg.MaterializeResult(
@@ -173,7 +169,7 @@ def web_analytics_team_selection(
     )
 
 
-def _computed(
+def _compute(
     context: dg.AssetExecutionContext,
     cluster: ClickhouseCluster,
     grain: Grain,
@@ -182,7 +178,7 @@ def _computed(
 ) -> AggregationOutcome:
     dropped = drop_leftovers(cluster, lambda run_id: run_is_over(context.instance, run_id))
     if dropped:
-        context.log.info(f"Dropped what runs that are over had left: {', '.join(dropped)}")
+        context.log.info(f"Dropped staging tables of finished runs: {', '.join(dropped)}")
     teams = selected_teams(cluster)
     with fail_without_retry():
         outcome = pre_aggregate(
@@ -191,14 +187,14 @@ def _computed(
     context.log.info(
         f"{len(days)} days, {'all teams' if teams is None else f'{len(teams)} teams'}: "
         f"{sum(day.pageviews for day in outcome.days.values())} pageviews in {outcome.seconds:.1f} seconds, "
-        f"{outcome.rows_read} rows read, {outcome.peak_memory_bytes / 2**20:.0f} MiB at the most"
+        f"{outcome.rows_read} rows read, {outcome.peak_memory_bytes / 2**20:.0f} MiB of peak memory"
     )
     return outcome
 
 
-def _metadata(outcome: AggregationOutcome, table: str, day: Day) -> dict[str, dg.MetadataValue]:
-    """What people see, and plot, of one day of a table. Cost is that of the run, which computes days together."""
-    # Without sessions there is no rate: left out, since it is not zero.
+def _metadata(outcome: AggregationOutcome, table: str, day: DayNumbers) -> dict[str, dg.MetadataValue]:
+    """Return the metadata of one day of a table. The cost is that of the run, which computes its days together."""
+    # Without sessions a rate is unknown, not zero, so it is left out.
     rates = (
         {
             "bounce_rate_percent": 100 * day.bounces / day.sessions,
@@ -225,7 +221,7 @@ def _metadata(outcome: AggregationOutcome, table: str, day: Day) -> dict[str, dg
     }
 
 
-def _top_pages_table(day: Day) -> str:
+def _top_pages_table(day: DayNumbers) -> str:
     rows = [
         [page.team_id, code(page.host), code(page.pathname), page.pageviews, page.visitors] for page in day.top_pages
     ]

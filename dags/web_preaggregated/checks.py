@@ -1,10 +1,8 @@
-"""Asset checks on the web tables: do they have data, do they equal the raw events, are they fresh.
-
-Belongs here: what is looked at, and when it may be. Not here: the raw numbers themselves (`raw.py`).
-"""
+"""The asset checks on the web tables: they have data, equal the raw events, and are fresh."""
 
 import datetime as dt
-from collections.abc import Sequence
+import functools
+from collections.abc import Callable, Sequence
 
 import dagster as dg
 
@@ -13,22 +11,16 @@ from dags.common.clickhouse.query import Query
 from dags.common.owners import check_owned_by
 from dags.common.partitions import days_of_run
 from dags.common.resources import ClickhouseResource
-from dags.web_preaggregated.assets import (
-    BOUNCES_DAILY,
-    OWNER,
-    POOL,
-    STATS_DAILY,
-    STATS_HOURLY,
-)
-from dags.web_preaggregated.raw import NUMBERS, Comparison, Difference, Subject, compare_with_raw
-from dags.web_preaggregated.statements import LONGEST_SESSION, ONE_DAY, PAGEVIEW, windows_of
+from dags.web_preaggregated.assets import BOUNCES_DAILY, OWNER, POOL, STATS_DAILY, STATS_HOURLY
+from dags.web_preaggregated.raw import NUMBERS, Comparison, Subject, compare_with_raw
+from dags.web_preaggregated.statements import MAX_SESSION, ONE_DAY, PAGEVIEW, windows_of
 from dags.web_preaggregated.teams import selected_teams
 
-# Yesterday is computed at 01:00 UTC, and a run may wait for others and be tried again.
-LONGEST_DAILY_AGE_DAYS = 2
-LONGEST_HOURLY_AGE = dt.timedelta(hours=3)
-# Raw numbers of more days than this in one query would sort too much at once.
-DAYS_AT_ONCE = 7
+# Yesterday is computed at 01:00 UTC, by a run that may be queued and retried.
+MAX_DAILY_AGE = dt.timedelta(days=2)
+MAX_HOURLY_AGE = dt.timedelta(hours=3)
+# The raw numbers of more days in one query would sort too much at once.
+MAX_DAYS_PER_QUERY = 7
 
 STORED_DAYS_STATEMENT = """
 SELECT toDate(period_bucket) AS day, count() FROM {table} WHERE period_bucket >= %(first)s
@@ -45,206 +37,181 @@ SELECT DISTINCT toDate(timestamp) FROM events
 WHERE timestamp >= %(first)s AND timestamp <= %(last)s AND session_id != '' AND {PAGEVIEW}
 """  # noqa: S608 - a constant
 NEWEST_HOUR_STATEMENT = "SELECT max(period_bucket), count() FROM web_stats_hourly"
-NEWEST_EVENT_STATEMENT = f"""
-SELECT max(timestamp), count() FROM events
-WHERE timestamp > %(after)s AND timestamp <= %(now)s AND session_id != '' AND {PAGEVIEW}
+WAITING_PAGEVIEWS_STATEMENT = f"""
+SELECT count() FROM events
+WHERE timestamp > %(after)s AND timestamp <= %(until)s AND session_id != '' AND {PAGEVIEW}
 """  # noqa: S608 - a constant
 
 TABLES: dict[Subject, str] = {"stats": "web_stats_daily", "bounces": "web_bounces_daily"}
 
-
-def closed_days(days: Sequence[dt.date], now: dt.datetime) -> list[dt.date]:
-    """Of these days, those whose sessions have all come to an end: the day is over, and so are 24 hours more."""
-    return [
-        day for day in days if dt.datetime.combine(day + ONE_DAY, dt.time(), tzinfo=dt.UTC) + LONGEST_SESSION <= now
-    ]
+# What a check evaluates: a cluster and the days of the run, or None for a run without partitions.
+Evaluation = Callable[[ClickhouseCluster, Sequence[dt.date] | None], dg.AssetCheckResult]
 
 
-def _asked_days(context: dg.AssetCheckExecutionContext, cluster: ClickhouseCluster, subject: Subject) -> list[dt.date]:
-    """The days of the run; in a run without partitions, every day from the first one stored to the last."""
-    days = days_of_run(context.op_execution_context)
-    if days is not None:
-        return days
-    statement = STORED_RANGE_STATEMENT.format(table=TABLES[subject])
-    rows = cluster.any_host(Query(statement)).result()
-    return [day for first, last in rows for window in windows_of(_days(first, last)) for day in window.days]
-
-
-def _days(first: dt.date, last: dt.date) -> list[dt.date]:
-    return [first + n * ONE_DAY for n in range((last - first).days + 1)]
-
-
-def _equality(
-    context: dg.AssetCheckExecutionContext, cluster: ClickhouseCluster, subject: Subject
-) -> dg.AssetCheckResult:
+def equality(cluster: ClickhouseCluster, days: Sequence[dt.date] | None, subject: Subject) -> dg.AssetCheckResult:
+    """Compare the closed days of the run, or all stored closed days, with the raw events."""
     teams = selected_teams(cluster)
-    asked = _asked_days(context, cluster, subject)
-    days = closed_days(asked, dt.datetime.now(dt.UTC))
-    found = [
-        compare_with_raw(cluster, subject, some[0], some[-1], teams)
-        for window in windows_of(days)
-        for some in _pieces(window.days)
+    asked = _stored_days(cluster, subject) if days is None else days
+    closed = closed_days(asked, dt.datetime.now(dt.UTC))
+    comparisons = [
+        compare_with_raw(cluster, subject, part[0], part[-1], teams)
+        for window in windows_of(closed)
+        for part in _split(window.days)
     ]
-    return _equality_result(found, days, len(asked) - len(days), subject)
-
-
-def _pieces(days: Sequence[dt.date]) -> list[Sequence[dt.date]]:
-    return [days[start : start + DAYS_AT_ONCE] for start in range(0, len(days), DAYS_AT_ONCE)]
-
-
-def _equality_result(
-    found: Sequence[Comparison], days: Sequence[dt.date], open_days: int, subject: Subject
-) -> dg.AssetCheckResult:
-    different = sum(one.different for one in found)
-    shown: list[Difference] = [difference for one in found for difference in one.shown]
-    wrong_days = sorted({difference.day for difference in shown})
-    description = (
-        f"{different} groups differ from the raw events. Events came after the days were computed, or somebody changed "
-        f"the table: materialise {', '.join(map(str, wrong_days))} again.\n- " + "\n- ".join(map(str, shown))
-        if different
-        else f"{len(days)} closed days compared: {', '.join(NUMBERS[subject])} by team, day and path are equal."
-        if days
-        else "No day of these is closed: a session may go on for 24 hours after the day."
-    )
+    different = sum(comparison.different for comparison in comparisons)
     return dg.AssetCheckResult(
         passed=different == 0,
-        description=description,
+        description=_difference_message(comparisons)
+        if different
+        else f"{len(closed)} closed days compared: {', '.join(NUMBERS[subject])} by team, day and path are equal."
+        if closed
+        else "None of these days is closed: sessions may continue for 24 hours after the end of a day.",
         metadata={
-            "days_compared": len(days),
-            "days_not_closed": open_days,
-            "groups_compared": sum(one.compared for one in found),
+            "days_compared": len(closed),
+            "days_not_closed": len(asked) - len(closed),
+            "groups_compared": sum(comparison.compared for comparison in comparisons),
             "groups_different": different,
         },
     )
 
 
-@dg.asset_check(
-    asset=STATS_DAILY,
-    pool=POOL,
-    description="On every closed day, pageviews, sessions and visitors by team and path are exactly those of the raw "
-    "events, computed in another way.",
-    **check_owned_by(OWNER),
-)
-def web_stats_daily_equals_raw_events(
-    context: dg.AssetCheckExecutionContext, clickhouse: ClickhouseResource
-) -> dg.AssetCheckResult:
-    """Compare the days of the run with the raw events, or every day that is stored."""
-    return _equality(context, clickhouse.cluster(context), "stats")
-
-
-@dg.asset_check(
-    asset=BOUNCES_DAILY,
-    pool=POOL,
-    description="On every closed day, sessions, visitors, bounces and duration by team and entry path are exactly "
-    "those of the raw events, computed in another way.",
-    **check_owned_by(OWNER),
-)
-def web_bounces_daily_equals_raw_events(
-    context: dg.AssetCheckExecutionContext, clickhouse: ClickhouseResource
-) -> dg.AssetCheckResult:
-    """Compare the days of the run with the raw events, or every day that is stored."""
-    return _equality(context, clickhouse.cluster(context), "bounces")
-
-
-def _has_data(
-    context: dg.AssetCheckExecutionContext, cluster: ClickhouseCluster, subject: Subject
-) -> dg.AssetCheckResult:
-    asked = _asked_days(context, cluster, subject)
-    without: list[dt.date] = []
-    rows = 0
+def has_data(cluster: ClickhouseCluster, days: Sequence[dt.date] | None, subject: Subject) -> dg.AssetCheckResult:
+    """Look for days without rows among those of the run, or between the first and the last stored day."""
+    asked = _stored_days(cluster, subject) if days is None else days
+    statement = STORED_DAYS_STATEMENT.format(table=TABLES[subject])
+    rows_by_day: dict[dt.date, int] = {}
     for window in windows_of(asked):
         parameters = {"first": window.first, "last": window.last}
-        statement = STORED_DAYS_STATEMENT.format(table=TABLES[subject])
-        stored: dict[dt.date, int] = dict(cluster.any_host(Query(statement, parameters)).result())
-        rows += sum(stored.values())
-        without += [day for day in window.days if day not in stored]
+        rows_by_day |= dict(cluster.any_host(Query(statement, parameters)).result())
+    without = sorted(set(asked) - rows_by_day.keys())
+    passed = bool(asked) and not without
     return dg.AssetCheckResult(
-        passed=bool(asked) and not without,
-        # A team may really have had no visitors, so this does not cry as loud as wrong numbers.
+        passed=passed,
+        # A day may really have no visitors, so this is less severe than wrong numbers.
         severity=dg.AssetCheckSeverity.WARN,
         description=None
-        if asked and not without
-        else f"No rows: {', '.join(map(str, without)) or 'the table is empty'}. Were events loaded?",
-        metadata={"rows": rows, "days": len(asked), "days_without_rows": len(without)},
+        if passed
+        else f"No rows: {', '.join(map(str, without)) or 'the table is empty'}. Check that events were loaded.",
+        metadata={"rows": sum(rows_by_day.values()), "days": len(asked), "days_without_rows": len(without)},
     )
 
 
-@dg.asset_check(
-    asset=STATS_DAILY,
-    description="Every day of the run has rows, or every day between the first and the last one stored.",
-    **check_owned_by(OWNER),
-)
-def web_stats_daily_has_data(
-    context: dg.AssetCheckExecutionContext, clickhouse: ClickhouseResource
-) -> dg.AssetCheckResult:
-    """Look for days without rows."""
-    return _has_data(context, clickhouse.cluster(context), "stats")
-
-
-@dg.asset_check(
-    asset=BOUNCES_DAILY,
-    description="Every day of the run has rows, or every day between the first and the last one stored.",
-    **check_owned_by(OWNER),
-)
-def web_bounces_daily_has_data(
-    context: dg.AssetCheckExecutionContext, clickhouse: ClickhouseResource
-) -> dg.AssetCheckResult:
-    """Look for days without rows."""
-    return _has_data(context, clickhouse.cluster(context), "bounces")
-
-
-@dg.asset_check(
-    asset=STATS_DAILY,
-    description=f"The newest day stored is at most {LONGEST_DAILY_AGE_DAYS} days old, where newer events exist.",
-    **check_owned_by(OWNER),
-)
-def web_stats_daily_is_fresh(
-    context: dg.AssetCheckExecutionContext, clickhouse: ClickhouseResource
-) -> dg.AssetCheckResult:
-    """Compare the newest stored day with the days that are over and have events."""
-    cluster = clickhouse.cluster(context)
+def daily_freshness(cluster: ClickhouseCluster, _days: Sequence[dt.date] | None) -> dg.AssetCheckResult:
+    """Look for closed days with events that are newer than the newest stored day."""
     today = dt.datetime.now(dt.UTC).date()
     rows = cluster.any_host(Query(STORED_RANGE_STATEMENT.format(table=TABLES["stats"]))).result()
     if not rows:
         return dg.AssetCheckResult(passed=False, description="web_stats_daily is empty: run web_analytics_daily_job.")
     ((_, newest),) = rows
-    age_days = (today - newest).days
-    limit = today - LONGEST_DAILY_AGE_DAYS * ONE_DAY
-    parameters = {"first": f"{newest + ONE_DAY} 00:00:00", "last": f"{limit} 23:59:59.999999"}
+    parameters = {"first": f"{newest + ONE_DAY} 00:00:00", "last": f"{today - MAX_DAILY_AGE} 23:59:59.999999"}
     missing = sorted(day for (day,) in cluster.any_host(Query(RAW_DAYS_STATEMENT, parameters)).result())
     return dg.AssetCheckResult(
         passed=not missing,
-        description=f"Days with events that are not computed: {', '.join(map(str, missing))}. Look at the runs of "
+        description=f"Days with events that are not computed: {', '.join(map(str, missing))}. Check the runs of "
         "web_analytics_daily_job, and backfill these days."
         if missing
         else None,
-        metadata={"newest_date": newest.isoformat(), "age_days": age_days, "days_missing": len(missing)},
+        metadata={
+            "newest_date": newest.isoformat(),
+            "age_days": (today - newest).days,
+            "days_missing": len(missing),
+        },
     )
 
 
-@dg.asset_check(
-    asset=STATS_HOURLY,
-    description=f"No pageview is older than {LONGEST_HOURLY_AGE} and newer than the newest hour stored.",
-    **check_owned_by(OWNER),
-)
-def web_stats_hourly_is_fresh(
-    context: dg.AssetCheckExecutionContext, clickhouse: ClickhouseResource
-) -> dg.AssetCheckResult:
+def hourly_freshness(cluster: ClickhouseCluster, _days: Sequence[dt.date] | None) -> dg.AssetCheckResult:
     """Look for pageviews of today that the hourly table should have by now."""
-    cluster = clickhouse.cluster(context)
     now = dt.datetime.now(dt.UTC)
     ((newest, rows),) = cluster.any_host(Query(NEWEST_HOUR_STATEMENT)).result()
     midnight = now.replace(hour=0, minute=0, second=0, microsecond=0)
-    # A session that began before the newest hour may go on in later ones.
+    # A session that started before the newest stored hour may continue in later hours.
     after = max(midnight, newest + dt.timedelta(hours=1)) if rows else midnight
-    parameters = {"after": f"{after:%Y-%m-%d %H:%M:%S}", "now": f"{now - LONGEST_HOURLY_AGE:%Y-%m-%d %H:%M:%S}"}
-    ((_, waiting),) = cluster.any_host(Query(NEWEST_EVENT_STATEMENT, parameters)).result()
+    parameters = {"after": f"{after:%Y-%m-%d %H:%M:%S}", "until": f"{now - MAX_HOURLY_AGE:%Y-%m-%d %H:%M:%S}"}
+    ((waiting,),) = cluster.any_host(Query(WAITING_PAGEVIEWS_STATEMENT, parameters)).result()
     return dg.AssetCheckResult(
         passed=not waiting,
         severity=dg.AssetCheckSeverity.WARN,
-        description=f"{waiting} pageviews came after the newest hour stored and before {parameters['now']} UTC. Look "
-        "at the runs of web_pre_aggregate_current_day_hourly_job."
+        description=f"{waiting} pageviews are newer than the newest stored hour and older than {parameters['until']} "
+        "UTC. Check the runs of web_pre_aggregate_current_day_hourly_job."
         if waiting
         else None,
         metadata={"newest_hour": newest.isoformat() if rows else "none", "pageviews_waiting": waiting},
     )
+
+
+def closed_days(days: Sequence[dt.date], now: dt.datetime) -> list[dt.date]:
+    """Return the days that ended at least 24 hours ago, so that all of their sessions have ended."""
+    return [day for day in days if dt.datetime.combine(day + ONE_DAY, dt.time(), tzinfo=dt.UTC) + MAX_SESSION <= now]
+
+
+def _stored_days(cluster: ClickhouseCluster, subject: Subject) -> list[dt.date]:
+    """Return every day from the first to the last stored one."""
+    rows = cluster.any_host(Query(STORED_RANGE_STATEMENT.format(table=TABLES[subject]))).result()
+    return [first + n * ONE_DAY for first, last in rows for n in range((last - first).days + 1)]
+
+
+def _split(days: Sequence[dt.date]) -> list[Sequence[dt.date]]:
+    return [days[start : start + MAX_DAYS_PER_QUERY] for start in range(0, len(days), MAX_DAYS_PER_QUERY)]
+
+
+def _difference_message(comparisons: Sequence[Comparison]) -> str:
+    listed = [difference for comparison in comparisons for difference in comparison.listed]
+    days = sorted({difference.day for difference in listed})
+    return (
+        f"{sum(comparison.different for comparison in comparisons)} groups differ from the raw events, because of late "
+        f"data or a change of the table. Materialize {', '.join(map(str, days))} again.\n- "
+        + "\n- ".join(map(str, listed))
+    )
+
+
+def _web_check(
+    name: str, asset: dg.AssetKey, description: str, evaluation: Evaluation, pool: str | None = None
+) -> dg.AssetChecksDefinition:
+    @dg.asset_check(name=name, asset=asset, description=description, pool=pool, **check_owned_by(OWNER))
+    def check(context: dg.AssetCheckExecutionContext, clickhouse: ClickhouseResource) -> dg.AssetCheckResult:
+        return evaluation(clickhouse.cluster(context), days_of_run(context.op_execution_context))
+
+    return check
+
+
+web_checks = [
+    _web_check(
+        "web_stats_daily_equals_raw_events",
+        STATS_DAILY,
+        "On every closed day, pageviews, sessions and visitors by team and path equal those of the raw events.",
+        functools.partial(equality, subject="stats"),
+        POOL,
+    ),
+    _web_check(
+        "web_bounces_daily_equals_raw_events",
+        BOUNCES_DAILY,
+        "On every closed day, sessions, visitors, bounces and duration by team and entry path equal those of the raw "
+        "events.",
+        functools.partial(equality, subject="bounces"),
+        POOL,
+    ),
+    _web_check(
+        "web_stats_daily_has_data",
+        STATS_DAILY,
+        "Every day of the run has rows; in a run without partitions, every day from the first to the last stored one.",
+        functools.partial(has_data, subject="stats"),
+    ),
+    _web_check(
+        "web_bounces_daily_has_data",
+        BOUNCES_DAILY,
+        "Every day of the run has rows; in a run without partitions, every day from the first to the last stored one.",
+        functools.partial(has_data, subject="bounces"),
+    ),
+    _web_check(
+        "web_stats_daily_is_fresh",
+        STATS_DAILY,
+        f"Every day with events that is at least {MAX_DAILY_AGE.days} days old is computed.",
+        daily_freshness,
+    ),
+    _web_check(
+        "web_stats_hourly_is_fresh",
+        STATS_HOURLY,
+        f"No pageview of today that is older than {MAX_HOURLY_AGE} is newer than the newest stored hour.",
+        hourly_freshness,
+    ),
+]

@@ -1,10 +1,7 @@
-"""The daily web tables as Parquet in object storage: one object for each team and day, written by ClickHouse itself.
+"""Exports of the daily web tables: one Parquet object per team and day in object storage, written by ClickHouse.
 
-Belongs here: what is written under which key, the comparison with the table, the two assets. Not here: the tables
-(`dags/common/clickhouse/tables.py`) and how they are computed.
-
-Keys: `exports/<table>/team=<team id>/day=<YYYY-MM-DD>.parquet`. An object has the dimensions of the table as they are,
-and finished numbers where the table has aggregate states. The same rows give the same bytes.
+Keys are `exports/<table>/team=<team id>/day=<YYYY-MM-DD>.parquet`. An object has the dimensions of the table, and
+finished numbers instead of aggregate states. The same rows give the same bytes.
 """
 
 import dataclasses
@@ -43,14 +40,14 @@ if TYPE_CHECKING:
     from clickhouse_driver import Client
     from types_boto3_s3 import S3Client
 
-OBJECTS_AT_ONCE = 4
+MAX_CONCURRENT_WRITES = 4
 OBJECT_TIMEOUT_SECONDS = 600.0
-SHOWN_FAILURES = 20
+MAX_LISTED_FAILURES = 20
 
 STATS_EXPORT_KEY = dg.AssetKey("web_analytics_stats_export")
 BOUNCES_EXPORT_KEY = dg.AssetKey("web_analytics_bounces_export")
 
-# Names of the finished numbers, by the column that has the state.
+# Column of an aggregate state to the name of its finished number.
 MEASURES = {
     "persons_uniq_state": "visitors",
     "sessions_uniq_state": "sessions",
@@ -69,7 +66,7 @@ BOUNDED_SETTINGS = {
 WRITE_SETTINGS = {
     **BOUNDED_SETTINGS,
     "s3_truncate_on_insert": 1,
-    # One writer in one order: the same rows give the same bytes.
+    # One writer and one order, so that the same rows give the same bytes.
     "max_threads": 1,
     "output_format_parquet_parallel_encoding": 0,
 }
@@ -78,9 +75,9 @@ Counts = tuple[int, ...]
 
 
 class ExportError(Exception):
-    """Some objects are not what the table says. The message names them.
+    """Objects that could not be written or differ from the table.
 
-    `is_transient` is whether the next try may succeed: an object that only differs was overtaken by a new computation.
+    `is_transient` is whether a retry may succeed. It may when an object differs: the table was recomputed meanwhile.
     """
 
     def __init__(self, message: str, *, is_transient: bool) -> None:
@@ -89,8 +86,8 @@ class ExportError(Exception):
 
 
 @dataclass(frozen=True)
-class Failed:
-    """An object that is not what the table says."""
+class FailedObject:
+    """An object that could not be written or differs from the table."""
 
     key: str
     reason: str
@@ -99,18 +96,18 @@ class Failed:
 
 @dataclass(frozen=True)
 class Export:
-    """One daily table and how its rows become those of an object."""
+    """A daily table and how its rows become the rows of an object."""
 
     table: Table
 
     @property
     def prefix(self) -> str:
-        """What every key of this export begins with."""
+        """The prefix of every key of this export."""
         return f"exports/{self.table.name}/"
 
     @property
     def measures(self) -> dict[str, str]:
-        """The finished numbers: name to expression."""
+        """The finished numbers, name to expression."""
         return {
             MEASURES[column.name]: f"{state[1]}Merge({quoted(column.name)})"
             for column in self.table.columns
@@ -119,15 +116,15 @@ class Export:
 
     @property
     def dimensions(self) -> list[str]:
-        """The columns that are exported as they are, quoted."""
+        """The columns that are exported unchanged, quoted."""
         return [quoted(column.name) for column in self.table.columns if not STATE_TYPE.match(column.type)]
 
     def key(self, team_id: int, day: dt.date) -> str:
-        """The key of the object of a team and a day."""
+        """Return the key of the object of a team and day."""
         return f"{self._team_prefix(team_id)}day={day}.parquet"
 
     def rows_statement(self, condition: str) -> str:
-        """The finished rows of one day, of the teams that meet a condition."""
+        """Return the SELECT of the finished rows of one day, of the teams that match a condition."""
         dimensions = ", ".join(self.dimensions)
         measures = ", ".join(f"{expression} AS {quoted(name)}" for name, expression in self.measures.items())
         return (
@@ -137,7 +134,7 @@ class Export:
         )
 
     def counts(self) -> str:
-        """Number of rows, and the sum of each measure."""
+        """Return the expressions of the number of rows and the sum of each measure."""
         return ", ".join(["count()", *(f"sum({quoted(name)})" for name in self.measures)])
 
     def _team_prefix(self, team_id: int) -> str:
@@ -150,13 +147,13 @@ BOUNCES_EXPORT = Export(WEB_BOUNCES_DAILY)
 
 @dataclass(frozen=True)
 class WriteObject:
-    """Writes the object of a team and a day, and returns its counts as they are read back from it."""
+    """A call that writes the object of a team and day, and returns the counts read back from it."""
 
     export: Export
     storage: ObjectStorage
     team_id: int
     day: dt.date
-    # A second attempt writes the same object again.
+    # Another attempt overwrites the object with the same rows.
     retryable: bool = field(default=True, init=False)
 
     @property
@@ -165,7 +162,7 @@ class WriteObject:
         return self.export.key(self.team_id, self.day)
 
     def __call__(self, client: "Client") -> Counts:
-        """Runs both statements on the client."""
+        """Run both statements on the client."""
         rows = self.export.rows_statement("team_id = %(team_id)s")
         write = f"INSERT INTO FUNCTION s3({OBJECT}, 'Parquet') {rows} ORDER BY ALL"
         read = f"SELECT {self.export.counts()} FROM s3({OBJECT}, 'Parquet')"  # noqa: S608 - names of the schema
@@ -176,8 +173,8 @@ class WriteObject:
 
 
 @dataclass
-class DayExported:
-    """What a day's export did: objects written and removed, rows and bytes in them."""
+class ExportedDay:
+    """The result of exporting a day: objects written and removed, and the rows and bytes in them."""
 
     objects: int = 0
     objects_removed: int = 0
@@ -189,7 +186,7 @@ class DayExported:
 def counts_in_table(
     cluster: ClickhouseCluster, export: Export, days: Iterable[dt.date]
 ) -> dict[dt.date, dict[int, Counts]]:
-    """What the object of each day and team must have: the number of rows, and the sum of each measure."""
+    """Return the expected counts of each day and team: the number of rows, and the sum of each measure."""
     counts = export.counts()
     statement = f"SELECT team_id, {counts} FROM ({export.rows_statement('true')}) GROUP BY team_id ORDER BY team_id"  # noqa: S608 - names of the schema
     found = {}
@@ -206,14 +203,14 @@ def export_days(
     storage: ObjectStorage,
     export: Export,
     expected: Mapping[dt.date, Mapping[int, Counts]],
-) -> dict[dt.date, DayExported]:
-    """Brings the objects of these days to `expected`, as `counts_in_table` gives it: writes these, removes all others.
+) -> dict[dt.date, ExportedDay]:
+    """Write the objects of `expected`, as `counts_in_table` returns it, and remove all others of these days.
 
     Every object is tried. Raises ExportError, naming those that failed or differ from `expected`.
     """
     writes = [WriteObject(export, storage, team_id, day) for day, teams in expected.items() for team_id in teams]
     failures = list(_write_objects(cluster, writes, expected))
-    exported = {day: _day_exported(export, teams) for day, teams in expected.items()}
+    exported = {day: _exported_day(export, teams) for day, teams in expected.items()}
     wanted = {write.key for write in writes}
     present = dict(_objects_present(s3, storage.bucket, export, expected))
     for key, (day, size) in present.items():
@@ -223,22 +220,22 @@ def export_days(
             s3.delete_object(Bucket=storage.bucket, Key=key)
             exported[day].objects_removed += 1
     failed = {one.key for one in failures}
-    failures += [Failed(key, "is not there", is_transient=True) for key in sorted(wanted - present.keys() - failed)]
+    failures += [FailedObject(key, "is missing", is_transient=True) for key in sorted(wanted - present.keys() - failed)]
     if failures:
-        lines = [f"- {one.key}: {one.reason}" for one in failures[:SHOWN_FAILURES]]
-        if len(failures) > SHOWN_FAILURES:
-            lines.append(f"- and {len(failures) - SHOWN_FAILURES} more")
+        lines = [f"- {one.key}: {one.reason}" for one in failures[:MAX_LISTED_FAILURES]]
+        if len(failures) > MAX_LISTED_FAILURES:
+            lines.append(f"- and {len(failures) - MAX_LISTED_FAILURES} more")
         raise ExportError(
             f"{len(failures)} of {len(wanted)} objects of {export.table.name} were not exported to "
-            f"s3://{storage.bucket}:\n" + "\n".join(lines) + "\nThe others are complete. Run these days again.",
+            f"s3://{storage.bucket}:\n" + "\n".join(lines) + "\nThe others are complete. Materialize these days again.",
             is_transient=all(one.is_transient for one in failures),
         )
     return exported
 
 
-def _day_exported(export: Export, teams: Mapping[int, Counts]) -> DayExported:
+def _exported_day(export: Export, teams: Mapping[int, Counts]) -> ExportedDay:
     pageviews = ("rows", *export.measures).index("pageviews")
-    return DayExported(
+    return ExportedDay(
         objects=len(teams),
         rows=sum(rows for rows, *_ in teams.values()),
         pageviews=sum(counts[pageviews] for counts in teams.values()),
@@ -247,22 +244,22 @@ def _day_exported(export: Export, teams: Mapping[int, Counts]) -> DayExported:
 
 def _write_objects(
     cluster: ClickhouseCluster, writes: Iterable[WriteObject], expected: Mapping[dt.date, Mapping[int, Counts]]
-) -> Iterator[Failed]:
-    """Writes and compares every object; yields those that are not right."""
+) -> Iterator[FailedObject]:
+    """Write and compare every object; yield those that failed or differ."""
     waiting = iter(writes)
-    # A few at a time: the deadline of a call begins when it is handed over.
-    while batch := list(itertools.islice(waiting, OBJECTS_AT_ONCE)):
+    # A few at a time, because the deadline of a call starts when it is submitted.
+    while batch := list(itertools.islice(waiting, MAX_CONCURRENT_WRITES)):
         calls = [(write, cluster.any_host(write, timeout_seconds=OBJECT_TIMEOUT_SECONDS)) for write in batch]
         for write, call in calls:
             error = call.exception()
             if error is not None:
-                yield Failed(write.key, one_line(error), is_transient(error))
+                yield FailedObject(write.key, one_line(error), is_transient(error))
             elif difference := _difference(write.export, call.result(), expected[write.day][write.team_id]):
-                yield Failed(write.key, difference, is_transient=True)
+                yield FailedObject(write.key, difference, is_transient=True)
 
 
 def _difference(export: Export, found: Counts, wanted: Counts) -> str:
-    """In words, what was read back and is not what the table had; empty when there is nothing."""
+    """Describe the counts that were read back and differ from the table; empty when all are equal."""
     names = ("rows", *export.measures)
     different = [
         f"{one_found} {name} read back, {one_wanted} in the table"
@@ -275,12 +272,12 @@ def _difference(export: Export, found: Counts, wanted: Counts) -> str:
 def _objects_present(
     s3: "S3Client", bucket: str, export: Export, days: Iterable[dt.date]
 ) -> Iterator[tuple[str, tuple[dt.date, int]]]:
-    """Key, day and bytes of every object of these days, of teams that the table no longer has too."""
+    """Yield key, day and bytes of every object of these days, including teams that the table no longer has."""
     by_name = {f"day={day}.parquet": day for day in days}
     pages = s3.get_paginator("list_objects_v2")
     for page in pages.paginate(Bucket=bucket, Prefix=export.prefix, Delimiter="/"):
         for team in page.get("CommonPrefixes", []):
-            # From just before the first day on, so that years of other days are not listed.
+            # Starts just before the first day, so that years of earlier days are not listed.
             after = team["Prefix"] + min(by_name).removesuffix(".parquet")
             last = team["Prefix"] + max(by_name)
             for objects in pages.paginate(Bucket=bucket, Prefix=team["Prefix"], StartAfter=after):
@@ -294,7 +291,7 @@ def _objects_present(
 
 
 def web_exports(partitions_per_run: int) -> list[dg.AssetsDefinition]:
-    """The exports of both daily tables."""
+    """Return the export assets of both daily tables."""
     return [
         _export_asset(STATS_EXPORT_KEY, STATS_EXPORT, STATS_DAILY, partitions_per_run),
         _export_asset(BOUNCES_EXPORT_KEY, BOUNCES_EXPORT, BOUNCES_DAILY, partitions_per_run),
@@ -304,14 +301,14 @@ def web_exports(partitions_per_run: int) -> list[dg.AssetsDefinition]:
 def _export_asset(key: dg.AssetKey, export: Export, table: dg.AssetKey, partitions_per_run: int) -> dg.AssetsDefinition:
     @dg.asset(
         key=key,
-        description=f"The table {export.table.name} as Parquet: an object a team and day, with finished numbers, under "
-        f"{export.prefix}team=<team id>/day=<day>.parquet.",
+        description=f"The table {export.table.name} as Parquet: one object per team and day, with finished numbers, "
+        f"under {export.prefix}team=<team id>/day=<day>.parquet.",
         deps=[table],
         group_name=GROUP,
         partitions_def=DAILY_PARTITIONS,
         backfill_policy=backfill_policy(partitions_per_run),
         retry_policy=RETRY_POLICY,
-        metadata={NO_CHECK_BECAUSE: "The step itself counts each object back and compares it with the table."},
+        metadata={NO_CHECK_BECAUSE: "The step itself reads each object back and compares it with the table."},
         **asset_owned_by(OWNER),
     )
     def exported(context: dg.AssetExecutionContext, clickhouse: ClickhouseResource, s3: S3Resource) -> None:
@@ -323,9 +320,9 @@ def _export_asset(key: dg.AssetKey, export: Export, table: dg.AssetKey, partitio
 def _export_partitions(
     context: dg.AssetExecutionContext, cluster: ClickhouseCluster, s3: "S3Client", export: Export, table: dg.AssetKey
 ) -> None:
-    """Exports the days of the run, with metadata for each.
+    """Export the days of the run, with metadata for each.
 
-    Raises dagster.Failure when a day without rows was never computed: its objects must not go for that.
+    Raises dagster.Failure for a day that has no rows and was never computed, because its objects must not be removed.
     """
     started = time.monotonic()
     storage = object_storage_from_settings(get_settings())
@@ -335,7 +332,7 @@ def _export_partitions(
     unknown = [str(day) for day in days if not expected[day] and day not in computed]
     if unknown:
         raise dg.Failure(
-            f"{export.table.name} has no rows of {', '.join(unknown)}, and these days were never computed: materialise "
+            f"{export.table.name} has no rows of {', '.join(unknown)}, and these days were never computed. Materialize "
             f"{table.to_user_string()} for them first. Nothing was written or removed.",
             allow_retries=False,
         )

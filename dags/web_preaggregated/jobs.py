@@ -1,4 +1,4 @@
-"""Jobs and schedules of the web tables: when what runs, and when a tick is skipped."""
+"""The jobs and schedules of the web tables."""
 
 import datetime as dt
 
@@ -23,7 +23,7 @@ web_analytics_daily_job = dg.define_asset_job(
     "web_analytics_daily_job",
     selection=dg.AssetSelection.assets(STATS_DAILY, BOUNCES_DAILY, STATS_EXPORT_KEY, BOUNCES_EXPORT_KEY),
     description="Computes days of the daily web tables, and exports them.",
-    # Computing a day again converges.
+    # Computing a day again gives the same result.
     **owned_by(OWNER, **{MAX_RUNTIME_TAG: "18000", MAX_RETRIES_TAG: "1"}),
 )
 
@@ -36,14 +36,14 @@ web_pre_aggregate_current_day_hourly_job = dg.define_asset_job(
 )
 
 
-def why_not_here(settings: Settings) -> str | None:
-    """Return why nothing is to run by itself in this environment; None where it is.
-
-    On a laptop there are no new events unless somebody loads them, and who does starts the jobs too.
-    """
+def skip_outside_production(settings: Settings) -> dg.SkipReason | None:
+    """Return a skip reason outside production, where events are only loaded manually; None in production."""
     if settings.cloud_deployment is not None:
         return None
-    return "Web tables are computed by themselves where CLOUD_DEPLOYMENT is set. Here, start the job by hand."
+    return dg.SkipReason(
+        "Scheduled runs of the web tables are disabled outside production (CLOUD_DEPLOYMENT is not set). Start the job "
+        "manually."
+    )
 
 
 @dg.schedule(
@@ -51,17 +51,17 @@ def why_not_here(settings: Settings) -> str | None:
     cron_schedule="0 1 * * *",
     execution_timezone="UTC",
     default_status=dg.DefaultScheduleStatus.RUNNING,
-    description="Yesterday, and the day before once more: by now its sessions have ended, so it is final.",
+    description="Yesterday, and the day before again: its sessions have ended by now, so it is final.",
     **owned_by(OWNER),
 )
 def web_analytics_daily_schedule(context: dg.ScheduleEvaluationContext) -> dg.RunRequest | dg.SkipReason:
-    """Ask for the two days before the tick in one run."""
-    reason = why_not_here(get_settings())
-    if reason:
-        return dg.SkipReason(reason)
+    """Request the two days before the tick in one run."""
     yesterday = context.scheduled_execution_time.astimezone(dt.UTC).date() - ONE_DAY
-    already_running = skip_if_already_running(context, web_analytics_daily_job.name, (STATS_DAILY, BOUNCES_DAILY))
-    return already_running or dg.RunRequest(tags=range_tags(yesterday - ONE_DAY, yesterday))
+    return (
+        skip_outside_production(get_settings())
+        or skip_if_already_running(context, web_analytics_daily_job.name, (STATS_DAILY, BOUNCES_DAILY))
+        or dg.RunRequest(tags=range_tags(yesterday - ONE_DAY, yesterday))
+    )
 
 
 @dg.schedule(
@@ -75,9 +75,10 @@ def web_analytics_daily_schedule(context: dg.ScheduleEvaluationContext) -> dg.Ru
 def web_pre_aggregate_current_day_hourly_schedule(
     context: dg.ScheduleEvaluationContext,
 ) -> dg.RunRequest | dg.SkipReason:
-    """Ask for the current day, unless the last run of it is not over."""
-    reason = why_not_here(get_settings())
-    if reason:
-        return dg.SkipReason(reason)
+    """Request the current day, unless a run of it is still in progress."""
     job_name = web_pre_aggregate_current_day_hourly_job.name
-    return skip_if_already_running(context, job_name, (STATS_HOURLY, BOUNCES_HOURLY)) or dg.RunRequest()
+    return (
+        skip_outside_production(get_settings())
+        or skip_if_already_running(context, job_name, (STATS_HOURLY, BOUNCES_HOURLY))
+        or dg.RunRequest()
+    )

@@ -1,7 +1,7 @@
-"""The same numbers from the raw events, said in another way, and the comparison with the web tables.
+"""The comparison of the web tables with the raw events.
 
-Belongs here: an independent wording of the rules in `statements.py`, with window functions over single events where
-that one groups sessions. It shares no SQL with it, so that a mistake in one of them shows. Slower, and exact.
+The rules of `statements.py` are expressed independently, with window functions over events where that module groups
+them by session. The two share no SQL, so that a mistake in one of them shows. This one is slower.
 """
 
 import datetime as dt
@@ -12,7 +12,7 @@ from typing import Literal
 from dags.common.clickhouse.cluster import ClickhouseCluster
 from dags.common.clickhouse.query import Query
 
-SHOWN_DIFFERENCES = 20
+MAX_LISTED_DIFFERENCES = 20
 TIMEOUT_SECONDS = 2 * 3600.0
 _MEBIBYTE = 2**20
 SETTINGS: dict[str, int] = {
@@ -24,7 +24,7 @@ SETTINGS: dict[str, int] = {
 
 Subject = Literal["stats", "bounces"]
 
-# Every event with the begin of its session, and with whose and which the session's first pageview is.
+# Every event with the start of its session and the session's first pageview.
 _EVENTS = """
 SELECT
     *,
@@ -39,8 +39,8 @@ SELECT
 FROM (
     SELECT
         *,
-        -- The newest event so far that had none in the day before it.
-        max(if(begins, timestamp, toDateTime64(0, 6, 'UTC'))) OVER (
+        -- The newest event so far without another one in the 24 hours before it.
+        max(if(starts, timestamp, toDateTime64(0, 6, 'UTC'))) OVER (
             PARTITION BY team_id, session_id ORDER BY timestamp, half_uuid ROWS UNBOUNDED PRECEDING
         ) AS session_start
     FROM (
@@ -52,7 +52,7 @@ FROM (
                 OR any(timestamp) OVER (
                     PARTITION BY team_id, session_id ORDER BY timestamp, half_uuid
                     ROWS BETWEEN 1 PRECEDING AND 1 PRECEDING
-                ) < timestamp - INTERVAL 1 DAY AS begins
+                ) < timestamp - INTERVAL 1 DAY AS starts
         FROM events FINAL
         WHERE timestamp >= toDateTime64(%(first)s, 6, 'UTC') - INTERVAL 1 DAY
             AND timestamp < toDateTime64(%(last)s, 6, 'UTC') + INTERVAL 2 DAY
@@ -62,7 +62,7 @@ FROM (
 WHERE timestamp <= session_start + INTERVAL 1 DAY
 """
 
-# One row a pageview, with the numbers of its session.
+# One row per pageview, with the numbers of its session.
 _PAGES = f"""
 SELECT
     page.team_id AS team_id,
@@ -82,7 +82,7 @@ LEFT JOIN (
 WHERE page.is_page AND toDate(page.session_start) BETWEEN %(first)s AND %(last)s
 """  # noqa: S608 - constants of this module
 
-# By team and day, and by team, day and path: of all paths together the uniques are not the sum.
+# By team and day as well, because unique counts do not add up over paths.
 _SETS = "GROUP BY GROUPING SETS ((team_id, day), (team_id, day, path))"
 
 _RAW: dict[Subject, str] = {
@@ -121,7 +121,7 @@ NUMBERS: dict[Subject, tuple[str, ...]] = {
 
 @dataclass(frozen=True)
 class Difference:
-    """Numbers of a team, a day and a path, or of all paths of it (None), that are not those of the raw events."""
+    """A group (team, day, and path or None for all paths) whose stored numbers differ from the raw events."""
 
     team_id: int
     day: dt.date
@@ -141,11 +141,11 @@ class Difference:
 
 @dataclass(frozen=True)
 class Comparison:
-    """How many groups (team, day and path, or all paths) were compared, and the first of those that differ."""
+    """The number of groups compared, the number that differ, and the first of these."""
 
     compared: int
     different: int
-    shown: Sequence[Difference]
+    listed: Sequence[Difference]
 
 
 def compare_with_raw(
@@ -155,9 +155,9 @@ def compare_with_raw(
     last: dt.date,
     team_ids: Sequence[int] | None = None,
 ) -> Comparison:
-    """Compare every number of a daily table between two days, both included, with the raw events. Exact.
+    """Compare every number of a daily table from `first` to `last`, both included, with the raw events.
 
-    Teams that are not in `team_ids`, where it is given, must have nothing stored.
+    With `team_ids`, other teams must have no stored rows.
     """
     teams = "1" if team_ids is None else "team_id IN %(team_ids)s"
     names = NUMBERS[subject]
@@ -179,12 +179,12 @@ def compare_with_raw(
     )
     GROUP BY team_id, day, path, is_total
     """  # noqa: S608 - constants of this module
-    # One pass: the number of groups stands beside the first that differ.
+    # One pass returns the number of groups and the first that differ.
     statement = f"""
     SELECT count(), countIf(differs),
         arraySlice(
             arraySort(groupArrayIf((day, team_id, is_total, path, raw_numbers, stored_numbers), differs)),
-            1, {SHOWN_DIFFERENCES}
+            1, {MAX_LISTED_DIFFERENCES}
         )
     FROM ({groups})
     """  # noqa: S608 - constants of this module
@@ -193,7 +193,7 @@ def compare_with_raw(
         parameters["team_ids"] = tuple(team_ids)
     query = Query(statement, parameters, SETTINGS)
     ((compared, different, rows),) = cluster.any_host(query, timeout_seconds=TIMEOUT_SECONDS).result()
-    shown = [
+    listed = [
         Difference(
             team_id,
             day,
@@ -203,4 +203,4 @@ def compare_with_raw(
         )
         for day, team_id, is_total, path, raw_numbers, stored_numbers in rows
     ]
-    return Comparison(compared, different, shown)
+    return Comparison(compared, different, listed)

@@ -1,23 +1,20 @@
-"""What a session is, and the statements that make the web tables of it.
+"""The rules of a session, and the statements that build the web tables from them.
 
-Belongs here: SQL as values, and the rules it follows. Not here: when it is run, and where (`aggregate.py`), nor the
-independent wording of the same rules (`raw.py`).
+`raw.py` expresses the same rules independently.
 
-The rules:
-
-- An event is what `events` holds after merging: of rows with one sorting key (team, day, event, distinct_id, uuid), the
-  one inserted last. Duplicates that are not merged yet count once.
-- Events of one team with one session_id belong together. An event with none in the 24 hours before it begins a session,
-  which has every event up to 24 hours after its begin, both ends included. What comes later under the same id, without
-  a pause of 24 hours before it, is in no session. Neither are events without a session_id: nothing tells which belong
-  together. Their pageviews are counted beside the tables.
-- A session belongs wholly to the day and to the hour (UTC) of its begin. It is in the tables when it has a pageview:
-  an event $pageview or $screen.
-- Host, viewport, campaign and so on, and the person, are those of its first pageview; of several at one moment, of the
-  one whose uuid has the lowest second half, which is random in every version of uuids.
-- The person is that of the latest override of the team and the distinct_id, unless that says deleted, and else the one
-  in the event.
-- A bounce is a session of one pageview. The duration is from the first to the last event, as the clock shows seconds.
+- An event is a row of `events` after merging: among rows with the same sorting key (team, day, event, distinct_id,
+  uuid), the one inserted last. Duplicates that are not merged yet count once.
+- Events of one team with the same session_id belong together. An event without another one in the 24 hours before it
+  starts a session, which has every event up to 24 hours after its start, both ends included. A later event with the
+  same id and without a pause of 24 hours before it is in no session. Events without a session_id are in no session
+  either; their pageviews are counted separately.
+- A session belongs to the day and hour (UTC) of its start as a whole. It is in the tables when it has a pageview: an
+  event $pageview or $screen.
+- Host, viewport, campaign, person and so on are those of the first pageview. Among pageviews at the same time, that is
+  the one whose uuid has the lowest second half, which is random in every UUID version.
+- The person is that of the newest override of the team and distinct_id, unless it is deleted; otherwise, the person in
+  the event.
+- A bounce is a session with one pageview. The duration is from the first to the last event, in whole clock seconds.
 """
 
 import datetime as dt
@@ -33,36 +30,36 @@ from dags.common.clickhouse.tables import (
     WEB_STATS_HOURLY,
 )
 
-LONGEST_SESSION = dt.timedelta(hours=24)
+MAX_SESSION = dt.timedelta(hours=24)
 ONE_DAY = dt.timedelta(days=1)
 
 PAGEVIEW = "event IN ('$pageview', '$screen')"
 
 _MEBIBYTE = 2**20
 
-# What one pass sessionises in memory. Teams come first in the order of events, so passes by team read no event twice.
-EVENTS_OF_A_PASS = 2_000_000
-# Sessionising holds a state for each session of a pass, on disk beyond this: a team may have more than a pass should.
+# One pass builds its sessions in memory. Events are sorted by team first, so passes by team read no event twice.
+MAX_EVENTS_PER_PASS = 2_000_000
+# A pass holds a state for each session, on disk beyond this limit: one team may exceed a pass.
 SESSION_SETTINGS: dict[str, int | str] = {
     "max_bytes_before_external_group_by": 416 * _MEBIBYTE,
     "max_bytes_before_external_sort": 160 * _MEBIBYTE,
     "max_memory_usage": 4096 * _MEBIBYTE,
-    # Rows of one sorting key are of one day, so never in two partitions.
+    # Rows with the same sorting key have the same day, so they are never in two partitions.
     "do_not_merge_across_partitions_select_final": 1,
-    # Overrides that do not fit are joined in pieces, on disk.
+    # Overrides that do not fit in memory are joined in parts, on disk.
     "join_algorithm": "grace_hash,hash",
     "max_bytes_in_join": 256 * _MEBIBYTE,
     "join_use_nulls": 1,
     "max_threads": 2,
     "max_partitions_per_insert_block": 0,
-    # A distinct_id may have the separator in it: it is the last of the packed values, and takes the rest.
+    # A distinct_id may contain the separator: it is the last of the packed values, and takes the remaining text.
     "splitby_max_substrings_includes_remaining_string": 1,
 }
-# Small blocks: a state takes hundreds of bytes in memory. Rows of equal keys come together when parts are merged.
+# Small blocks: a state takes hundreds of bytes in memory. Merges combine rows with equal keys.
 TABLE_SETTINGS: dict[str, int | str] = {
     "max_block_size": 16_384,
     "min_insert_block_size_rows": 65_536,
-    # Making the states takes longer than reading the sessions, and one thread would make them alone.
+    # Building the states takes longer than reading the sessions, and would otherwise use one thread.
     "max_insert_threads": 2,
     "max_threads": 2,
     "optimize_on_insert": 0,
@@ -70,7 +67,7 @@ TABLE_SETTINGS: dict[str, int | str] = {
     "max_memory_usage": 2048 * _MEBIBYTE,
 }
 
-# Dimensions that a session takes from its first pageview, in the order of packing, each with the type it is read as.
+# Dimensions of a session from its first pageview, in the order of packing.
 _TEXTS = (
     "host",
     "entry_pathname",
@@ -90,12 +87,12 @@ _NUMBERS = ("viewport_width", "viewport_height")
 
 SESSIONS = Table(
     name="web_sessions",
-    comment="Sessions of the days that one run computes, before they are counted. Dropped at the end of the run.",
+    comment="Sessions of the days that one run computes. Dropped at the end of the run.",
     columns=(
         Column("team_id", "Int64", "Team."),
         Column("session_id", "String", "Session."),
         Column("started_at", "DateTime64(6, 'UTC')", "First event."),
-        Column("is_over_long", "UInt8", "1 when the events of the id are more than one session can have."),
+        Column("is_too_long", "UInt8", "1 when the events of the id span more than a session."),
         Column("duration_seconds", "Int64", "From the first to the last event."),
         Column("person_id", "UUID", "Person, after overrides."),
         Column("pathnames", "Array(LowCardinality(String))", "Path of every pageview."),
@@ -105,14 +102,14 @@ SESSIONS = Table(
     ),
     engine="MergeTree",
     partition_by="toDate(started_at)",
-    order_by=("is_over_long",),
+    order_by=("is_too_long",),
     placement=Placement.EVERY_NODE,
 )
 
 
 @dataclass(frozen=True)
 class Grain:
-    """One pair of tables, by day or by hour, and the expression of the bucket that a session belongs to."""
+    """A pair of tables, by day or by hour, and the expression of the bucket of a session."""
 
     name: str
     stats: Table
@@ -121,7 +118,7 @@ class Grain:
 
     @property
     def tables(self) -> tuple[Table, Table]:
-        """Both tables."""
+        """Both tables of the grain."""
         return self.stats, self.bounces
 
 
@@ -131,7 +128,7 @@ HOURLY = Grain("hourly", WEB_STATS_HOURLY, WEB_BOUNCES_HOURLY, "toStartOfHour(st
 
 @dataclass(frozen=True)
 class Window:
-    """Days in a row, both ends included, and the teams that are computed; without teams, all are."""
+    """Consecutive days, both ends included, and the teams to compute; None for all teams."""
 
     first: dt.date
     last: dt.date
@@ -143,35 +140,35 @@ class Window:
         return [self.first + n * ONE_DAY for n in range((self.last - self.first).days + 1)]
 
     def parameters(self) -> dict[str, object]:
-        """The values of the statements: the ends of the days, and of the events that sessions of them can have."""
+        """Return the parameters of the statements: the bounds of the days, and of the events of their sessions."""
         return {
-            "first": _begin_of(self.first),
+            "first": _start_of(self.first),
             "last": _end_of(self.last),
-            "events_from": _begin_of(self.first - LONGEST_SESSION),
-            "events_to": _end_of(self.last + LONGEST_SESSION),
+            "events_from": _start_of(self.first - MAX_SESSION),
+            "events_to": _end_of(self.last + MAX_SESSION),
             **({} if self.team_ids is None else {"team_ids": self.team_ids}),
         }
 
     @property
     def span_condition(self) -> str:
-        """The span of the events. `timestamp` stands bare, since the primary key is of no use to a function of it."""
+        """The condition on time and team. `timestamp` is not wrapped in a function, so that the primary key is used."""
         teams = "" if self.team_ids is None else " AND team_id IN %(team_ids)s"
         return f"timestamp >= %(events_from)s AND timestamp <= %(events_to)s{teams}"
 
     @property
     def events_condition(self) -> str:
-        """The events read."""
+        """The condition of the events that are read."""
         return f"{self.span_condition} AND session_id != ''"
 
-    def passes(self, events_by_team: Iterable[tuple[int, int]], most_events: int) -> "list[Window]":
-        """The window in parts by team, for teams in order with their events: of at most so many events, or of one team.
+    def passes(self, events_by_team: Iterable[tuple[int, int]], max_events: int) -> "list[Window]":
+        """Split the window into parts of at most `max_events` events, or of one team.
 
-        A single part is the window itself.
+        `events_by_team` has the number of events of each team, in the order of team ids.
         """
         parts: list[list[int]] = []
         total = 0
         for team, events in events_by_team:
-            if not parts or total + events > most_events:
+            if not parts or total + events > max_events:
                 parts.append([])
                 total = 0
             parts[-1].append(team)
@@ -180,7 +177,7 @@ class Window:
 
 
 def windows_of(days: Iterable[dt.date], team_ids: tuple[int, ...] | None = None) -> list[Window]:
-    """The days as few windows: days in a row are computed together."""
+    """Return the days as windows of consecutive days."""
     windows: list[Window] = []
     for day in sorted(set(days)):
         if windows and windows[-1].last == day - ONE_DAY:
@@ -190,7 +187,7 @@ def windows_of(days: Iterable[dt.date], team_ids: tuple[int, ...] | None = None)
     return windows
 
 
-def _begin_of(day: dt.date) -> str:
+def _start_of(day: dt.date) -> str:
     return f"{day} 00:00:00.000000"
 
 
@@ -198,16 +195,16 @@ def _end_of(day: dt.date) -> str:
     return f"{day} 23:59:59.999999"
 
 
-# Orders events within a session: by time, then by half of the uuid. One number: tuples are slow to compare.
+# Orders events within a session by time, then by half of the uuid. One number, because tuples are slow to compare.
 _MOMENT = (
     "bitShiftLeft(toUInt128(toUnixTimestamp64Micro(timestamp)), 64) + bitShiftRight(reinterpretAsUInt128(uuid), 64)"
 )
-# Behind every pageview, however late that is: 2 ** 62 microseconds are 146,000 years.
+# Sorts after every pageview, however late: 2 ** 62 microseconds are 146,000 years.
 _OTHERS_LAST = "bitShiftLeft(toUInt128(NOT is_pageview), 126)"
 
 
 def _escaped(column: str) -> str:
-    # On a LowCardinality column this is done once for each distinct value of a block.
+    # On a LowCardinality column this runs once per distinct value of a block.
     return f"replaceAll(replaceAll({column}, '\\x01', '\\x01e'), '\\0', '\\x01z')"
 
 
@@ -215,7 +212,7 @@ def _unescaped(text: str) -> str:
     return f"replaceAll(replaceAll({text}, '\\x01z', '\\0'), '\\x01e', '\\x01')"
 
 
-# One text for all that is taken from one event: a dozen aggregate functions, or one of a tuple, take twice the time.
+# The values of the first pageview in one text: a dozen aggregate functions, or one of a tuple, take twice as long.
 _PACKED = ", ".join(
     (
         "toString(person_id)",
@@ -233,20 +230,20 @@ _UNPACKED = ",\n    ".join(
 )
 _SESSION_COLUMNS = ", ".join(
     (
-        "team_id, session_id, started_at, is_over_long, duration_seconds, pathnames, end_pathname",
+        "team_id, session_id, started_at, is_too_long, duration_seconds, pathnames, end_pathname",
         *_NUMBERS,
         *_TEXTS,
         "person_id",
     )
 )
-_LONGEST_SESSION_MICROSECONDS = LONGEST_SESSION // dt.timedelta(microseconds=1)
+_MAX_SESSION_MICROSECONDS = MAX_SESSION // dt.timedelta(microseconds=1)
 
 
 def _with_persons(sessions: str) -> str:
-    """Rows of `sessions`, which has `packed`, as the table of sessions takes them."""
+    """Return a SELECT of the rows of `sessions` in the columns of the table of sessions."""
     return f"""
 SELECT
-    team_id, session_id, started_at, is_over_long, duration_seconds, pathnames, end_pathname,
+    team_id, session_id, started_at, is_too_long, duration_seconds, pathnames, end_pathname,
     {_UNPACKED},
     coalesce(overrides.person_id, toUUID(packed[1])) AS person_id
 FROM (
@@ -257,18 +254,18 @@ LEFT JOIN (
     SELECT team_id, distinct_id, person_id FROM person_distinct_id_overrides FINAL WHERE is_deleted = 0
 ) AS overrides
 ON sessions.team_id = overrides.team_id AND sessions.distinct_id = overrides.distinct_id
-"""  # noqa: S608 - made of constants
+"""  # noqa: S608 - built from constants
 
 
 def events_by_team_statement(window: Window) -> str:
-    """By team, in order: how many events there are to read, duplicates and all."""
-    return f"SELECT team_id, count() FROM events WHERE {window.span_condition} GROUP BY team_id ORDER BY team_id"  # noqa: S608 - made of constants
+    """Return the statement that counts the events to read by team, including duplicates."""
+    return f"SELECT team_id, count() FROM events WHERE {window.span_condition} GROUP BY team_id ORDER BY team_id"  # noqa: S608 - built from constants
 
 
 def sessions_statement(window: Window, sessions: str) -> str:
-    """The one pass over the raw events: every session that begins in the window, into the table `sessions`.
+    """Return the statement that inserts every session that starts in the window into the table `sessions`.
 
-    An id whose events span more than a session can have gets a row that only names it.
+    It is the only pass over the raw events. An id whose events span more than a session gets a row that only marks it.
     """
     grouped = f"""
     SELECT
@@ -276,54 +273,54 @@ def sessions_statement(window: Window, sessions: str) -> str:
         session_id,
         min(timestamp) AS started_at,
         max(timestamp) AS ended_at,
-        dateDiff('microsecond', started_at, ended_at) > {_LONGEST_SESSION_MICROSECONDS} AS is_over_long,
+        dateDiff('microsecond', started_at, ended_at) > {_MAX_SESSION_MICROSECONDS} AS is_too_long,
         dateDiff('second', started_at, ended_at) AS duration_seconds,
         groupArrayIf(pathname, is_pageview) AS pathnames,
         argMax(pathname, is_pageview * ({_MOMENT})) AS end_pathname,
         argMin(concatWithSeparator('\\0', {_PACKED}), {_MOMENT} + {_OTHERS_LAST}) AS packed_text
     FROM (SELECT *, {PAGEVIEW} AS is_pageview FROM events FINAL WHERE {window.events_condition})
     GROUP BY team_id, session_id
-    HAVING is_over_long OR (started_at >= %(first)s AND started_at <= %(last)s AND notEmpty(pathnames))
-    """  # noqa: S608 - made of constants
+    HAVING is_too_long OR (started_at >= %(first)s AND started_at <= %(last)s AND notEmpty(pathnames))
+    """  # noqa: S608 - built from constants
     return f"INSERT INTO {quoted(sessions)} ({_SESSION_COLUMNS}) {_with_persons(grouped)}"
 
 
-def over_long_statement(window: Window, sessions: str) -> str:
-    """The sessions of those ids alone whose events span more than one: their events in order, cut at pauses."""
+def too_long_sessions_statement(window: Window, sessions: str) -> str:
+    """Return the statement that inserts the sessions of the marked ids: their events in order, split at pauses."""
     event = f"({_MOMENT}, timestamp, {PAGEVIEW}, toString(pathname), concatWithSeparator('\\0', {_PACKED}))"
     cut = f"""
     SELECT
         team_id,
         session_id,
         arraySort(groupArray({event})) AS events,
-        arrayJoin(arraySplit((one, pause) -> pause > {_LONGEST_SESSION_MICROSECONDS}, events, arrayMap(
-            (one, earlier) -> dateDiff('microsecond', earlier.2, one.2),
+        arrayJoin(arraySplit((item, pause) -> pause > {_MAX_SESSION_MICROSECONDS}, events, arrayMap(
+            (item, earlier) -> dateDiff('microsecond', earlier.2, item.2),
             events,
             arrayPushFront(arrayPopBack(events), events[1])
         ))) AS piece,
         piece[1].2 AS started_at,
         arrayFilter(
-            one -> dateDiff('microsecond', started_at, one.2) <= {_LONGEST_SESSION_MICROSECONDS}, piece
+            item -> dateDiff('microsecond', started_at, item.2) <= {_MAX_SESSION_MICROSECONDS}, piece
         ) AS members,
-        arrayFilter(one -> one.3, members) AS pageviews
+        arrayFilter(item -> item.3, members) AS pageviews
     FROM events FINAL
     WHERE {window.events_condition}
-        AND (team_id, session_id) IN (SELECT team_id, session_id FROM {quoted(sessions)} WHERE is_over_long)
+        AND (team_id, session_id) IN (SELECT team_id, session_id FROM {quoted(sessions)} WHERE is_too_long)
     GROUP BY team_id, session_id
-    """  # noqa: S608 - made of constants
+    """  # noqa: S608 - built from constants
     rows = f"""
     SELECT
         team_id,
         session_id,
         started_at,
-        0 AS is_over_long,
+        0 AS is_too_long,
         dateDiff('second', started_at, members[-1].2) AS duration_seconds,
-        arrayMap(one -> one.4, pageviews) AS pathnames,
+        arrayMap(item -> item.4, pageviews) AS pathnames,
         pageviews[-1].4 AS end_pathname,
         pageviews[1].5 AS packed_text
     FROM ({cut})
     WHERE started_at >= %(first)s AND started_at <= %(last)s AND notEmpty(pageviews)
-    """  # noqa: S608 - made of constants
+    """  # noqa: S608 - built from constants
     return f"INSERT INTO {quoted(sessions)} ({_SESSION_COLUMNS}) {_with_persons(rows)}"
 
 
@@ -337,10 +334,10 @@ _STATES = {
 
 
 def table_statement(grain: Grain, table: Table, target: str, sessions: str) -> str:
-    """Fill `target`, which has the columns of one of the grain's tables, from the table of sessions.
+    """Return the statement that fills `target`, a staging table of one of the grain's tables, from the sessions.
 
-    A row is a session, or a pageview of one. It is not grouped by the dimensions first, which few rows share: the table
-    brings rows of equal keys together when it merges. Columns are named on both sides.
+    A row is a session, or a pageview of one. Rows are not grouped by dimensions first, because few share them: merges
+    combine rows with equal keys.
     """
     by_page = table is grain.stats
     pageviews = "toUInt64(1)" if by_page else "toUInt64(length(pathnames))"
@@ -355,42 +352,42 @@ def table_statement(grain: Grain, table: Table, target: str, sessions: str) -> s
     pages = " ARRAY JOIN pathnames AS pathname" if by_page else ""
     return (
         f"INSERT INTO {quoted(target)} ({columns})\n"
-        f"SELECT\n    {selected}\nFROM {quoted(sessions)}{pages}\nWHERE NOT is_over_long"
+        f"SELECT\n    {selected}\nFROM {quoted(sessions)}{pages}\nWHERE NOT is_too_long"
     )
 
 
 def counted_days_statement(sessions: str) -> str:
-    """By day: sessions, pageviews, visitors, bounces, and the seconds of all sessions."""
+    """Return the statement that counts sessions, pageviews, visitors, bounces, seconds and teams by day."""
     return f"""
     SELECT
         toDate(started_at), count(), sum(length(pathnames)), uniqExact((team_id, person_id)),
         countIf(length(pathnames) = 1), sum(duration_seconds), uniqExact(team_id)
-    FROM {quoted(sessions)} WHERE NOT is_over_long GROUP BY 1
-    """  # noqa: S608 - made of constants
+    FROM {quoted(sessions)} WHERE NOT is_too_long GROUP BY 1
+    """  # noqa: S608 - built from constants
 
 
 def top_pages_statement(sessions: str, pages: int) -> str:
-    """By day, the pages with most pageviews: team, host of the session, path, pageviews, visitors.
+    """Return the statement of the pages with most pageviews by day: team, host, path, pageviews and visitors.
 
-    Visitors are counted for these pages alone: a set of persons for each page of each day would take much memory.
+    Visitors are counted for these pages only: a set of persons for each page would take too much memory.
     """
     return f"""
     SELECT toDate(started_at) AS day, team_id, host, pathname, count() AS pageviews, uniqExact(person_id)
     FROM {quoted(sessions)} ARRAY JOIN pathnames AS pathname
-    WHERE NOT is_over_long AND (day, team_id, host, pathname) IN (
+    WHERE NOT is_too_long AND (day, team_id, host, pathname) IN (
         SELECT toDate(started_at) AS day, team_id, host, pathname
-        FROM {quoted(sessions)} ARRAY JOIN pathnames AS pathname WHERE NOT is_over_long
+        FROM {quoted(sessions)} ARRAY JOIN pathnames AS pathname WHERE NOT is_too_long
         GROUP BY day, team_id, host, pathname
         ORDER BY day, count() DESC, team_id, host, pathname LIMIT {pages:d} BY day
     )
     GROUP BY day, team_id, host, pathname ORDER BY day, pageviews DESC, team_id, host, pathname
-    """  # noqa: S608 - made of constants
+    """  # noqa: S608 - built from constants
 
 
 def without_session_statement(team_ids: Sequence[int] | None) -> str:
-    """By day: the pageviews without a session_id, which no table has."""
+    """Return the statement that counts the pageviews without a session_id by day. No table has them."""
     teams = "" if team_ids is None else " AND team_id IN %(team_ids)s"
     return f"""
     SELECT toDate(timestamp), count() FROM events FINAL
     WHERE timestamp >= %(first)s AND timestamp <= %(last)s AND session_id = '' AND {PAGEVIEW}{teams} GROUP BY 1
-    """  # noqa: S608 - made of constants
+    """  # noqa: S608 - built from constants

@@ -1,7 +1,4 @@
-"""Which teams are pre-aggregated: the table `web_pre_aggregated_teams`, and what becomes of a team that leaves it.
-
-With no selected team in the table, all teams are. Not here: the asset that changes the selection (`assets.py`).
-"""
+"""The selection of teams in the table `web_pre_aggregated_teams`. Without a selected team, all teams are computed."""
 
 import time
 from collections.abc import Sequence
@@ -22,7 +19,7 @@ SELECTION_STATEMENT = "SELECT team_id FROM web_pre_aggregated_teams FINAL WHERE 
 
 @dataclass(frozen=True)
 class SelectionChange:
-    """A change of the selection, and how many rows of the web tables went with it, by table."""
+    """A change of the selection, and the number of removed rows by web table."""
 
     added: tuple[int, ...]
     removed: tuple[int, ...]
@@ -30,15 +27,15 @@ class SelectionChange:
 
 
 def selected_teams(cluster: ClickhouseCluster) -> tuple[int, ...] | None:
-    """The selected teams, or None when all teams are pre-aggregated."""
+    """Return the selected teams, or None when all teams are computed."""
     teams = tuple(team_id for (team_id,) in cluster.any_host(Query(SELECTION_STATEMENT)).result())
     return teams or None
 
 
 def select_teams(cluster: ClickhouseCluster, team_ids: Sequence[int]) -> SelectionChange:
-    """Select these teams and no others, or all teams when there are none, and remove what the others have stored.
+    """Select exactly these teams, or all teams when there are none, and remove the rows of the others.
 
-    May be called again at any time: rows of teams that are not selected are removed whenever they came.
+    It may be called again at any time: the rows of every team that is not selected are removed.
     """
     before = set(selected_teams(cluster) or ())
     after = set(team_ids)
@@ -57,7 +54,7 @@ def select_teams(cluster: ClickhouseCluster, team_ids: Sequence[int]) -> Selecti
 
 @dataclass(frozen=True)
 class _Removal:
-    """Removes the rows of every team but these from one table, and waits for it; returns their number."""
+    """A call that removes the rows of all other teams from a table, waits, and returns their number."""
 
     table: str
     team_ids: tuple[int, ...]
@@ -68,7 +65,7 @@ class _Removal:
         condition = "team_id NOT IN %(team_ids)s"
         ((count,),) = client.execute(f"SELECT count() FROM {quoted(self.table)} WHERE {condition}", parameters)  # noqa: S608 - a name of the schema
         if count:
-            # On every replica, so that the count of the next call is zero wherever it is made.
+            # On every replica, so that the next call counts zero rows on any host.
             client.execute(
                 f"ALTER TABLE {quoted(self.table)} DELETE WHERE {condition}", parameters, settings={"mutations_sync": 2}
             )
@@ -76,6 +73,6 @@ class _Removal:
 
 
 def _where_written(cluster: ClickhouseCluster, call: Insert | _Removal) -> list[int]:
-    """The call on one host where the tables are replicated, and else on every host."""
+    """Call one host if the tables are replicated, otherwise every host."""
     table = WEB_PRE_AGGREGATED_TEAMS.name
     return list(cluster.map_write_hosts(table, call, timeout_seconds=REMOVAL_TIMEOUT_SECONDS).result().values())

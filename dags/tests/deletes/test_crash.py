@@ -145,7 +145,7 @@ def assert_web_tables_equal_the_events(world: World) -> None:
     for host in world.cluster.hosts:
         for subject in ("stats", "bounces"):
             found = compare_with_raw(world.cluster.only(host), subject, at(0).date(), at(72).date())
-            assert found.different == 0, "\n".join(map(str, found.shown))
+            assert found.different == 0, "\n".join(map(str, found.listed))
 
 
 def assert_deleted(world: World, events: tuple[Event, ...]) -> None:

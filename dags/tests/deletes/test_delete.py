@@ -164,7 +164,7 @@ def test_the_days_of_the_web_tables_are_computed_again(world: World) -> None:
     for host in world.cluster.hosts:
         for subject in ("stats", "bounces"):
             found = compare_with_raw(world.cluster.only(host), subject, days[0], days[-1])
-            assert found.different == 0, "\n".join(map(str, found.shown))
+            assert found.different == 0, "\n".join(map(str, found.listed))
 
 
 def test_ranges_hold_every_day_and_close_the_smallest_gaps_first() -> None:

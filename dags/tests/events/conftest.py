@@ -28,7 +28,7 @@ def cluster(clickhouse_port: int, clickhouse_database: str) -> Iterator[Clickhou
 
 @pytest.fixture
 def postgres(postgres_port: int) -> Postgres:
-    """The server itself: locks need no database of their own."""
+    """The server's own database: locks need no other."""
     return Postgres("127.0.0.1", postgres_port, CREDENTIALS.postgres_user, SecretStr(""), "postgres")
 
 

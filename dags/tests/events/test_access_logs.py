@@ -74,7 +74,7 @@ def test_a_page_view_has_path_referrer_campaign_browser_and_device(world: World)
         ("   ", "blank line"),
     ],
 )
-def test_what_is_no_page_view_is_skipped_by_a_named_rule_and_not_rejected(world: World, line: str, rule: str) -> None:
+def test_a_line_that_is_not_a_page_view_is_skipped_by_a_named_rule(world: World, line: str, rule: str) -> None:
     world.put("access.log", text(log_line("/page"), line))
     (entry,) = world.load().loaded
     assert entry.skipped_rows == {rule: 1}
@@ -106,7 +106,7 @@ def test_answers_of_2xx_and_3xx_are_page_views(world: World, status: int) -> Non
         (log_line("/a#b"), "/a", "$direct"),
     ],
 )
-def test_odd_quoting_and_odd_fields_are_understood(world: World, line: str, path: str, referrer: str) -> None:
+def test_unusual_quoting_and_extra_fields_are_accepted(world: World, line: str, path: str, referrer: str) -> None:
     world.put("access.log", text(line))
     (entry,) = world.load().loaded
     assert (entry.rows, entry.rejected_rows) == (1, 0)
@@ -183,7 +183,7 @@ def test_neither_address_nor_key_nor_secret_is_stored_or_logged(world: World) ->
         assert world.rows(f"SELECT count() {ours} AND position(query, %(private)s) > 0", private=private) == [(0,)]
 
 
-def test_a_visit_ends_with_half_an_hour_of_silence(world: World) -> None:
+def test_a_visit_ends_after_half_an_hour_without_a_page_view(world: World) -> None:
     clocks = ["10:00", "10:29", "10:59", "11:29", "12:00", "12:10"]
     world.put("access.log", text(*(log_line(f"/{clock}", at=at(clock)) for clock in clocks)))
     world.load()
@@ -193,7 +193,7 @@ def test_a_visit_ends_with_half_an_hour_of_silence(world: World) -> None:
     assert len(set(visits.values())) == 2
 
 
-def test_the_id_of_a_visit_tells_when_it_began(world: World) -> None:
+def test_the_id_of_a_visit_contains_its_start(world: World) -> None:
     world.put("access.log", text(log_line("/a", at=at("10:00")), log_line("/b", at=at("10:10"))))
     world.load()
     assert world.rows("SELECT DISTINCT toString(UUIDv7ToDateTime(toUUID(session_id), 'UTC')) FROM events") == [
@@ -202,7 +202,7 @@ def test_the_id_of_a_visit_tells_when_it_began(world: World) -> None:
     assert uuid.UUID(world.column("session_id")[0]).version == 7
 
 
-def test_a_visit_lasts_a_day_at_the_most(world: World) -> None:
+def test_a_visit_lasts_at_most_a_day(world: World) -> None:
     found = [log_line(f"/{day}/{hour}/{minute}", at=at(f"{hour:02d}:{minute:02d}", day))
              for day in (1, 2) for hour in range(24) for minute in (0, 20, 40)]  # fmt: skip
     world.put("access.log", text(*found))
@@ -213,9 +213,7 @@ def test_a_visit_lasts_a_day_at_the_most(world: World) -> None:
 
 
 @pytest.mark.parametrize("order", [("a", "b"), ("b", "a"), ("ab",)])
-def test_a_visit_goes_on_from_one_object_to_the_next_in_whatever_order_they_are_loaded(
-    world: World, order: tuple[str, ...]
-) -> None:
+def test_a_visit_continues_across_objects_in_any_order_of_loading(world: World, order: tuple[str, ...]) -> None:
     keys = {
         "a": world.put("a.log", text(log_line("/1", at=at("10:50")), log_line("/2", at=at("10:59")))),
         "b": world.put("b.log", text(log_line("/3", at=at("11:05")), log_line("/4", at=at("12:00")))),
@@ -233,7 +231,7 @@ def test_visitors_of_two_teams_do_not_share_a_visit(world: World) -> None:
     assert world.rows("SELECT uniqExact(session_id), count() FROM events") == [(2, 4)]
 
 
-def test_a_log_that_has_grown_gives_its_old_lines_the_same_identity_and_visit(world: World) -> None:
+def test_the_old_lines_of_a_log_that_has_grown_keep_their_uuid_and_visit(world: World) -> None:
     found = [log_line(f"/{number}", at=at(f"10:{number:02d}")) for number in range(5)]
     world.put("access.log", text(*found[:3]))
     world.load()

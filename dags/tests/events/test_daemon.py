@@ -1,4 +1,4 @@
-"""An object that is put into the bucket is in `events` a little later, by Dagster's own daemon and nobody's hand."""
+"""Dagster's own daemon loads an object into `events` soon after it is uploaded."""
 
 import shutil
 from pathlib import Path
@@ -11,13 +11,13 @@ from dags.tests import webserver
 from dags.tests.events.world import World, event, lines
 from dags.tests.webserver import ROOT, START_SECONDS, wait_for, worker_of
 
-# A tick each 30 seconds, a place in the queue, a worker, and all of it once more where a worker is killed.
+# A tick every 30 seconds, the queue and a worker, and all of it twice where a worker is killed.
 LOAD_SECONDS = 180
 
 
 @pytest.fixture
 def home(tmp_path: Path) -> Path:
-    """An instance of its own with the project's configuration."""
+    """A separate instance with the project's configuration."""
     shutil.copy(ROOT / ".dagster_home" / "dagster.yaml", tmp_path)
     webserver.write_workspace(tmp_path, "locations.ingestion")
     return tmp_path
@@ -28,17 +28,17 @@ def numbers(world: World) -> list[int]:
 
 
 def wait_for_loads(world: World, instance: dg.DagsterInstance, count: int) -> None:
-    def loads_are_over() -> bool | None:
+    def loads_are_finished() -> bool | None:
         runs = instance.get_runs()
         states = sorted(world.states().values())
         return True if states.count("loaded") == count and all(run.is_finished for run in runs) else None
 
-    wait_for(loads_are_over, LOAD_SECONDS, f"{count} objects are loaded")
+    wait_for(loads_are_finished, LOAD_SECONDS, f"{count} objects are loaded")
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(START_SECONDS + 3 * LOAD_SECONDS + 60)
-def test_the_daemon_finds_objects_loads_them_once_and_starts_a_killed_run_again(home: Path, world: World) -> None:
+def test_the_daemon_loads_new_objects_once_and_retries_a_killed_run(home: Path, world: World) -> None:
     (host,) = world.cluster.hosts
     environment = {
         "CLICKHOUSE_PORT": str(host.port),
@@ -59,12 +59,12 @@ def test_the_daemon_finds_objects_loads_them_once_and_starts_a_killed_run_again(
         killed = wait_for(
             lambda: next((run.run_id for run in instance.get_runs() if not run.is_finished), None),
             LOAD_SECONDS,
-            "the sensor asks for a second run",
+            "the sensor requests a second run",
         )
         wait_for(lambda: worker_of(instance, killed), LOAD_SECONDS, "the run has a process").kill()
         wait_for_loads(world, instance, 2)
 
-        # A tick in the moments between the two may have asked for the same objects as well, which loads nothing twice.
+        # A tick between the two may have requested the same objects too, which loads nothing twice.
         runs = {run.run_id: run for run in instance.get_runs()}
         (again,) = [run for run in runs.values() if run.parent_run_id == killed]
         assert all(BATCH_TAG in run.tags for run in runs.values())

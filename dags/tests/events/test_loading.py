@@ -25,14 +25,14 @@ def many(first: int, count: int) -> bytes:
 
 
 def numbers(world: World) -> list[int]:
-    """The numbers of all events in the table, each as often as it is there: nothing is merged away."""
+    """Return the numbers of all events in the table, including duplicates."""
     return sorted(value.int - 1 for value in world.column("uuid"))
 
 
 @pytest.fixture
 def unmerged(world: World) -> World:
-    """A table in which a second copy of an event stays visible."""
-    # Not SYSTEM STOP MERGES, which would keep deletions waiting too.
+    """A table that keeps the duplicates of an event visible."""
+    # Not SYSTEM STOP MERGES, which would block deletions too.
     world.rows(
         "ALTER TABLE events MODIFY SETTING max_bytes_to_merge_at_max_space_in_pool = 1, "
         "max_bytes_to_merge_at_min_space_in_pool = 1"
@@ -40,7 +40,7 @@ def unmerged(world: World) -> World:
     return world
 
 
-def test_an_object_is_loaded_once_however_often_it_is_asked_for(unmerged: World) -> None:
+def test_an_object_is_loaded_once_however_often_it_is_requested(unmerged: World) -> None:
     key = unmerged.put("a.jsonl", many(0, 50))
     first = unmerged.load(key, key)
     assert [(entry.key, entry.rows, entry.state) for entry in first.loaded] == [(key, 50, "loaded")]
@@ -67,7 +67,7 @@ def test_many_objects_of_a_format_are_read_by_one_statement(world: World) -> Non
     assert statements < 20
 
 
-def test_changed_content_of_a_key_takes_the_place_of_the_old(unmerged: World) -> None:
+def test_changed_content_of_a_key_replaces_the_old_content(unmerged: World) -> None:
     key = unmerged.put("a.jsonl", lines([*(event(number) for number in range(10)), "bad"]))
     unmerged.load()
     unmerged.put("a.jsonl", many(5, 10))
@@ -82,7 +82,7 @@ def test_changed_content_of_a_key_takes_the_place_of_the_old(unmerged: World) ->
     assert numbers(unmerged) == list(range(10))
 
 
-def test_an_object_that_cannot_be_read_is_named_and_keeps_no_other_from_being_loaded(unmerged: World) -> None:
+def test_an_unreadable_object_is_named_and_the_others_are_loaded(unmerged: World) -> None:
     whole = gzip.compress(many(100, 5000))
     bad = {
         unmerged.put("02-cut.jsonl.zst", whole[:50]),
@@ -111,14 +111,14 @@ def test_an_object_that_cannot_be_read_is_named_and_keeps_no_other_from_being_lo
     assert {problem.key for problem in unmerged.load(retry_unreadable=True).problems} == {*bad, cut}
 
 
-def test_an_unreadable_object_is_loaded_when_it_was_put_right(world: World) -> None:
+def test_an_unreadable_object_is_loaded_after_its_content_is_fixed(world: World) -> None:
     key = world.put("a.jsonl", b"no json\n")
     assert [problem.key for problem in world.load().problems] == [key]
     world.put("a.jsonl", many(0, 3))
     assert [entry.rows for entry in world.load().loaded] == [3]
 
 
-def test_an_object_that_is_gone_is_named_and_the_others_are_loaded(world: World) -> None:
+def test_a_missing_object_is_named_and_the_others_are_loaded(world: World) -> None:
     key = world.put("a.jsonl", many(0, 3))
     result = world.load(key, "events/team=1/gone.jsonl")
     assert len(result.loaded) == 1
@@ -137,7 +137,7 @@ def test_an_empty_object_is_loaded_with_no_rows(world: World) -> None:
 
 
 @pytest.mark.parametrize("moment", [1, 2])
-def test_an_object_that_is_replaced_while_it_is_read_is_noticed_and_leaves_nothing(
+def test_an_object_that_is_replaced_while_it_is_read_is_detected_and_leaves_no_rows(
     unmerged: World, moment: int
 ) -> None:
     unmerged.put("a.jsonl", many(0, 10))
@@ -148,11 +148,11 @@ def test_an_object_that_is_replaced_while_it_is_read_is_noticed_and_leaves_nothi
         nonlocal asked
         asked += 1
         if asked == 2 and moment == 2:
-            # Read already; the last look at the bucket shows it.
+            # Already read: the last listing of the bucket shows the change.
             unmerged.put("a.jsonl", many(0, 12))
         found = current_versions(unmerged.s3, unmerged.storage.bucket, keys)
         if asked == 1 and moment == 1:
-            # Listed already; what the engine reads is other content.
+            # Already listed: ClickHouse reads other content.
             unmerged.put("a.jsonl", many(0, 12))
         return found
 
@@ -165,7 +165,7 @@ def test_an_object_that_is_replaced_while_it_is_read_is_noticed_and_leaves_nothi
     assert numbers(unmerged) == [*range(12), *range(50, 60)]
 
 
-def test_two_loads_at_once_load_each_object_once(unmerged: World) -> None:
+def test_concurrent_loads_load_each_object_once(unmerged: World) -> None:
     for number in range(6):
         unmerged.put(f"{number}.jsonl", many(number * 100, 100))
     start = threading.Barrier(3)
@@ -236,11 +236,11 @@ def test_a_load_works_on_two_hosts_without_replication(world: World, clickhouse_
 
 
 class Killed:
-    """A worker that dies at a statement, in a world that keeps each copy of an event visible."""
+    """A worker that dies at a given statement, on tables that keep duplicates visible."""
 
     def __init__(self, world: World, s3_port: int) -> None:
         self.world = world
-        self.told: dict[str, Any] = {
+        self.options: dict[str, Any] = {
             "clickhouse_port": world.cluster.hosts[0].port,
             "s3_port": s3_port,
             "postgres_port": world.postgres.port,
@@ -249,9 +249,9 @@ class Killed:
         }
 
     def work(self, die_at: int, *, in_flight: bool) -> int | None:
-        """Runs a worker. None when it was killed, else the number of statements that it needed."""
-        told = json.dumps({**self.told, "die_at": die_at, "in_flight": in_flight})
-        command = [sys.executable, "-m", "dags.tests.events.worker", told]
+        """Run a worker; return its number of statements, or None when it was killed."""
+        options = json.dumps({**self.options, "die_at": die_at, "in_flight": in_flight})
+        command = [sys.executable, "-m", "dags.tests.events.worker", options]
         done = subprocess.run(command, check=False, capture_output=True, text=True, timeout=120, cwd=ROOT)
         if done.returncode == -9:
             return None
@@ -260,7 +260,7 @@ class Killed:
 
 
 def fill(world: World) -> None:
-    """Objects of two formats, one changed since it was loaded, one unreadable."""
+    """Upload objects of two formats, one changed since it was loaded, one unreadable."""
     world.load(world.put("0-replaced.jsonl", many(0, 20)))
     world.put("0-replaced.jsonl", many(10, 20))
     world.put("1.jsonl.gz", lines([*(event(number) for number in range(100, 300)), "bad", ""]))
@@ -281,7 +281,7 @@ def everything(world: World) -> list[Any]:
 
 
 def converges(killed: Killed, die_at: int, *, in_flight: bool) -> bool:
-    """Kills a worker, lets another do the work, and compares. False when the worker ended before it could die."""
+    """Kill a worker, load again, and compare; return False when the worker finished before the kill."""
     world = killed.world
     for table in ("events", "events_rejected", "ingested_objects"):
         world.rows(f"TRUNCATE TABLE {table}")
@@ -306,7 +306,7 @@ def converges(killed: Killed, die_at: int, *, in_flight: bool) -> bool:
 
 
 @pytest.mark.parametrize(("die_at", "in_flight"), [(9, True), (20, True), (21, False), (22, True)])
-def test_a_worker_that_is_killed_leaves_nothing_that_the_next_one_does_not_put_right(
+def test_the_next_load_recovers_from_a_killed_worker(
     unmerged: World, s3_port: int, die_at: int, *, in_flight: bool
 ) -> None:
     assert converges(Killed(unmerged, s3_port), die_at, in_flight=in_flight)
@@ -314,7 +314,7 @@ def test_a_worker_that_is_killed_leaves_nothing_that_the_next_one_does_not_put_r
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-def test_a_worker_may_be_killed_before_and_during_every_statement(unmerged: World, s3_port: int) -> None:
+def test_the_next_load_recovers_from_a_kill_before_or_during_any_statement(unmerged: World, s3_port: int) -> None:
     killed = Killed(unmerged, s3_port)
     fill(unmerged)
     statements = killed.work(0, in_flight=False)

@@ -37,7 +37,7 @@ def test_the_suffix_names_the_format(name: str, kind: Format) -> None:
         ("events/team=1/a*.jsonl", "has characters other than"),
     ],
 )
-def test_a_key_that_cannot_be_loaded_is_told_why(key: str, problem: str) -> None:
+def test_a_key_that_cannot_be_loaded_has_a_reason(key: str, problem: str) -> None:
     assert problem in str(problem_of(key))
     with pytest.raises(ValueError, match="events"):
         _ = ObjectVersion(key, "e").format
@@ -47,20 +47,20 @@ def test_the_team_is_in_the_key() -> None:
     assert team_of("events/team=42/day=1/a.jsonl") == 42
 
 
-def test_batches_are_bounded_by_number_and_by_bytes_and_a_large_object_is_one_by_itself() -> None:
+def test_batches_are_bounded_by_number_and_bytes_and_a_large_object_is_its_own_batch() -> None:
     versions = [ObjectVersion(f"{number}", "e", size) for number, size in enumerate((10, 10, 10, 500, 10, 90, 10))]
     batches = list(batches_of(versions, BatchLimits(max_objects=2, max_bytes=100)))
     assert [[version.key for version in batch] for batch in batches] == [["0", "1"], ["2"], ["3"], ["4", "5"], ["6"]]
 
 
-def test_the_hash_of_a_batch_is_that_of_its_contents_in_any_order() -> None:
+def test_the_hash_of_a_batch_depends_on_its_contents_and_not_on_their_order() -> None:
     one, two = ObjectVersion("a", "1", 5), ObjectVersion("b", "2", 6)
     assert batch_hash([one, two]) == batch_hash([two, one])
     assert batch_hash([one, two]) != batch_hash([one, ObjectVersion("b", "3", 6)])
     assert batch_hash([one, two]) != batch_hash([one])
 
 
-def test_present_versions_are_found_together_and_strewn_and_what_is_gone_is_missing(
+def test_current_versions_of_adjacent_and_scattered_keys_are_found_without_missing_keys(
     s3_client: "S3Client", s3_bucket: str
 ) -> None:
     keys = [f"events/team={team}/{number:03d}.jsonl" for team in (1, 2, 10) for number in range(4)]

@@ -31,7 +31,7 @@ FULL_COLUMNS = """
 """
 
 
-def test_every_property_has_its_column_and_all_of_them_are_kept(world: World) -> None:
+def test_properties_fill_their_columns_and_are_all_stored(world: World) -> None:
     sent = event(1, properties=FULL_PROPERTIES, person_id="0190a1b2-0000-7000-8000-000000000009")
     world.put("a.jsonl", lines([sent]), team=12)
     assert not world.load().problems
@@ -68,7 +68,7 @@ def test_missing_and_odd_properties_stay_empty(world: World) -> None:
     assert world.rows("SELECT properties FROM events ORDER BY timestamp LIMIT 1") == [("{}",)]
 
 
-def test_properties_may_be_a_text_of_json_and_the_visitor_may_be_among_them(world: World) -> None:
+def test_properties_may_be_a_json_string_and_may_contain_the_distinct_id(world: World) -> None:
     sent = event(1, distinct_id=None, properties=json.dumps({"distinct_id": "inside", "$pathname": "/x"}))
     world.put("a.jsonl", lines([sent]))
     world.load()
@@ -77,7 +77,7 @@ def test_properties_may_be_a_text_of_json_and_the_visitor_may_be_among_them(worl
     ]
 
 
-def test_a_time_may_have_a_zone_a_space_or_be_in_seconds(world: World) -> None:
+def test_a_timestamp_may_have_a_zone_or_a_space_or_be_in_epoch_seconds(world: World) -> None:
     times = ["2026-10-01T12:00:00+02:00", "2026-10-01 10:00:00", "1790848800", "2026-10-01T10:00:00.000Z"]
     world.put("a.jsonl", lines([event(number, timestamp=time) for number, time in enumerate(times)]))
     world.load()
@@ -85,7 +85,7 @@ def test_a_time_may_have_a_zone_a_space_or_be_in_seconds(world: World) -> None:
     assert len(world.column("uuid")) == 4
 
 
-def test_a_person_that_is_not_named_is_the_same_for_the_same_visitor_of_a_team(world: World) -> None:
+def test_an_unknown_person_is_the_same_for_the_same_visitor_of_a_team(world: World) -> None:
     world.put("a.jsonl", lines([event(1, distinct_id="a"), event(2, distinct_id="a"), event(3, distinct_id="b")]))
     world.put("a.jsonl", lines([event(4, distinct_id="a")]), team=2)
     world.load()
@@ -94,7 +94,7 @@ def test_a_person_that_is_not_named_is_the_same_for_the_same_visitor_of_a_team(w
     ) == [(3, 1)]
 
 
-def test_a_line_without_a_uuid_gets_the_same_one_in_every_load(world: World) -> None:
+def test_a_line_without_a_uuid_gets_the_same_uuid_in_every_load(world: World) -> None:
     world.put("a.jsonl", lines([event(number, uuid=None) for number in range(3)]))
     world.load()
     first = world.column("uuid")
@@ -131,7 +131,7 @@ def test_a_bad_line_is_rejected_with_its_number_and_reason_and_the_others_are_lo
     ]
 
 
-def test_the_raw_text_of_a_rejected_line_is_cut_and_readable_whatever_its_bytes(world: World) -> None:
+def test_the_raw_text_of_a_rejected_line_is_truncated_and_valid_utf8(world: World) -> None:
     world.put("a.jsonl", lines([event(1)]) + b"\xff\xfe" + b"x" * 5000 + b"\n" + lines([event(2)]))
     world.load()
     ((raw,),) = world.rows("SELECT raw FROM events_rejected")
@@ -139,14 +139,14 @@ def test_the_raw_text_of_a_rejected_line_is_cut_and_readable_whatever_its_bytes(
     assert raw.endswith("xxx")
 
 
-def test_line_ends_of_windows_and_a_missing_last_one_do_no_harm(world: World) -> None:
+def test_windows_line_ends_and_a_missing_last_line_end_are_accepted(world: World) -> None:
     world.put("a.jsonl", lines([event(1), event(2), event(3)]).replace(b"\n", b"\r\n").rstrip())
     (entry,) = world.load().loaded
     assert (entry.lines, entry.rows) == (3, 3)
 
 
 @pytest.mark.parametrize("name", ["a.jsonl", "a.ndjson.gz", "a.json.zst"])
-def test_compression_goes_by_the_suffix(world: World, name: str) -> None:
+def test_the_suffix_decides_the_compression(world: World, name: str) -> None:
     import zstd
 
     body = lines([event(number) for number in range(50)])

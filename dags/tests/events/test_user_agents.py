@@ -48,5 +48,5 @@ def test_an_agent_gives_browser_system_and_device(agent: str, expected: UserAgen
         "Mozilla/5.0 (compatible; YandexImages/3.0; +http://yandex.com/bots)",
     ],
 )
-def test_a_program_is_a_bot_and_so_is_who_does_not_say_what_it_is(agent: str) -> None:
+def test_a_program_and_an_agent_without_a_name_are_bots(agent: str) -> None:
     assert parse_user_agent(agent).is_bot

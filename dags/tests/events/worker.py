@@ -1,4 +1,4 @@
-"""A process that loads objects and dies at a chosen statement, as a worker dies that is killed.
+"""A process that loads objects and kills itself at a chosen statement.
 
 python -m dags.tests.events.worker '{"die_at": 5, "in_flight": true, …}'
 """
@@ -26,7 +26,7 @@ from dags.tests.events.world import World
 
 
 class DyingCluster(ClickhouseCluster):
-    """Ends the process at its statement number `die_at`: before it is sent, or with it on its way."""
+    """Kills the process at its statement number `die_at`, before it is sent or while it runs."""
 
     die_at: int
     in_flight: bool
@@ -37,17 +37,17 @@ class DyingCluster(ClickhouseCluster):
         if number == self.die_at and not self.in_flight:
             os.kill(os.getpid(), signal.SIGKILL)
         if number == self.die_at:
-            fn = functools.partial(_sent_and_dead, fn)
+            fn = functools.partial(_send_and_die, fn)
         return super()._submit(fn, hosts, **arguments)
 
 
-def _sent_and_dead(fn: Callable[[Client], Any], client: Client) -> Any:
+def _send_and_die(fn: Callable[[Client], Any], client: Client) -> Any:
     original = client.connection.send_query
 
     def send_and_die(*arguments: Any, **named: Any) -> None:
         original(*arguments, **named)
         client.connection.send_external_tables([])
-        # Time for the server to begin with it.
+        # Time for the server to start it.
         time.sleep(0.05)
         os.kill(os.getpid(), signal.SIGKILL)
 
@@ -56,19 +56,19 @@ def _sent_and_dead(fn: Callable[[Client], Any], client: Client) -> Any:
 
 
 def main() -> None:
-    """Loads everything, or dies."""
-    told = json.loads(sys.argv[1])
-    cluster = DyingCluster([Host("127.0.0.1", told["clickhouse_port"])], Access(database=told["database"]))
-    cluster.die_at, cluster.in_flight = told["die_at"], told["in_flight"]
+    """Load every object, or die."""
+    options = json.loads(sys.argv[1])
+    cluster = DyingCluster([Host("127.0.0.1", options["clickhouse_port"])], Access(database=options["database"]))
+    cluster.die_at, cluster.in_flight = options["die_at"], options["in_flight"]
     cluster.statements = itertools.count(1)
     storage = ObjectStorage(
-        told["bucket"],
-        f"http://127.0.0.1:{told['s3_port']}/{told['bucket']}",
+        options["bucket"],
+        f"http://127.0.0.1:{options['s3_port']}/{options['bucket']}",
         CREDENTIALS.s3_access_key_id,
         SecretStr(CREDENTIALS.s3_secret_access_key),
     )
-    postgres = Postgres("127.0.0.1", told["postgres_port"], CREDENTIALS.postgres_user, SecretStr(""), "postgres")
-    World(cluster, postgres, services.s3_client(told["s3_port"], CREDENTIALS), storage).load(run_id="a worker")
+    postgres = Postgres("127.0.0.1", options["postgres_port"], CREDENTIALS.postgres_user, SecretStr(""), "postgres")
+    World(cluster, postgres, services.s3_client(options["s3_port"], CREDENTIALS), storage).load(run_id="a worker")
     cluster.close()
     sys.stdout.write(f"statements {next(cluster.statements) - 1}\n")
 

@@ -33,7 +33,7 @@ IPHONE = (
 
 
 def event(number: int = 0, **changes: Any) -> dict[str, Any]:
-    """An event in which `changes` replace fields, and None removes one."""
+    """Return an event in which `changes` replace fields, and None removes one."""
     found: dict[str, Any] = {
         "uuid": str(uuid.UUID(int=number + 1)),
         "event": "$pageview",
@@ -46,7 +46,7 @@ def event(number: int = 0, **changes: Any) -> dict[str, Any]:
 
 
 def lines(events: Sequence[Mapping[str, Any] | str]) -> bytes:
-    """JSON lines. A string is a line as it is."""
+    """Return the events as JSON lines. A string is a line as it is."""
     return "".join(f"{one if isinstance(one, str) else json.dumps(one)}\n" for one in events).encode()
 
 
@@ -60,7 +60,7 @@ def log_line(
     referrer: str = "-",
     agent: str = CHROME,
 ) -> str:
-    """A line of an access log."""
+    """Return a line of an access log."""
     request = f"GET {target} HTTP/1.1" if request is None else request
     return f'{address} - - [{at}] "{request}" {status} 512 "{referrer}" "{agent}"'
 
@@ -102,14 +102,14 @@ class World:
         return self.cluster.any_host(Query(statement, parameters)).result()
 
     def column(self, expression: str, **parameters: Any) -> list[Any]:
-        """One value of each event, in the order of the values."""
+        """Return one value of each event, in the order of the values."""
         return [
             value
             for (value,) in self.rows(f"SELECT {expression} AS value FROM events ORDER BY value", **parameters)  # noqa: S608 - names from code
         ]
 
     def states(self) -> dict[str, str]:
-        """The state of each object of the manifest, by key and its etag's first letters where a key has several."""
+        """Return the state of each object in the manifest, by key and etag."""
         found = self.rows("SELECT object, etag, state FROM ingested_objects FINAL ORDER BY object, updated_at")
         return {f"{key} {etag}": state for key, etag, state in found}
 

@@ -1,4 +1,4 @@
-"""Fixtures of the pre-aggregation tests: the real engine with the schema."""
+"""Fixtures of the web table tests: the real engine with the schema."""
 
 from collections.abc import Iterator
 
@@ -20,5 +20,5 @@ def cluster(clickhouse_port: int, clickhouse_database: str) -> Iterator[Clickhou
 
 @pytest.fixture
 def web(cluster: ClickhouseCluster) -> Web:
-    """Events go in, numbers come out."""
+    """Inserts events and reads the numbers of the web tables."""
     return Web(cluster)

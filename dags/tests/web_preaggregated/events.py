@@ -1,4 +1,4 @@
-"""Events as tests make them, the numbers that the tables hold, and the same numbers from a model in plain Python."""
+"""Test events, the numbers of the web tables, and the same numbers from a model in plain Python."""
 
 import datetime as dt
 from collections import defaultdict
@@ -9,7 +9,7 @@ from uuid import UUID, uuid4
 from dags.common.clickhouse.cluster import ClickhouseCluster
 from dags.common.clickhouse.query import Insert, Query, Rows
 from dags.web_preaggregated.aggregate import AggregationOutcome, pre_aggregate
-from dags.web_preaggregated.statements import DAILY, EVENTS_OF_A_PASS, Grain
+from dags.web_preaggregated.statements import DAILY, MAX_EVENTS_PER_PASS, Grain
 
 DAY = dt.date(2026, 3, 11)
 LONGEST_SESSION = dt.timedelta(hours=24)
@@ -18,13 +18,13 @@ DIMENSIONS = ("host", "browser", "utm_source", "viewport_width")
 
 
 def at(clock: str, day: int = 0) -> dt.datetime:
-    """A moment of `DAY`, or of a day before or after it, UTC: `at("23:59:59.999999", day=-1)`."""
+    """Return a time (UTC) of `DAY`, or of a day relative to it: `at("23:59:59.999999", day=-1)`."""
     time = dt.time.fromisoformat(clock)
     return dt.datetime.combine(DAY + dt.timedelta(days=day), time, tzinfo=dt.UTC)
 
 
 def person(number: int) -> UUID:
-    """A person's id."""
+    """Return the id of a person."""
     return UUID(int=number + 1)
 
 
@@ -48,7 +48,7 @@ class Event:
 
     @property
     def sorting_key(self) -> tuple[object, ...]:
-        """Rows that are the same event."""
+        """The sorting key, which identifies an event."""
         return self.team_id, self.timestamp.date(), self.event, self.distinct_id, self.uuid
 
 
@@ -65,7 +65,7 @@ class Override:
 
 @dataclass(frozen=True)
 class Numbers:
-    """What is counted of a group of sessions or pageviews."""
+    """The numbers of a group of sessions or pageviews."""
 
     pageviews: int = 0
     sessions: int = 0
@@ -89,7 +89,7 @@ class Session:
 def sessions_of(
     events: Iterable[Event], overrides: Iterable[Override], team_ids: Collection[int] | None = None
 ) -> list[Session]:
-    """Every session that has a pageview, by the rules as they are written down."""
+    """Return every session that has a pageview, by the documented rules."""
     persons = overriding_persons(overrides)
     by_id: dict[tuple[int, str], list[Event]] = defaultdict(list)
     for event in without_duplicates(events):
@@ -107,7 +107,7 @@ def sessions_of(
 
 
 def without_duplicates(events: Iterable[Event]) -> Iterable[Event]:
-    """Of rows with one sorting key, the one inserted last."""
+    """Return the last inserted row of each sorting key."""
     newest: dict[tuple[object, ...], Event] = {}
     for event in events:
         kept = newest.get(event.sorting_key)
@@ -117,7 +117,7 @@ def without_duplicates(events: Iterable[Event]) -> Iterable[Event]:
 
 
 def overriding_persons(overrides: Iterable[Override]) -> dict[tuple[int, str], UUID]:
-    """The person of each team and distinct_id whose latest override is not deleted."""
+    """Return the person of each team and distinct_id whose newest override is not deleted."""
     latest: dict[tuple[int, str], Override] = {}
     for override in overrides:
         key = (override.team_id, override.distinct_id)
@@ -127,7 +127,7 @@ def overriding_persons(overrides: Iterable[Override]) -> dict[tuple[int, str], U
 
 
 def cut_at_pauses(events: Iterable[Event]) -> list[list[Event]]:
-    """The events in order, in pieces with more than the longest session between them."""
+    """Return the events in order, split at pauses that are longer than a session can be."""
     pieces: list[list[Event]] = []
     for event in sorted(events, key=lambda one: (one.timestamp, second_half(one.uuid))):
         if not pieces or event.timestamp - pieces[-1][-1].timestamp > LONGEST_SESSION:
@@ -137,17 +137,17 @@ def cut_at_pauses(events: Iterable[Event]) -> list[list[Event]]:
 
 
 def second_half(value: UUID) -> int:
-    """The second half of the uuid's digits as a number."""
+    """Return the second half of the uuid as a number."""
     return value.int & (2**64 - 1)
 
 
 def seconds_of(session: Session) -> int:
-    """The duration as the clock shows seconds."""
+    """The duration in whole clock seconds."""
     return int(session.end.replace(microsecond=0).timestamp() - session.start.replace(microsecond=0).timestamp())
 
 
 def counted(sessions: Sequence[Session], pageviews: int) -> Numbers:
-    """The numbers of a group of sessions, with the pageviews that are counted for it."""
+    """Return the numbers of a group of sessions with the given number of pageviews."""
     return Numbers(
         pageviews=pageviews,
         sessions=len(sessions),
@@ -158,12 +158,12 @@ def counted(sessions: Sequence[Session], pageviews: int) -> Numbers:
 
 
 def bucket_of(moment: dt.datetime, grain: Grain) -> dt.datetime:
-    """The day or hour of a moment."""
+    """Return the day or hour of a time."""
     return moment.replace(hour=0 if grain is DAILY else moment.hour, minute=0, second=0, microsecond=0)
 
 
 def modelled_pages(sessions: Iterable[Session], grain: Grain = DAILY) -> dict[tuple[object, ...], Numbers]:
-    """By team, bucket, dimensions of the session and path: what the stats table must hold."""
+    """Return the expected rows of the stats table by team, bucket, dimensions of the session and path."""
     groups: dict[tuple[object, ...], list[tuple[Session, int]]] = defaultdict(list)
     for session in sessions:
         for path in {page.pathname for page in session.pages}:
@@ -177,7 +177,7 @@ def modelled_pages(sessions: Iterable[Session], grain: Grain = DAILY) -> dict[tu
 
 
 def modelled_entries(sessions: Iterable[Session], grain: Grain = DAILY) -> dict[tuple[object, ...], Numbers]:
-    """By team, bucket and dimensions of the session: what the bounces table must hold."""
+    """Return the expected rows of the bounces table by team, bucket and dimensions of the session."""
     groups: dict[tuple[object, ...], list[Session]] = defaultdict(list)
     for session in sessions:
         groups[session.team_id, bucket_of(session.start, grain), *dimensions_of(session)].append(session)
@@ -185,7 +185,7 @@ def modelled_entries(sessions: Iterable[Session], grain: Grain = DAILY) -> dict[
 
 
 def dimensions_of(session: Session) -> tuple[object, ...]:
-    """Entry and end path, and the dimensions of the first pageview that tests vary."""
+    """Return entry path, end path, and the dimensions of the first pageview that tests vary."""
     first, last = session.pages[0], session.pages[-1]
     return (first.pathname, last.pathname, *(getattr(first, name) for name in DIMENSIONS))
 
@@ -197,7 +197,7 @@ class Web:
     cluster: ClickhouseCluster
 
     def add(self, *events: Event) -> None:
-        """Insert events as one part: duplicates in one call are merged at once, those of two calls are not."""
+        """Insert events as one part: duplicates within a call are merged, duplicates across calls are not."""
         names = [column.name for column in fields(Event)]
         rows = [[getattr(event, name) for name in names] for event in events]
         if rows:
@@ -215,24 +215,24 @@ class Web:
         *days: dt.date,
         grain: Grain = DAILY,
         team_ids: Sequence[int] | None = None,
-        events_of_a_pass: int = EVENTS_OF_A_PASS,
+        max_events_per_pass: int = MAX_EVENTS_PER_PASS,
     ) -> AggregationOutcome:
-        """Pre-aggregate these days; none means `DAY`."""
+        """Compute these days, or `DAY` by default."""
         return pre_aggregate(
             self.cluster,
             grain,
             days or (DAY,),
             run_id=str(uuid4()),
             team_ids=team_ids,
-            events_of_a_pass=events_of_a_pass,
+            max_events_per_pass=max_events_per_pass,
         )
 
     def rows(self, statement: str, **parameters: object) -> Rows:
-        """Ask ClickHouse."""
+        """Return the rows of a SELECT."""
         return self.cluster.any_host(Query(statement, parameters)).result()
 
     def pages(self, grain: Grain = DAILY) -> dict[tuple[object, ...], Numbers]:
-        """What the stats table holds, keyed as `modelled_pages`."""
+        """Return the rows of the stats table, keyed like `modelled_pages`."""
         dimensions = ", ".join(("team_id", "period_bucket", "entry_pathname", "end_pathname", *DIMENSIONS, "pathname"))
         rows = self.rows(
             f"SELECT {dimensions}, sumMerge(pageviews_count_state), uniqExactMerge(sessions_uniq_state), "  # noqa: S608 - names of this module
@@ -241,7 +241,7 @@ class Web:
         return {tuple(row[:-3]): Numbers(*row[-3:]) for row in rows}
 
     def entries(self, grain: Grain = DAILY) -> dict[tuple[object, ...], Numbers]:
-        """What the bounces table holds, keyed as `modelled_entries`."""
+        """Return the rows of the bounces table, keyed like `modelled_entries`."""
         dimensions = ", ".join(("team_id", "period_bucket", "entry_pathname", "end_pathname", *DIMENSIONS))
         rows = self.rows(
             f"SELECT {dimensions}, sumMerge(pageviews_count_state), uniqExactMerge(sessions_uniq_state), "  # noqa: S608 - names of this module
@@ -253,7 +253,7 @@ class Web:
         return {tuple(row[:-6]): Numbers(*row[-6:-1]) for row in rows}
 
     def totals(self, day: dt.date = DAY, team_id: int = 1) -> Numbers:
-        """The numbers of a team's day, from both tables, which must agree."""
+        """Return the numbers of a team and day from both tables, which must agree."""
         ((pageviews, sessions, visitors),) = self.rows(
             "SELECT sumMerge(pageviews_count_state), uniqExactMerge(sessions_uniq_state), "
             "uniqExactMerge(persons_uniq_state) FROM web_stats_daily "

@@ -1,4 +1,4 @@
-"""A ClickHouse node of one test, which may be killed and started again on the same directory."""
+"""A ClickHouse node of one test, which can be killed and restarted on the same directory."""
 
 import contextlib
 from collections.abc import Iterator
@@ -13,7 +13,7 @@ from dags.tests.conftest import CREDENTIALS
 
 @dataclass
 class Node:
-    """A node that runs."""
+    """A running node."""
 
     started: services.Started
     lifeline: services.Lifeline
@@ -21,7 +21,7 @@ class Node:
     @classmethod
     @contextlib.contextmanager
     def running(cls, directory: Path, lifeline: services.Lifeline) -> Iterator["Node"]:
-        """A node on a free port until the end of the block."""
+        """Run a node on a free port until the end of the block."""
         (service,) = services.clickhouse_nodes(directory, (ports.free_port(),))
         node = cls(services.start(service, lifeline, directory / "logs"), lifeline)
         try:
@@ -32,15 +32,15 @@ class Node:
 
     @property
     def port(self) -> int:
-        """Where it listens."""
+        """The port of the native protocol."""
         return self.started.service.port
 
     def connect(self) -> ClickhouseCluster:
-        """Its database `default`."""
+        """Return a client of the database `default`."""
         return ClickhouseCluster([Host(ports.LOOPBACK, self.port)], Access())
 
     def kill_and_start(self) -> None:
-        """As when its machine was reset."""
+        """Kill the node and start it again, as after a reset of its machine."""
         self.started.process.kill()
         self.started.process.wait()
         self.started = services.start(self.started.service, self.lifeline, self.started.log.parent)

@@ -30,14 +30,14 @@ def staging_tables(web: Web) -> list[str]:
     return [name for (name,) in rows]
 
 
-def test_a_session_over_midnight_belongs_wholly_to_the_day_of_its_begin(web: Web) -> None:
+def test_a_session_over_midnight_belongs_to_the_day_of_its_start(web: Web) -> None:
     web.add(Event(at("23:50:00"), pathname="/in"), Event(at("00:10:00", day=1), pathname="/out"))
     web.compute(BEFORE, DAY, AFTER)
     assert web.totals() == Numbers(pageviews=2, sessions=1, visitors=1, bounces=0, seconds=1200)
     assert web.totals(AFTER) == web.totals(BEFORE) == Numbers()
 
 
-def test_each_day_by_itself_gives_what_all_days_together_give(web: Web) -> None:
+def test_days_computed_one_by_one_equal_days_computed_together(web: Web) -> None:
     web.add(Event(at("23:50:00", day=-1)), Event(at("00:10:00")), Event(at("09:00:00"), "other"))
     web.compute(BEFORE, DAY, AFTER)
     together = web.pages(), web.entries()
@@ -46,7 +46,7 @@ def test_each_day_by_itself_gives_what_all_days_together_give(web: Web) -> None:
     assert (web.pages(), web.entries()) == together
 
 
-def test_an_event_24_hours_after_the_begin_is_of_the_session_and_a_later_one_is_not(web: Web) -> None:
+def test_an_event_24_hours_after_the_start_is_in_the_session_and_a_later_one_is_not(web: Web) -> None:
     web.add(Event(at("12:00:00")), Event(at("12:00:00", day=1), pathname="/in"), Event(at("12:00:00.000001", day=1)))
     web.compute(DAY, AFTER)
     assert web.totals() == Numbers(pageviews=2, sessions=1, visitors=1, bounces=0, seconds=86_400)
@@ -60,7 +60,7 @@ def test_a_session_id_used_again_after_a_pause_of_more_than_24_hours_is_another_
     assert web.totals() == Numbers(pageviews=1, sessions=1, visitors=1, bounces=1, seconds=1800)
 
 
-def test_events_without_a_session_are_in_no_table_and_their_pageviews_are_told(web: Web) -> None:
+def test_events_without_a_session_are_in_no_table_and_their_pageviews_are_counted(web: Web) -> None:
     web.add(Event(at("10:00:00"), session_id=""), Event(at("10:00:00"), session_id="", event="custom"))
     outcome = web.compute()
     assert web.totals() == Numbers()
@@ -93,7 +93,7 @@ def test_a_duplicate_that_moved_to_another_session_counts_there_alone(web: Web) 
     assert web.totals() == Numbers(pageviews=1, sessions=1, visitors=1, bounces=1, seconds=0)
 
 
-def test_an_override_holds_for_its_team_alone(web: Web) -> None:
+def test_an_override_applies_to_its_team_only(web: Web) -> None:
     for team in (1, 2):
         web.add(
             *(Event(at("10:00:00"), f"s{n}", distinct_id=f"d{n}", person_id=person(n), team_id=team) for n in (1, 2))
@@ -104,7 +104,7 @@ def test_an_override_holds_for_its_team_alone(web: Web) -> None:
     assert web.totals(team_id=2).visitors == 2
 
 
-def test_the_latest_version_of_an_override_counts_and_a_deleted_one_gives_the_event_s_person_back(web: Web) -> None:
+def test_the_newest_version_of_an_override_counts_and_a_deleted_one_restores_the_person_of_the_event(web: Web) -> None:
     web.add(*(Event(at("10:00:00"), f"s{n}", distinct_id=f"d{n}", person_id=person(n)) for n in (1, 2, 3)))
     web.override(Override("d1", person(3), version=2), Override("d2", person(3), version=1))
     web.override(Override("d1", person(8), version=1), Override("d2", person(3), version=2, is_deleted=1))
@@ -125,7 +125,7 @@ def test_dimensions_are_those_of_the_first_pageview_whatever_characters_they_hav
     assert list(web.entries()) == [(1, at("00:00:00"), "/p\0", "/end", odd, "Safari", "\0", 0)]
 
 
-def test_an_empty_day_is_emptied(web: Web) -> None:
+def test_the_rows_of_a_day_without_events_are_removed(web: Web) -> None:
     web.add(Event(at("10:00:00")))
     web.compute()
     assert web.totals().pageviews == 1
@@ -135,7 +135,7 @@ def test_an_empty_day_is_emptied(web: Web) -> None:
     assert outcome.days[DAY].rows == {"web_stats_daily": 0, "web_bounces_daily": 0}
 
 
-def test_a_team_that_is_not_selected_has_no_rows_also_none_of_before(web: Web) -> None:
+def test_a_team_that_is_not_selected_loses_its_rows(web: Web) -> None:
     web.add(Event(at("10:00:00")), Event(at("10:00:00"), team_id=2))
     web.compute()
     web.compute(team_ids=[2])
@@ -145,7 +145,7 @@ def test_a_team_that_is_not_selected_has_no_rows_also_none_of_before(web: Web) -
     assert web.pages() == {}
 
 
-def test_the_hourly_tables_have_a_session_in_the_hour_of_its_begin_and_the_daily_ones_stay(web: Web) -> None:
+def test_the_hourly_tables_have_a_session_in_the_hour_of_its_start_and_the_daily_tables_stay(web: Web) -> None:
     web.add(Event(at("10:59:59.999999")), Event(at("11:00:00"), "next"), Event(at("11:30:00"), pathname="/late"))
     web.compute(grain=HOURLY)
     assert web.entries() == {}
@@ -155,7 +155,7 @@ def test_the_hourly_tables_have_a_session_in_the_hour_of_its_begin_and_the_daily
     }
 
 
-def test_the_outcome_tells_what_was_done(web: Web) -> None:
+def test_the_outcome_has_the_numbers_and_the_cost(web: Web) -> None:
     web.add(Event(at("10:00:00"), pathname="/a"), Event(at("10:00:30"), pathname="/a"), Event(at("10:00:00"), "bounce"))
     outcome = web.compute(DAY, AFTER)
     day = outcome.days[DAY]
@@ -168,7 +168,7 @@ def test_the_outcome_tells_what_was_done(web: Web) -> None:
     assert outcome.seconds > 0
 
 
-def test_days_apart_are_computed_and_the_days_between_stay(web: Web) -> None:
+def test_days_with_a_gap_are_computed_and_the_days_between_stay(web: Web) -> None:
     web.add(*(Event(at("10:00:00", day=day), f"s{day}") for day in (-1, 0, 1)))
     web.compute(BEFORE, DAY, AFTER)
     web.rows("TRUNCATE TABLE events")
@@ -176,13 +176,13 @@ def test_days_apart_are_computed_and_the_days_between_stay(web: Web) -> None:
     assert (web.totals(BEFORE).pageviews, web.totals().pageviews, web.totals(AFTER).pageviews) == (0, 1, 0)
 
 
-def test_nothing_is_left_of_the_staging(web: Web) -> None:
+def test_no_staging_table_is_left(web: Web) -> None:
     web.add(Event(at("10:00:00")))
     web.compute()
     assert staging_tables(web) == []
 
 
-def test_a_table_of_another_form_is_refused_with_the_difference_and_stays_as_it_was(web: Web) -> None:
+def test_a_table_of_another_form_is_rejected_with_the_difference_and_stays_unchanged(web: Web) -> None:
     web.add(Event(at("10:00:00")))
     web.compute()
     web.rows("ALTER TABLE web_bounces_daily ADD COLUMN strange UInt8")
@@ -193,20 +193,18 @@ def test_a_table_of_another_form_is_refused_with_the_difference_and_stays_as_it_
     assert staging_tables(web) == []
 
 
-def test_staging_of_runs_that_are_over_is_dropped_and_that_of_others_stays(
-    web: Web, cluster: ClickhouseCluster
-) -> None:
-    over, running = str(uuid.uuid4()), str(uuid.uuid4())
-    names = {run: staging_name(DAILY.stats, run) for run in (over, running, "unknown")}
+def test_staging_tables_of_finished_runs_are_dropped_and_others_stay(web: Web, cluster: ClickhouseCluster) -> None:
+    finished, running = str(uuid.uuid4()), str(uuid.uuid4())
+    names = {run: staging_name(DAILY.stats, run) for run in (finished, running, "unknown")}
     for name in names.values():
         cluster.any_host(Query(f"CREATE TABLE {name} (x UInt8) ENGINE = MergeTree ORDER BY x")).result()
-    known = {over: True, running: False}
-    assert drop_leftovers(cluster, known.get) == [names[over]]
+    known = {finished: True, running: False}
+    assert drop_leftovers(cluster, known.get) == [names[finished]]
     assert sorted(staging_tables(web)) == sorted([names[running], names["unknown"]])
     assert all(name.startswith(STAGING_PREFIX) for name in names.values())
 
 
-def test_no_day_is_an_error(cluster: ClickhouseCluster) -> None:
+def test_an_empty_list_of_days_is_an_error(cluster: ClickhouseCluster) -> None:
     with pytest.raises(ValueError, match="give at least one"):
         pre_aggregate(cluster, DAILY, [], run_id="run")
 
@@ -241,4 +239,4 @@ def test_the_model_agrees_on_a_small_case(web: Web, cluster: ClickhouseCluster) 
     for subject in ("stats", "bounces"):
         comparison = compare_with_raw(cluster, subject, DAY, DAY)
         assert comparison.compared >= 4
-        assert comparison.different == 0, "\n".join(map(str, comparison.shown))
+        assert comparison.different == 0, "\n".join(map(str, comparison.listed))

@@ -24,7 +24,7 @@ AFTER = DAY + dt.timedelta(days=1)
 
 @dataclass(frozen=True)
 class Platform:
-    """Runs the real assets and checks of the location in a real Dagster instance, on a real ClickHouse."""
+    """The real assets and checks of the location, in a real Dagster instance on a real ClickHouse."""
 
     instance: dg.DagsterInstance
     cluster: ClickhouseCluster
@@ -32,7 +32,7 @@ class Platform:
     def run(
         self, selection: dg.AssetSelection, *days: dt.date, config: Mapping[str, Any] | None = None
     ) -> dg.ExecuteInProcessResult:
-        """Run what is selected for no day, one, or all from the first to the second; errors are in the result."""
+        """Run a selection for no day, one day, or a range of days; errors are in the result."""
         job = dg.define_asset_job("some_job", selection)
         definitions = dg.Definitions(
             assets=[daily_web_tables(14), web_analytics_hourly_tables, team_selection],
@@ -53,7 +53,7 @@ class Platform:
         return self.run(dg.AssetSelection.assets(*DAILY_KEYS), *days)
 
     def metadata(self, key: str, partition: str | None = None) -> Mapping[str, Any]:
-        """The metadata of the newest materialisation."""
+        """The metadata of the newest materialization."""
         records = self.instance.fetch_materializations(
             dg.AssetRecordsFilter(
                 asset_key=dg.AssetKey(key), asset_partitions=None if partition is None else [partition]
@@ -107,9 +107,7 @@ def test_a_day_without_sessions_has_no_rates(web: Web, platform: Platform) -> No
     assert web.totals() == Numbers()
 
 
-def test_events_that_came_after_a_day_was_computed_fail_the_check_with_the_numbers_and_the_remedy(
-    web: Web, platform: Platform
-) -> None:
+def test_late_data_fails_the_check_with_the_numbers_and_the_remedy(web: Web, platform: Platform) -> None:
     web.add(Event(at("10:00:00")))
     assert platform.days(DAY).success
     web.add(Event(at("10:00:05"), pathname="/late"))
@@ -119,7 +117,7 @@ def test_events_that_came_after_a_day_was_computed_fail_the_check_with_the_numbe
     assert not stats.passed
     assert f"team 1, {DAY}, /late: pageviews 0 stored, 1 in the events" in (stats.description or "")
     assert f"team 1, {DAY}, all paths: pageviews 1 stored, 2 in the events" in (stats.description or "")
-    assert f"materialise {DAY} again" in (stats.description or "")
+    assert f"Materialize {DAY} again" in (stats.description or "")
     bounces = checks["web_bounces_daily_equals_raw_events"]
     assert "bounces 1 stored, 0 in the events; session_seconds 0 stored, 5 in the events" in (bounces.description or "")
     assert checks_of(platform.days(DAY))["web_stats_daily_equals_raw_events"].passed
@@ -133,7 +131,7 @@ def test_events_that_came_after_a_day_was_computed_fail_the_check_with_the_numbe
         "INSERT INTO web_stats_daily SELECT * REPLACE (9 AS team_id) FROM web_stats_daily",
     ],
 )
-def test_whatever_is_not_as_in_the_events_fails_the_check(web: Web, platform: Platform, change: str) -> None:
+def test_any_difference_from_the_raw_events_fails_the_check(web: Web, platform: Platform, change: str) -> None:
     web.add(Event(at("10:00:00")), Event(at("10:00:05"), pathname="/b"))
     assert platform.days(DAY).success
     web.rows(change)
@@ -141,16 +139,16 @@ def test_whatever_is_not_as_in_the_events_fails_the_check(web: Web, platform: Pl
     assert not checks_of(result)["web_stats_daily_equals_raw_events"].passed
 
 
-def test_a_day_whose_sessions_may_go_on_is_not_compared(web: Web, platform: Platform) -> None:
+def test_a_day_whose_sessions_may_continue_is_not_compared(web: Web, platform: Platform) -> None:
     yesterday = dt.datetime.now(dt.UTC).date() - dt.timedelta(days=1)
     web.add(Event(dt.datetime.combine(yesterday, dt.time(0, 1), tzinfo=dt.UTC)))
     check = checks_of(platform.days(yesterday))["web_stats_daily_equals_raw_events"]
     assert check.passed
     assert (check.metadata["days_compared"].value, check.metadata["days_not_closed"].value) == (0, 1)
-    assert "No day of these is closed" in (check.description or "")
+    assert "None of these days is closed" in (check.description or "")
 
 
-def test_a_day_without_rows_is_told_and_so_is_a_day_with_events_that_is_not_computed(
+def test_a_day_without_rows_and_a_day_with_events_that_is_not_computed_are_reported(
     web: Web, platform: Platform
 ) -> None:
     web.add(Event(at("10:00:00")), Event(at("10:00:00", day=1), "next"))
@@ -178,7 +176,7 @@ def test_the_current_day_is_computed_by_hour_and_older_days_are_dropped(web: Web
     assert hourly(f"{DAY}T12:20:00+00:00").success
     assert web.entries(HOURLY) == modelled_entries(sessions_of(events, []), HOURLY)
     assert platform.metadata("web_analytics_stats_table_hourly")["pageviews"] == 3
-    # Soon after midnight the day before is computed once more, since the daily table has not got it yet.
+    # Shortly after midnight yesterday is computed again, because the daily table may not have it yet.
     assert hourly(f"{DAY}T01:20:00+00:00").success
     assert web.rows("SELECT DISTINCT toDate(period_bucket) AS day FROM web_bounces_hourly ORDER BY day") == [
         (DAY - dt.timedelta(days=1),),
@@ -187,7 +185,7 @@ def test_the_current_day_is_computed_by_hour_and_older_days_are_dropped(web: Web
     assert not hourly(f"{DAY}T01:20:00").success
 
 
-def test_the_selection_of_teams_holds_for_the_next_run_and_removes_the_others(web: Web, platform: Platform) -> None:
+def test_the_selection_of_teams_applies_to_the_next_run_and_removes_the_others(web: Web, platform: Platform) -> None:
     def select(*teams: int) -> Mapping[str, Any]:
         config = {"web_analytics_team_selection": {"config": {"team_ids": list(teams)}}}
         assert platform.run(dg.AssetSelection.assets("web_analytics_team_selection"), config=config).success
@@ -212,7 +210,7 @@ def test_the_selection_of_teams_holds_for_the_next_run_and_removes_the_others(we
     assert pageviews() == [1, 1, 1]
 
 
-def test_what_dead_runs_left_is_dropped_by_the_next_run(
+def test_the_next_run_drops_the_staging_tables_of_finished_runs(
     web: Web, platform: Platform, cluster: ClickhouseCluster
 ) -> None:
     dead = platform.days(DAY).run_id
@@ -222,7 +220,7 @@ def test_what_dead_runs_left_is_dropped_by_the_next_run(
     assert web.rows("SELECT count() FROM system.tables WHERE name = %(name)s", name=name) == [(0,)]
 
 
-def test_a_failure_that_stays_is_not_retried_and_leaves_the_tables_as_they_were(web: Web, platform: Platform) -> None:
+def test_a_permanent_failure_is_not_retried_and_leaves_the_tables_unchanged(web: Web, platform: Platform) -> None:
     web.add(Event(at("10:00:00")))
     platform.days(DAY)
     web.rows("ALTER TABLE web_stats_daily ADD COLUMN strange UInt8")
@@ -248,7 +246,7 @@ def test_every_step_that_computes_web_tables_is_in_the_pool() -> None:
         assert assets.op.pool == POOL
 
 
-def test_a_backfill_packs_as_many_days_into_a_run_as_it_is_told() -> None:
+def test_a_backfill_packs_the_given_number_of_days_into_a_run() -> None:
     policy = daily_web_tables(3).backfill_policy
     assert policy is not None
     assert policy.max_partitions_per_run == 3

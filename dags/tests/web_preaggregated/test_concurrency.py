@@ -31,8 +31,8 @@ def home(tmp_path: Path) -> Path:
 
 @contextlib.contextmanager
 def serving(home: Path, web: Web) -> Iterator[Webserver]:
-    """As in `make dev`: the limits recorded, then a web server, a daemon and a code server. A run takes one day."""
-    # Without it the runs that the queue sees first of all start at once, whatever the limit is.
+    """As in `make dev`: recorded limits, a web server, a daemon and a code server. A run computes one day."""
+    # Without it, the first runs in the queue all start at once, regardless of the limit.
     with dg.DagsterInstance.from_config(str(home)) as instance:
         record_pool_limits(instance, [POOL])
     (host,) = web.cluster.hosts
@@ -56,7 +56,7 @@ def days(count: int) -> list[dt.date]:
 
 @pytest.mark.slow
 @pytest.mark.timeout(TEST_SECONDS)
-def test_a_backfill_of_five_days_and_a_job_beside_it_run_one_at_a_time(home: Path, web: Web) -> None:
+def test_the_runs_of_a_backfill_and_of_a_job_run_one_at_a_time(home: Path, web: Web) -> None:
     web.add(*(Event(at("10:00:00", day=n), f"session {n}") for n in range(5)))
     with serving(home, web) as server:
         server.backfill(DAILY_KEYS, list(map(str, days(5))))
@@ -74,7 +74,7 @@ def test_a_backfill_of_five_days_and_a_job_beside_it_run_one_at_a_time(home: Pat
 
 @pytest.mark.slow
 @pytest.mark.timeout(TEST_SECONDS)
-def test_without_the_limit_of_the_pool_runs_go_on_at_once_and_the_watch_sees_it(home: Path, web: Web) -> None:
+def test_without_the_limit_of_the_pool_runs_overlap_and_the_test_detects_it(home: Path, web: Web) -> None:
     configuration = home / "dagster.yaml"
     limited = configuration.read_text()
     configuration.write_text(limited.replace("default_limit: 1\n", "default_limit: 5\n"))

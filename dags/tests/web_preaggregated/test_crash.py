@@ -1,4 +1,4 @@
-"""Whatever is killed in the middle of the work, the next run makes the tables equal to the raw events again."""
+"""After a kill of the worker or the node at any moment, the next run makes the tables equal to the raw events."""
 
 import datetime as dt
 import random
@@ -60,12 +60,12 @@ def assert_equal_to_the_events(cluster: ClickhouseCluster) -> None:
     for subject in ("stats", "bounces"):
         found = compare_with_raw(cluster, subject, DAYS[0], DAYS[-1])
         assert found.compared > 50
-        assert found.different == 0, "\n".join(map(str, found.shown))
+        assert found.different == 0, "\n".join(map(str, found.listed))
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
-def test_after_a_kill_at_any_moment_the_next_run_converges_and_leaves_nothing(node: Node) -> None:
+def test_after_a_kill_at_any_moment_the_next_run_converges_and_leaves_no_staging_tables(node: Node) -> None:
     chance = random.Random(7)  # noqa: S311 - moments of kills, not secrets
     with node.connect() as cluster:
         apply_schema(cluster, clustered=False)
@@ -76,7 +76,7 @@ def test_after_a_kill_at_any_moment_the_next_run_converges_and_leaves_nothing(no
     cut_short = 0
     for kill in range(KILLS):
         with node.connect() as cluster:
-            # Something new to compute, so that a day of before does not pass for one of now.
+            # New events, so that an unchanged day is not mistaken for a recomputed one.
             cluster.any_host(Query(MORE_EVENTS, {"round": kill + 1, "events": EVENTS // 20})).result()
         command = [sys.executable, "-c", WORK, str(node.port), f"killed-{kill}", *map(str, DAYS)]
         worker = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
@@ -93,4 +93,4 @@ def test_after_a_kill_at_any_moment_the_next_run_converges_and_leaves_nothing(no
             statement = "SELECT count() FROM system.tables WHERE startsWith(name, %(prefix)s)"
             assert cluster.any_host(Query(statement, {"prefix": STAGING_PREFIX})).result() == [(0,)]
             assert_equal_to_the_events(cluster)
-    assert cut_short >= KILLS // 2, "most runs were over before they were killed"
+    assert cut_short >= KILLS // 2, "most runs had finished before they were killed"

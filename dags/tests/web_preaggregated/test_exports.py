@@ -19,8 +19,8 @@ from dags.tests.resources import clickhouse_resource, s3_resource
 from dags.web_preaggregated.exports import (
     BOUNCES_EXPORT,
     STATS_EXPORT,
-    DayExported,
     Export,
+    ExportedDay,
     ExportError,
     counts_in_table,
     export_days,
@@ -51,7 +51,7 @@ def ask(cluster: ClickhouseCluster, statement: str, **parameters: Any) -> Rows:
 
 
 def add_visits(cluster: ClickhouseCluster, day: dt.date, *team_ids: int, visits: int = 20) -> None:
-    """Visits of 2 pages by 7 visitors to each team, one row a visit or page view, as the tables have before merges."""
+    """Insert sessions of 2 pages by 7 visitors of each team, one row per session or pageview, as before merges."""
     common = """
         team_id, toDateTime(toDate(%(day)s), 'UTC') AS period_bucket, 'example.com' AS host, '/' AS entry_pathname,
         initializeAggregation('uniqExactState', UUIDNumToString(toFixedString(toString(modulo(number, 7)), 16))::UUID),
@@ -91,7 +91,7 @@ def add_visits(cluster: ClickhouseCluster, day: dt.date, *team_ids: int, visits:
 
 def run_export(
     cluster: ClickhouseCluster, s3: "S3Client", storage: ObjectStorage, export: Export, *days: dt.date
-) -> dict[dt.date, DayExported]:
+) -> dict[dt.date, ExportedDay]:
     return export_days(cluster, s3, storage, export, counts_in_table(cluster, export, days))
 
 
@@ -153,7 +153,7 @@ def test_an_object_has_every_column_of_its_table_under_a_name_without_state(
     assert not [name for name in names if "state" in name]
 
 
-def test_the_same_rows_give_the_same_bytes_also_after_merges(
+def test_the_same_rows_give_the_same_bytes_before_and_after_merges(
     cluster: ClickhouseCluster, s3_client: "S3Client", storage: ObjectStorage
 ) -> None:
     add_visits(cluster, FIRST, 1, 2)
@@ -164,7 +164,7 @@ def test_the_same_rows_give_the_same_bytes_also_after_merges(
     assert etags(s3_client, storage) == before
 
 
-def test_an_empty_day_and_a_team_that_left_lose_their_objects_and_other_days_keep_theirs(
+def test_the_objects_of_an_empty_day_and_of_a_removed_team_are_removed_and_others_stay(
     cluster: ClickhouseCluster, s3_client: "S3Client", storage: ObjectStorage
 ) -> None:
     add_visits(cluster, FIRST, 1, 2)
@@ -185,7 +185,7 @@ def test_an_empty_day_and_a_team_that_left_lose_their_objects_and_other_days_kee
     }
 
 
-def test_what_differs_from_the_table_is_named_with_both_numbers(
+def test_an_object_that_differs_from_the_table_is_named_with_both_numbers(
     cluster: ClickhouseCluster, s3_client: "S3Client", storage: ObjectStorage
 ) -> None:
     add_visits(cluster, FIRST, 1, 2)
@@ -201,7 +201,7 @@ def test_what_differs_from_the_table_is_named_with_both_numbers(
 
 @pytest.fixture
 def refusing_storage(storage: ObjectStorage, s3_endpoint: str) -> Iterator[ObjectStorage]:
-    """The same bucket behind a proxy that lets nobody write the objects of team 2."""
+    """The same bucket behind a proxy that denies writes of the objects of team 2."""
 
     class Proxy(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
@@ -282,7 +282,7 @@ def instance() -> Iterator[dg.DagsterInstance]:
 
 @pytest.fixture
 def settings(storage: ObjectStorage, s3_endpoint: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """The environment names the bucket of this test."""
+    """Set the environment to the bucket of this test."""
     monkeypatch.setenv("DEBUG", "1")
     monkeypatch.setenv("OBJECT_STORAGE_ENDPOINT", s3_endpoint)
     monkeypatch.setenv("OBJECT_STORAGE_BUCKET", storage.bucket)
@@ -315,7 +315,7 @@ def failure_of(result: dg.ExecuteInProcessResult) -> str:
 
 
 @pytest.mark.usefixtures("settings")
-def test_each_day_of_a_run_has_numbers_and_a_place_in_its_metadata(
+def test_each_day_of_a_run_has_numbers_and_a_location_in_its_metadata(
     cluster: ClickhouseCluster, s3_client: "S3Client", storage: ObjectStorage, instance: dg.DagsterInstance
 ) -> None:
     add_visits(cluster, FIRST, 1, 2)
@@ -353,7 +353,7 @@ def test_an_empty_day_that_was_never_computed_keeps_its_objects_and_fails_with_t
     result = materialize_stats(instance, cluster, s3_client, FIRST, SECOND)
     description = failure_of(result)
     assert "web_stats_daily has no rows of 2026-10-01, 2026-10-02" in description
-    assert "materialise web_analytics_stats_table_daily" in description
+    assert "Materialize web_analytics_stats_table_daily" in description
     assert len(etags(s3_client, storage)) == 1
     for day in (FIRST, SECOND):
         instance.report_runless_asset_event(
@@ -364,7 +364,7 @@ def test_an_empty_day_that_was_never_computed_keeps_its_objects_and_fails_with_t
 
 
 @pytest.mark.usefixtures("settings")
-def test_a_failed_object_fails_the_run_at_once_where_waiting_would_not_help(
+def test_a_permanent_failure_of_an_object_fails_the_run_without_retries(
     cluster: ClickhouseCluster,
     s3_client: "S3Client",
     storage: ObjectStorage,

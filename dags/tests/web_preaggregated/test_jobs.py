@@ -55,23 +55,23 @@ def evaluate(
 
 
 @pytest.mark.usefixtures("production")
-def test_the_daily_tick_asks_for_yesterday_and_the_day_before_in_one_run(instance: dg.DagsterInstance) -> None:
+def test_the_daily_tick_requests_yesterday_and_the_day_before_in_one_run(instance: dg.DagsterInstance) -> None:
     (request,), _ = evaluate(web_analytics_daily_schedule, instance)
     assert (request.tags[RANGE_START_TAG], request.tags[RANGE_END_TAG]) == ("2026-10-22", "2026-10-23")
 
 
 @pytest.mark.usefixtures("production")
-def test_the_hourly_tick_asks_for_one_run(instance: dg.DagsterInstance) -> None:
+def test_the_hourly_tick_requests_one_run(instance: dg.DagsterInstance) -> None:
     assert len(evaluate(web_pre_aggregate_current_day_hourly_schedule, instance)[0]) == 1
 
 
 @pytest.mark.usefixtures("production")
-# A queued run needs a code location to come from: the test with a daemon has such runs.
+# A queued run needs a code location: the test with a daemon has such runs.
 @pytest.mark.parametrize("status", [one for one in UNFINISHED if one is not dg.DagsterRunStatus.QUEUED])
 @pytest.mark.parametrize(
     ("schedule", "key"), [(SCHEDULES[0], BOUNCES_DAILY), (SCHEDULES[1], STATS_HOURLY)], ids=["daily", "hourly"]
 )
-def test_a_tick_skips_with_the_run_while_the_same_work_is_not_over_also_as_a_backfill(
+def test_a_tick_is_skipped_with_the_run_id_while_a_job_run_or_backfill_is_in_progress(
     instance: dg.DagsterInstance, schedule: dg.ScheduleDefinition, key: dg.AssetKey, status: dg.DagsterRunStatus
 ) -> None:
     for job_name, selection in ((schedule.job_name, None), ("__ASSET_JOB", frozenset({key}))):
@@ -85,7 +85,7 @@ def test_a_tick_skips_with_the_run_while_the_same_work_is_not_over_also_as_a_bac
 
 
 @pytest.mark.usefixtures("production")
-def test_runs_of_other_work_and_runs_that_are_over_do_not_matter(instance: dg.DagsterInstance) -> None:
+def test_runs_of_other_assets_and_finished_runs_do_not_cause_a_skip(instance: dg.DagsterInstance) -> None:
     instance.add_run(
         dg.DagsterRun("__ASSET_JOB", status=dg.DagsterRunStatus.STARTED, asset_selection=frozenset({STATS_HOURLY}))
     )
@@ -94,7 +94,7 @@ def test_runs_of_other_work_and_runs_that_are_over_do_not_matter(instance: dg.Da
 
 
 @pytest.mark.parametrize("schedule", SCHEDULES)
-def test_a_tick_on_a_laptop_skips_and_says_how_to_start_the_job(
+def test_a_tick_outside_production_is_skipped_with_the_remedy(
     instance: dg.DagsterInstance, schedule: dg.ScheduleDefinition, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delenv("CLOUD_DEPLOYMENT", raising=False)
@@ -102,14 +102,14 @@ def test_a_tick_on_a_laptop_skips_and_says_how_to_start_the_job(
     requests, reason = evaluate(schedule, instance)
     get_settings.cache_clear()
     assert requests == []
-    assert "Here, start the job by hand" in reason
+    assert "Start the job manually" in reason
 
 
 def test_the_schedules_tick_daily_at_one_and_hourly_at_twenty_past() -> None:
     assert [schedule.cron_schedule for schedule in SCHEDULES] == ["0 1 * * *", "20 * * * *"]
 
 
-def test_the_number_of_days_in_a_run_is_that_of_the_environment_and_the_default_where_that_is_wrong(
+def test_the_number_of_days_per_run_comes_from_the_environment_or_is_the_default_if_invalid(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setenv("DAGSTER_WEB_PREAGGREGATED_MAX_PARTITIONS_PER_RUN", "5")

@@ -1,6 +1,6 @@
-"""From object to web table in runs as Dagster launches them: what is killed in one of them, the next one puts right.
+"""Loading and computing in runs that Dagster launches: after a kill, the next run completes the work.
 
-Not here: each statement at which a load may die (`dags/tests/events`), and computing without Dagster (`test_crash.py`).
+Killing a load at each statement is in `dags/tests/events`, computing without Dagster in `test_crash.py`.
 """
 
 import contextlib
@@ -38,19 +38,19 @@ ROUNDS = 10
 LINES = 4000
 RUN_SECONDS = 180
 DAYS = [DAY + dt.timedelta(days=n) for n in (-1, 0, 1)]
-# Four events of a session are more than six hours, so many sessions go on after midnight.
+# The four events of a session span more than six hours, so many sessions continue after midnight.
 SECONDS_BETWEEN_EVENTS, SECONDS_OF_ALL = 7919, 250_000
 TABLES = ("web_analytics_stats_table_daily", "web_analytics_bounces_daily")
 LOCATION = "definitions"
 
-# By object: its events, how many different ones they are, and the smallest and the greatest number of one.
+# By object: its events, its distinct events, and the lowest and highest number.
 EVENTS_STATEMENT = """
 SELECT object, count(), uniqExact(number), min(number), max(number)
 FROM (SELECT object_id, toUInt64(substring(pathname, 2)) AS number FROM events) AS stored
 LEFT JOIN (SELECT object, object_id FROM ingested_objects FINAL WHERE state = 'loaded') AS known USING (object_id)
 GROUP BY object
 """
-# By object: how many of its contents are loaded, and how many are neither that nor replaced.
+# By object: the number of its contents that are loaded, and that are neither loaded nor replaced.
 STATES_STATEMENT = """
 SELECT object, countIf(state = 'loaded'), countIf(state NOT IN ('loaded', 'replaced'))
 FROM ingested_objects FINAL GROUP BY object
@@ -63,7 +63,7 @@ WHERE database = currentDatabase() AND (startsWith(name, 'events_load_') OR star
 
 @dataclass
 class Input:
-    """Objects with events of numbers that follow one another, and what must come of them."""
+    """Objects whose events have consecutive numbers, and their expected rows."""
 
     world: World
     numbers: "itertools.count[int]" = field(default_factory=itertools.count)
@@ -71,7 +71,7 @@ class Input:
     rejected: dict[str, list[int]] = field(default_factory=dict)
 
     def add(self, turn: int) -> None:
-        """Three new objects, of which one has a bad line, and new content for a fourth."""
+        """Upload three new objects, one of them with a bad line, and new content of a fourth."""
         for name, team in ((f"{turn}.jsonl.gz", 1), (f"{turn}.jsonl", 2), ("replaced.jsonl", 1)):
             bad = ["bad"] if name.endswith(".gz") else []
             found = self._next()
@@ -130,7 +130,7 @@ class Platform:
         return [entry.timestamp for entry in self.instance.all_logs(run_id, of_type=kind)]
 
     def seconds_of_step(self, run_id: str) -> float:
-        """How long the one step of a run took, from its first event to its last."""
+        """Return the duration of the single step of a run, from its first event to its last."""
         (begin,), (end,) = (
             self.times(run_id, kind) for kind in (dg.DagsterEventType.STEP_START, dg.DagsterEventType.STEP_SUCCESS)
         )
@@ -146,9 +146,9 @@ class Platform:
         return run_id
 
     def kill_worker(self, run_id: str, *, with_steps: bool) -> list[psutil.Process]:
-        """Kill the worker, as a machine ends with all that runs on it or alone; return the processes of its steps."""
+        """Kill the worker, alone or with its steps as when a machine fails; return the processes of its steps."""
         steps: list[psutil.Process] = []
-        # It may be coming to its end at this moment.
+        # It may be ending at this moment.
         with contextlib.suppress(psutil.NoSuchProcess):
             worker = worker_of(self.instance, run_id)
             assert worker is not None
@@ -160,43 +160,43 @@ class Platform:
         return steps
 
     def hits(self, job: str, longest: float, *, kills_node: bool) -> bool:
-        """Launch a run, kill something at a random moment of its step, and execute again what failed.
+        """Launch a run, kill a process at a random moment of its step, and re-execute it if it failed.
 
-        False when the run was over before.
+        Return False when the run had finished before the kill.
         """
         run_id = self.launch(job)
         kind = dg.DagsterEventType.STEP_START
         wait_for(lambda: self.times(run_id, kind) or None, RUN_SECONDS, f"the step of run {run_id} starts")
         time.sleep(self.chance.uniform(0, longest))
-        if self.is_over(run_id):
+        if self.has_finished(run_id):
             return False
         steps: list[psutil.Process] = []
         if kills_node:
             self.node.kill_and_start()
-            self._end_of_waiting(job, run_id)
+            self._end_waiting(job, run_id)
         else:
             steps = self.kill_worker(run_id, with_steps=self.chance.random() < 1 / 2)
-        # A node that is back at once may go unnoticed: statements that may be sent again are.
+        # The run may survive a node that is back at once, because retryable statements are sent again.
         if self.status(run_id) is not dg.DagsterRunStatus.SUCCESS:
             self.succeed(self.webserver.reexecute_from_failure(run_id))
-        # What a worker that was killed alone has left behind works on, and must not spoil anything either.
+        # The steps of a worker that was killed alone go on, and must do no damage.
         psutil.wait_procs(steps, RUN_SECONDS)
         return True
 
-    def is_over(self, run_id: str) -> bool:
+    def has_finished(self, run_id: str) -> bool:
         run = self.instance.get_run_by_id(run_id)
         assert run is not None
         return run.is_finished
 
-    def _end_of_waiting(self, job: str, run_id: str) -> None:
-        """Kill a run whose step waits to be tried again, after the first time, when it may wait and try."""
+    def _end_waiting(self, job: str, run_id: str) -> None:
+        """Kill a run whose step waits for a retry, except the first of its job, which may wait and retry."""
 
         def waits() -> bool | None:
             if self.times(run_id, dg.DagsterEventType.STEP_UP_FOR_RETRY):
                 return True
-            return False if self.is_over(run_id) else None
+            return False if self.has_finished(run_id) else None
 
-        if wait_for(waits, RUN_SECONDS, f"run {run_id} is over or waits"):
+        if wait_for(waits, RUN_SECONDS, f"run {run_id} finishes or waits"):
             if job in self.waited_for_retry:
                 self.kill_worker(run_id, with_steps=True)
             self.waited_for_retry.add(job)
@@ -212,7 +212,7 @@ class Platform:
         for subject in ("stats", "bounces"):
             found = compare_with_raw(self.world.cluster, subject, DAYS[0], DAYS[-1])
             assert found.compared > 1000
-            assert found.different == 0, "\n".join(map(str, found.shown))
+            assert found.different == 0, "\n".join(map(str, found.listed))
 
     def assert_nothing_is_left(self) -> None:
         assert self.world.rows(STAGING_STATEMENT, prefix=STAGING_PREFIX) == []
@@ -262,7 +262,7 @@ def platform(
 
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
-def test_runs_that_were_cut_short_anywhere_and_executed_again_leave_each_event_once_and_equal_tables(
+def test_killed_runs_that_are_reexecuted_load_each_event_once_and_give_equal_tables(
     platform: Platform,
 ) -> None:
     given = Input(platform.world)
@@ -276,12 +276,12 @@ def test_runs_that_were_cut_short_anywhere_and_executed_again_leave_each_event_o
             hits += platform.hits(job, longest[job], kills_node=kills_node)
         platform.assert_each_event_is_there_once(given)
         platform.assert_web_tables_equal_the_events()
-    assert hits > ROUNDS, "most runs were over before anything was killed"
+    assert hits > ROUNDS, "most runs had finished before anything was killed"
 
     for job in jobs:
         run_id = platform.succeed(platform.launch(job, whole=True))
         checks = platform.instance.all_logs(run_id, of_type=dg.DagsterEventType.ASSET_CHECK_EVALUATION)
         assert checks
         assert all(one.dagster_event.asset_check_evaluation_data.passed for one in checks if one.dagster_event)
-    # What an attempt that lost its node left is dropped by the next run.
+    # The next run drops the staging tables of an attempt that lost its node.
     platform.assert_nothing_is_left()

@@ -1,4 +1,4 @@
-"""Random events, against the model in plain Python and against the raw comparison."""
+"""Random events, compared with the model in plain Python and with the raw events."""
 
 import datetime as dt
 import uuid
@@ -69,7 +69,7 @@ def cases(draw: st.DrawFn) -> Case:
         viewport_width=st.sampled_from([-1, 0, 1920]),
     )
     events = draw(st.lists(event, max_size=14))
-    # Uuids are random in their second half; where two have the same there is no first of two events of one moment.
+    # With equal second halves of their uuids, two events at the same time have no order.
     events = list({event.uuid.int & (2**64 - 1): event for event in events}.values())
     again = draw(st.lists(st.tuples(st.sampled_from(events), sessions, odd_texts), max_size=4)) if events else []
     late = dt.datetime(2026, 4, 2, tzinfo=dt.UTC)
@@ -88,7 +88,7 @@ def cases(draw: st.DrawFn) -> Case:
 
 
 def assert_equal_to_the_model(
-    web: Web, case: Case, grain: Grain, team_ids: Sequence[int] | None, events_of_a_pass: int
+    web: Web, case: Case, grain: Grain, team_ids: Sequence[int] | None, max_events_per_pass: int
 ) -> None:
     for table in ("events", "person_distinct_id_overrides"):
         web.rows(f"TRUNCATE TABLE {table}")
@@ -97,7 +97,7 @@ def assert_equal_to_the_model(
     for overrides in case.overrides:
         web.override(*overrides)
     days = [FIRST, DAY, LAST]
-    web.compute(*days, grain=grain, team_ids=team_ids, events_of_a_pass=events_of_a_pass)
+    web.compute(*days, grain=grain, team_ids=team_ids, max_events_per_pass=max_events_per_pass)
     events = [event for batch in case.batches for event in batch]
     overrides = [override for batch in case.overrides for override in batch]
     expected = [one for one in sessions_of(events, overrides, team_ids) if FIRST <= one.start.date() <= LAST]
@@ -108,7 +108,7 @@ def assert_equal_to_the_model(
 def assert_any_case_equals_the_model(web: Web, cluster: ClickhouseCluster, examples: int) -> None:
     web.rows("SYSTEM STOP MERGES events")
 
-    # One database for all examples: each begins by emptying what it reads, and replaces every day.
+    # One database for all examples: each truncates its inputs and replaces every day.
     @settings(
         max_examples=examples, deadline=None, suppress_health_check=[HealthCheck.too_slow], derandomize=examples < 100
     )
@@ -116,14 +116,14 @@ def assert_any_case_equals_the_model(web: Web, cluster: ClickhouseCluster, examp
         case=cases(),
         grain=st.sampled_from([DAILY, DAILY, HOURLY]),
         team_ids=st.sampled_from([None, None, [1]]),
-        events_of_a_pass=st.sampled_from([1, 1000]),
+        max_events_per_pass=st.sampled_from([1, 1000]),
     )
-    def holds(case: Case, grain: Grain, team_ids: Sequence[int] | None, events_of_a_pass: int) -> None:
-        assert_equal_to_the_model(web, case, grain, team_ids, events_of_a_pass)
+    def holds(case: Case, grain: Grain, team_ids: Sequence[int] | None, max_events_per_pass: int) -> None:
+        assert_equal_to_the_model(web, case, grain, team_ids, max_events_per_pass)
         if grain is DAILY:
             for subject in ("stats", "bounces"):
                 found = compare_with_raw(cluster, subject, FIRST, LAST, team_ids)
-                assert found.different == 0, "\n".join(map(str, found.shown))
+                assert found.different == 0, "\n".join(map(str, found.listed))
 
     holds()
 
