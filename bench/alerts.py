@@ -4,18 +4,18 @@ Run: `python bench/alerts.py` (about ten minutes; `--runs 10000 --failures 500` 
 one machine, on a Postgres server of its own that holds Dagster's storage with 100,000 finished runs (five events and
 five tags each, over 30 days, copied in SQL from runs that Dagster executed), and the router's store:
 
-- what the database costs a quiet tick: all that its client waits for, connecting and committing included, the median
-  of ticks in which nothing is new; then a tick that sweeps, and one that looks for what makes no run;
-- how long failures take to be told: 1, 100 (of 10 jobs), 5,000 of one backfill, and 5,000 of 50 jobs, all of one team
-  and so of one channel, taken in turns. Another process writes them through a DagsterInstance as fast as it can,
-  beginning right after a tick. Ticks are driven as the daemon does it: every 5 seconds it looks whether the sensor's
-  interval is over;
-- the stock sensor in the same way at its interval of 30 seconds: 1 failure, then a sample of 15. What it would take for
-  100 and 5,000 is extrapolated from how many of the sample a tick took on, and the figure's name says so.
+- the database time of a quiet tick: everything that its client waits for, including connecting and committing, as the
+  median of ticks without anything new; then of a tick that sweeps, and of one that evaluates the watch rules;
+- how long failures take until they are notified: 1, 100 (of 10 jobs), 5,000 of one backfill, and 5,000 of 50 jobs in
+  turns, all of one team and so of one channel. Another process writes them through a DagsterInstance as fast as it can,
+  beginning right after a tick. Ticks come as from the daemon, which checks every 5 seconds whether the interval of the
+  sensor has passed;
+- the stock sensor in the same way at its interval of 30 seconds: 1 failure, then a sample of 15. The times for 100 and
+  5,000 are extrapolated from how many of the sample one tick handled, and the names of the figures say so.
 
-A failure is told when a message of the fake Slack names its job or its backfill, at once where one did already; a
-backfill is counted when a message gives the number of all its failures. A failure that the stock sensor posts too fast
-for Slack is lost. Ends with one line a figure: `name value unit aim AIM ok|short`.
+A failure is notified when a message of the fake Slack names its job or its backfill; a backfill is counted when a
+message gives the number of all its failures. A failure that the stock sensor posts too fast for Slack is lost. Ends
+with one line per figure: `name value unit aim AIM ok|short`.
 """
 
 import argparse
@@ -62,14 +62,14 @@ JOBS, JOBS_OF_HUNDRED = 50, 10
 STOCK_SAMPLE = 15
 QUIET_TICKS = 20
 DAYS_OF_RUNS = 30
-RUNS_TO_A_FAILURE = 50
-LOOK_SECONDS = 5
+RUNS_PER_FAILURE = 50
+DAEMON_CHECK_SECONDS = 5
 WRITERS = 3
 STOCK_INTERVAL_SECONDS = 30
-LONGEST_SECONDS = 400
+MAX_SECONDS = 400
 BACKFILL_ID = "benchbackfill"
 PARTITION = "partition_of_the_template"
-# Of a finished run's events; the stored names of some are older than these.
+# The events that are copied of a finished run.
 KEPT_EVENTS = [
     kind.value
     for kind in (
@@ -85,13 +85,13 @@ KEPT_EVENTS = [
 TAGS = {f"tag_{number}": f"value {number}" for number in range(5)}
 
 NEW_RUN_ID = "md5(run_id || n)::uuid::text"
-# Run n ended so long before the newest, which ended ten minutes ago.
+# The newest run ended ten minutes ago, and each other one some time before the next.
 ENDED_AT = "(now() AT TIME ZONE 'utc') - interval '10 minutes' - n * make_interval(secs => :seconds_between)"
 
 
 @contextmanager
 def postgres(directory: Path) -> Iterator[str]:
-    """A Postgres server until the end of the block; yields the address of the server, without a database."""
+    """Run a Postgres server until the end of the block. Yields its address, without a database."""
     credentials, port = services.Credentials(), ports.free_port()
     with services.Lifeline.opened() as lifeline:
         started = services.start(services.postgres(directory, port, credentials), lifeline, directory / "logs")
@@ -104,7 +104,7 @@ def postgres(directory: Path) -> Iterator[str]:
 
 @contextmanager
 def writing(dsn: str) -> Iterator[sa.Connection]:
-    """A transaction of SQLAlchemy."""
+    """Open a transaction of SQLAlchemy."""
     opened = sa.create_engine(sa.make_url(dsn).set(drivername="postgresql+psycopg2"))
     with opened.begin() as connection:
         yield connection
@@ -112,7 +112,7 @@ def writing(dsn: str) -> Iterator[sa.Connection]:
 
 
 def execute(dsn: str, statement: str) -> None:
-    """Runs a statement that wants to be outside any transaction."""
+    """Execute a statement outside any transaction."""
     with closing(psycopg2.connect(dsn)) as connection:
         connection.autocommit = True
         with connection.cursor() as cursor:
@@ -121,31 +121,31 @@ def execute(dsn: str, statement: str) -> None:
 
 @dg.op
 def work() -> None:
-    """Does nothing."""
+    """Do nothing."""
 
 
 @dg.op
 def work_in_vain() -> None:
-    """Fails."""
+    """Fail."""
     raise ValueError("the table is gone")
 
 
 @dg.job(tags=TAGS)
 def finished_job() -> None:
-    """A job of the finished runs."""
+    """Succeed, as a job of the finished runs."""
     work()
 
 
 @dg.job(name="finished_job", tags=TAGS)
 def finished_in_vain_job() -> None:
-    """The same when it fails."""
+    """Fail, as the same job."""
     work_in_vain()
 
 
 def copy_runs(connection: sa.Connection, template: str, values: dict[str, Any]) -> None:
-    """Makes copies 1 to `count` of runs, with tags and events; `template` is in SQL which run copy n is one of.
+    """Make copies 1 to `count` of runs, with tags and events. `template` is an SQL expression for the run to copy.
 
-    They end as ENDED_AT says, in that order, or now. The id of a copy is NEW_RUN_ID.
+    The copies end at ENDED_AT, in that order, or now. The id of a copy is NEW_RUN_ID.
     """
     ended_at = ENDED_AT if "seconds_between" in values else "now() AT TIME ZONE 'utc'"
     body = f"replace(replace(run_body, run_id, {NEW_RUN_ID}), '{PARTITION}', 'part_' || n)"
@@ -179,8 +179,8 @@ def copy_runs(connection: sa.Connection, template: str, values: dict[str, Any]) 
 
 
 def fill(instance: dg.DagsterInstance, dsn: str, runs: int) -> None:
-    """Stores so many finished runs, of which every RUNS_TO_A_FAILUREth failed; the newest did not."""
-    # What Dagster logs of two executions is of no interest.
+    """Store so many finished runs, of which one in RUNS_PER_FAILURE failed, but not the newest."""
+    # The logs of the two executions are of no interest.
     logging.disable()
     good = finished_job.execute_in_process(instance=instance)
     bad = finished_in_vain_job.execute_in_process(instance=instance, raise_on_error=False)
@@ -188,7 +188,7 @@ def fill(instance: dg.DagsterInstance, dsn: str, runs: int) -> None:
     with writing(dsn) as connection:
         copy_runs(
             connection,
-            f"CASE WHEN n % {RUNS_TO_A_FAILURE} = 0 THEN :bad ELSE :good END",
+            f"CASE WHEN n % {RUNS_PER_FAILURE} = 0 THEN :bad ELSE :good END",
             {
                 "count": runs,
                 "seconds_between": DAYS_OF_RUNS * 86400 / runs,
@@ -196,17 +196,17 @@ def fill(instance: dg.DagsterInstance, dsn: str, runs: int) -> None:
                 "bad": bad.run_id,
             },
         )
-        # They were executed now, and stand for what was.
+        # The originals were executed now: only their copies stand for the past.
         for table in ("event_logs", "run_tags", "runs"):
             connection.execute(
                 sa.text(f"DELETE FROM {table} WHERE run_id = ANY(:ids)"), {"ids": [good.run_id, bad.run_id]}
             )
-    # Executed long ago, so that Postgres knows what it has.
+    # So that Postgres has statistics, as after a long time.
     execute(dsn, "VACUUM ANALYZE")
 
 
 def start_runs(world: World, dsn: str, jobs: int, failures: int, tags: dict[str, str]) -> list[tuple[str, str]]:
-    """Runs that have begun and whose step has failed, of so many jobs: id and job of each, the jobs mixed."""
+    """Start runs of so many jobs, whose step has failed. Return the id and job of each, with the jobs mixed."""
     started: list[tuple[str, str]] = []
     each = failures // jobs
     with writing(dsn) as connection:
@@ -227,8 +227,8 @@ def start_runs(world: World, dsn: str, jobs: int, failures: int, tags: dict[str,
 
 
 def write_failures(home: str, runs: Sequence[tuple[str, str]], backfill_id: str | None) -> None:
-    """Ends runs in failure, several at once, and then their backfill, as the processes of Dagster do it."""
-    # One process stands for thousands, whose commits would not wait for each other's turn at the disk.
+    """End runs in failure, several at once, and then their backfill, as Dagster's processes do."""
+    # One process stands for thousands, whose commits would not wait for each other.
     os.environ["PGOPTIONS"] = "-c synchronous_commit=off"
     instance = dg.DagsterInstance.from_config(home)
 
@@ -244,7 +244,7 @@ def write_failures(home: str, runs: Sequence[tuple[str, str]], backfill_id: str 
 
 
 class Waited:
-    """What clients of Postgres in this process have waited for it, in seconds."""
+    """The time for which this process has waited for Postgres."""
 
     seconds = 0.0
     statements = 0
@@ -252,7 +252,7 @@ class Waited:
 
 @contextmanager
 def waiting() -> Iterator[None]:
-    """Adds the time of the block."""
+    """Add the time of the block."""
     start = time.perf_counter()
     try:
         yield
@@ -261,42 +261,42 @@ def waiting() -> Iterator[None]:
 
 
 class TimedCursor(psycopg2.extensions.cursor):
-    """A cursor whose time counts."""
+    """A cursor whose time is measured."""
 
     def execute(self, *arguments: Any) -> None:
-        """Runs a statement; the rows come with it."""
+        """Execute a statement and fetch its rows."""
         Waited.statements += 1
         with waiting():
             super().execute(*arguments)
 
     def executemany(self, *arguments: Any) -> None:
-        """Runs a statement several times."""
+        """Execute a statement several times."""
         Waited.statements += 1
         with waiting():
             super().executemany(*arguments)
 
 
 class TimedConnection(psycopg2.extensions.connection):
-    """A connection whose time counts."""
+    """A connection whose time is measured."""
 
     def cursor(self, *arguments: Any, **named: Any) -> Any:
-        """A cursor whose time counts."""
+        """Return a cursor whose time is measured."""
         return super().cursor(*arguments, **{"cursor_factory": TimedCursor, **named})
 
     def commit(self) -> None:
-        """Commits."""
+        """Commit."""
         with waiting():
             super().commit()
 
     def rollback(self) -> None:
-        """Rolls back."""
+        """Roll back."""
         with waiting():
             super().rollback()
 
 
 @contextmanager
 def timed_connections() -> Iterator[None]:
-    """All new connections of SQLAlchemy are timed until the end of the block."""
+    """Measure all new connections of SQLAlchemy until the end of the block."""
 
     def connect(_dialect: Any, _record: Any, arguments: list[Any], named: dict[str, Any]) -> Any:
         with waiting():
@@ -310,13 +310,13 @@ def timed_connections() -> Iterator[None]:
 
 
 def now() -> dt.datetime:
-    """The time."""
+    """Return the current time."""
     return dt.datetime.now(dt.UTC)
 
 
 @contextmanager
 def opened_store(instance: dg.DagsterInstance) -> Iterator[sa.Engine]:
-    """The router's store until the end of the block."""
+    """Open the router's store until the end of the block."""
     opened = store.open_store(store.address_of(instance))
     try:
         yield opened
@@ -325,7 +325,7 @@ def opened_store(instance: dg.DagsterInstance) -> Iterator[sa.Engine]:
 
 
 def tick(instance: dg.DagsterInstance, client: WebClient) -> engine.TickReport:
-    """A tick as the sensor makes it: with the store opened and closed."""
+    """Tick like the sensor, which opens and closes the store."""
     with opened_store(instance) as opened:
         find = partial(watch.findings, instance, opened, POLICY, now, redact)
         return engine.tick(instance, opened, client, POLICY, now, find=find)
@@ -333,19 +333,19 @@ def tick(instance: dg.DagsterInstance, client: WebClient) -> engine.TickReport:
 
 @dataclass(frozen=True)
 class Cost:
-    """What a tick cost."""
+    """The cost of a tick."""
 
     database_milliseconds: float
     milliseconds: float
     statements: int
 
 
-def cost_of_tick(home: Path, client: WebClient, *, forgetting: Sequence[str] = ()) -> Cost:
-    """What a tick costs after what the store knows under these names was forgotten, such as when it last swept."""
+def cost_of_tick(home: Path, client: WebClient, *, deleting: Sequence[str] = ()) -> Cost:
+    """Return the cost of a tick after these stored values, such as the time of the last sweep, were deleted."""
     with dg.DagsterInstance.from_config(str(home)) as instance:
         with opened_store(instance) as opened, store.transaction(opened) as connection:
-            connection.execute(sa.delete(ingest.values).where(ingest.values.c.name.in_(forgetting)))
-        # Connections are kept from tick to tick by the sensor's process.
+            connection.execute(sa.delete(ingest.values).where(ingest.values.c.name.in_(deleting)))
+        # The process of the sensor keeps connections between ticks.
         instance.get_runs(limit=1)
         before, statements, start = Waited.seconds, Waited.statements, time.perf_counter()
         tick(instance, client)
@@ -355,7 +355,7 @@ def cost_of_tick(home: Path, client: WebClient, *, forgetting: Sequence[str] = (
 
 
 def measure_ticks(figures: Figures, home: Path, dsn: str, runs: int) -> None:
-    """Fills the storage, lets the router come to rest, and measures ticks."""
+    """Fill the storage, tick until nothing is new, and measure ticks."""
     with local_instance(home, dsn) as instance:
         start = time.perf_counter()
         fill(instance, dsn, runs)
@@ -371,8 +371,8 @@ def measure_ticks(figures: Figures, home: Path, dsn: str, runs: int) -> None:
     with serving(CHANNEL, DEFAULT_CHANNEL) as slack, timed_connections():
         client = make_client(TOKEN, slack.base_url)
         quiet = [cost_of_tick(home, client) for _ in range(QUIET_TICKS)]
-        sweeping = [cost_of_tick(home, client, forgetting=["swept_at"]) for _ in range(3)]
-        finding = [cost_of_tick(home, client, forgetting=["found_at"]) for _ in range(3)]
+        sweeping = [cost_of_tick(home, client, deleting=["swept_at"]) for _ in range(3)]
+        finding = [cost_of_tick(home, client, deleting=["found_at"]) for _ in range(3)]
     middle = statistics.median
     figures.add("quiet_tick_database", middle(one.database_milliseconds for one in quiet), "ms", at_most=50)
     figures.add("quiet_tick_statements", middle(one.statements for one in quiet), "statements")
@@ -382,28 +382,28 @@ def measure_ticks(figures: Figures, home: Path, dsn: str, runs: int) -> None:
 
 
 def _ended_runs(instance: dg.DagsterInstance) -> int:
-    """How many ended runs the router knows of."""
+    """Return how many ended runs are in the router's store."""
     with opened_store(instance) as opened, store.reading(opened) as connection:
         return connection.execute(sa.select(sa.func.count()).select_from(ingest.attempts)).scalar_one()
 
 
 def _waits(instance: dg.DagsterInstance) -> bool:
-    """Whether something read is not decided yet."""
+    """Return whether an attempt is not decided yet."""
     with opened_store(instance) as opened, store.reading(opened) as connection:
         query = sa.select(sa.func.count()).where(ingest.attempts.c.state == ingest.NEW)
         return bool(connection.execute(query).scalar())
 
 
 @dataclass
-class Sights:
-    """What Slack's messages have said, each text with the time at which it could be read there."""
+class Texts:
+    """The texts of Slack's messages, each with the time at which it was first seen."""
 
     slack: FakeSlack
     texts: list[tuple[float, str]] = field(default_factory=list)
     _versions: list[int] = field(default_factory=list)
 
-    def look(self) -> None:
-        """Takes in what is new."""
+    def read_new(self) -> None:
+        """Read the messages that are new or were edited."""
         with self.slack.lock:
             at = time.time()
             for number, message in enumerate(self.slack.messages):
@@ -415,35 +415,35 @@ class Sights:
                     self.texts.append((at, message.text))
 
     def first(self, *words: str) -> float:
-        """When a message had all the words for the first time; infinity when none had."""
+        """Return when a message first contained all the words, infinity when none did."""
         return min((at for at, text in self.texts if all(word in text for word in words)), default=math.inf)
 
 
 @contextmanager
-def watching(slack: FakeSlack) -> Iterator[Sights]:
-    """Looks at the messages all the time until the end of the block."""
-    sights, done = Sights(slack), threading.Event()
+def watching(slack: FakeSlack) -> Iterator[Texts]:
+    """Read the messages continuously until the end of the block."""
+    texts, done = Texts(slack), threading.Event()
 
-    def look() -> None:
+    def read() -> None:
         while not done.wait(0.05):
-            sights.look()
+            texts.read_new()
 
-    thread = threading.Thread(target=look)
+    thread = threading.Thread(target=read)
     thread.start()
     try:
-        yield sights
+        yield texts
     finally:
         done.set()
         thread.join()
 
 
-def drive(tick_once: Callable[[], object], interval_seconds: float, is_over: Callable[[], bool]) -> int:
-    """Ticks as the daemon does until it is over; how many ticks that took. The first tick is an interval from now."""
+def drive(tick_once: Callable[[], object], interval_seconds: float, is_done: Callable[[], bool]) -> int:
+    """Tick like the daemon until `is_done`. Return the number of ticks. The first comes after one interval."""
     begun = last = time.monotonic()
     ticks = 0
-    for look in range(1, int(LONGEST_SECONDS / LOOK_SECONDS)):
-        while time.monotonic() < begun + look * LOOK_SECONDS:
-            if is_over():
+    for check in range(1, int(MAX_SECONDS / DAEMON_CHECK_SECONDS)):
+        while time.monotonic() < begun + check * DAEMON_CHECK_SECONDS:
+            if is_done():
                 return ticks
             time.sleep(0.05)
         if time.monotonic() - last >= interval_seconds - 0.5:
@@ -454,15 +454,15 @@ def drive(tick_once: Callable[[], object], interval_seconds: float, is_over: Cal
 
 
 @dataclass(frozen=True)
-class Told:
-    """How failures were told.
+class Notified:
+    """How failures were notified.
 
-    `named` are the seconds from a failure until it was told, the longest of all; `counted`, of a backfill, those from
-    the last failure until a message gave the number of all.
+    `named_seconds` is the longest time from a failure until a message named it, `counted_seconds` that from the last
+    failure of a backfill until a message gave the number of all.
     """
 
-    named: float
-    counted: float | None
+    named_seconds: float
+    counted_seconds: float | None
     messages: int
     edits: int
     too_fast: int
@@ -472,7 +472,7 @@ class Told:
 
 @contextmanager
 def copied_database(server: str, home: Path, template: str) -> Iterator[str]:
-    """A database like another one, and an instance on it, until the end of the block."""
+    """Copy a database until the end of the block. Yields the address of the copy."""
     execute(f"{server}/postgres", f"CREATE DATABASE {home.name} TEMPLATE {template} STRATEGY FILE_COPY")
     try:
         yield f"{server}/{home.name}"
@@ -480,14 +480,14 @@ def copied_database(server: str, home: Path, template: str) -> Iterator[str]:
         execute(f"{server}/postgres", f"DROP DATABASE {home.name} WITH (FORCE)")
 
 
-def measure_telling(server: str, home: Path, jobs: int, failures: int, *, is_backfill: bool = False) -> Told:
-    """Failures of so many jobs, told by the router."""
+def measure_notifying(server: str, home: Path, jobs: int, failures: int, *, is_backfill: bool = False) -> Notified:
+    """Measure how the router notifies failures of so many jobs."""
     tags = {"dagster/backfill": BACKFILL_ID, "dagster/partition": PARTITION} if is_backfill else {}
     with (
         copied_database(server, home, "filled") as dsn,
         local_instance(home, dsn) as instance,
         serving(CHANNEL, DEFAULT_CHANNEL) as slack,
-        watching(slack) as sights,
+        watching(slack) as texts,
     ):
         slack.enforces_rate = True
         if is_backfill:
@@ -512,23 +512,23 @@ def measure_telling(server: str, home: Path, jobs: int, failures: int, *, is_bac
         names = [BACKFILL_ID] if is_backfill else sorted({job for _, job in runs})
         count = f"{failures:,} runs failed"
 
-        def is_told() -> bool:
-            return all(sights.first(name) < math.inf for name in names)
+        def is_notified() -> bool:
+            return all(texts.first(name) < math.inf for name in names)
 
         def is_counted() -> bool:
-            return sights.first(BACKFILL_ID, count) < math.inf
+            return texts.first(BACKFILL_ID, count) < math.inf
 
-        def is_over() -> bool:
-            return is_told() and (is_counted() or not is_backfill) and not writer.is_alive()
+        def is_done() -> bool:
+            return is_notified() and (is_counted() or not is_backfill) and not writer.is_alive()
 
         writer.start()
-        drive(timed_tick, slack_alerts.SECONDS_BETWEEN_TICKS, is_over)
+        drive(timed_tick, slack_alerts.SECONDS_BETWEEN_TICKS, is_done)
         writer.join()
         failed = _failure_times(instance, runs)
         subject = {run_id: BACKFILL_ID if is_backfill else job for run_id, job in runs}
-        return Told(
-            named=max(sights.first(subject[run_id]) - at for run_id, at in failed.items()),
-            counted=sights.first(BACKFILL_ID, count) - max(failed.values()) if is_backfill else None,
+        return Notified(
+            named_seconds=max(texts.first(subject[run_id]) - at for run_id, at in failed.items()),
+            counted_seconds=texts.first(BACKFILL_ID, count) - max(failed.values()) if is_backfill else None,
             messages=len(slack.messages),
             edits=sum(method == "chat.update" for method, _ in slack.calls),
             too_fast=sum(method == "chat.postMessage" for method, _ in slack.calls) - len(slack.messages),
@@ -553,16 +553,16 @@ def _failure_times(instance: dg.DagsterInstance, runs: Sequence[tuple[str, str]]
 
 
 @dataclass(frozen=True)
-class StockTold:
-    """How the stock sensor told failures."""
+class StockNotified:
+    """How the stock sensor notified failures."""
 
     seconds: float
     ticks: int
     messages: int
 
 
-def measure_stock(server: str, home: Path, failures: int) -> StockTold:
-    """Failures told by a sensor as Dagster's documentation has it."""
+def measure_stock(server: str, home: Path, failures: int) -> StockNotified:
+    """Measure how a sensor as in Dagster's documentation notifies failures."""
     with (
         copied_database(server, home, "filled") as dsn,
         local_instance(home, dsn) as instance,
@@ -591,15 +591,15 @@ def measure_stock(server: str, home: Path, failures: int) -> StockTold:
             World(instance).end(*run, DagsterEventType.RUN_FAILURE)
         begun = time.monotonic()
         ticks = drive(stock_tick, STOCK_INTERVAL_SECONDS, lambda: len(handled) >= failures)
-        return StockTold(time.monotonic() - begun, ticks, len(slack.messages))
+        return StockNotified(time.monotonic() - begun, ticks, len(slack.messages))
 
 
 def main() -> None:
-    """Measures all, and prints it."""
-    parser = argparse.ArgumentParser(description="See the head of this file.")
+    """Measure everything and print the figures."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--runs", type=int, default=100_000, help="finished runs in storage")
     parser.add_argument("--failures", type=int, default=5_000, help="failures of a burst")
-    parser.add_argument("--only", choices=["ticks", "telling", "stock"], help="this part alone")
+    parser.add_argument("--only", choices=["ticks", "notifying", "stock"], help="measure this part alone")
     arguments = parser.parse_args()
     os.environ["DEBUG"] = "1"
     burst, figures = arguments.failures, Figures()
@@ -608,7 +608,7 @@ def main() -> None:
         execute(f"{server}/postgres", "CREATE DATABASE filled")
         print("A quiet tick", flush=True)
         measure_ticks(figures, directory / "filled", f"{server}/filled", arguments.runs)
-        if arguments.only in (None, "telling"):
+        if arguments.only in (None, "notifying"):
             for name, jobs, failures, is_backfill, seconds, messages in (
                 ("router_1_failure", 1, 1, False, 60, None),
                 ("router_100_failures_of_10_jobs", JOBS_OF_HUNDRED, 100, False, 60, None),
@@ -616,19 +616,19 @@ def main() -> None:
                 (f"router_{burst}_failures_of_{JOBS}_jobs", JOBS, burst, False, 120, None),
             ):
                 print(name, flush=True)
-                told = measure_telling(server, directory / name, jobs, failures, is_backfill=is_backfill)
-                figures.add(f"{name}_until_told", told.named, "s", at_most=seconds)
-                if told.counted is not None:
-                    figures.add(f"{name}_until_counted", told.counted, "s", at_most=seconds)
-                figures.add(f"{name}_messages", told.messages, "messages", at_most=messages)
-                figures.add(f"{name}_edits", told.edits, "edits")
-                figures.add(f"{name}_posts_too_fast_for_slack", told.too_fast, "posts", at_most=0)
-                figures.add(f"{name}_written_in", told.writing_seconds, "s")
-                figures.add(f"{name}_longest_tick", told.longest_tick_seconds, "s")
+                notified = measure_notifying(server, directory / name, jobs, failures, is_backfill=is_backfill)
+                figures.add(f"{name}_until_notified", notified.named_seconds, "s", at_most=seconds)
+                if notified.counted_seconds is not None:
+                    figures.add(f"{name}_until_counted", notified.counted_seconds, "s", at_most=seconds)
+                figures.add(f"{name}_messages", notified.messages, "messages", at_most=messages)
+                figures.add(f"{name}_edits", notified.edits, "edits")
+                figures.add(f"{name}_posts_too_fast_for_slack", notified.too_fast, "posts", at_most=0)
+                figures.add(f"{name}_written_in", notified.writing_seconds, "s")
+                figures.add(f"{name}_longest_tick", notified.longest_tick_seconds, "s")
         if arguments.only in (None, "stock"):
             print("The stock sensor", flush=True)
             one = measure_stock(server, directory / "stock_1", 1)
-            figures.add("stock_1_failure_until_told", one.seconds, "s")
+            figures.add("stock_1_failure_until_notified", one.seconds, "s")
             sample = measure_stock(server, directory / "stock_sample", STOCK_SAMPLE)
             a_tick = STOCK_SAMPLE / sample.ticks
             figures.add("stock_failures_a_tick", a_tick, "failures")

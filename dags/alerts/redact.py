@@ -1,8 +1,6 @@
-"""What makes text from a run or an error fit to be kept and told: no secret in it, no control character.
+"""Removal of secrets and control characters from text of runs and errors, before it is stored or sent.
 
-Belongs here: what a secret looks like. Not here: how a text is shortened or shown (`message.py`).
-
-Text is redacted before it is shortened: a secret that the cut goes through could not be told from other text.
+Text is redacted before it is shortened, because a secret that was cut in two can no longer be recognized.
 """
 
 import json
@@ -15,11 +13,11 @@ from pydantic import SecretStr
 from dags.common.settings import Settings
 
 REDACTED = "[redacted]"
-# A shorter value would be found in ordinary words.
-SHORTEST_KNOWN_SECRET = 4
+# Shorter values would match parts of ordinary words.
+MIN_SECRET_CHARACTERS = 4
 
-# Colours and cursor movements of a terminal; other control characters but tab and line feed; characters that turn the
-# direction of reading; halves of surrogate pairs; invisible ones, which could hide a token from the patterns below.
+# Terminal colors and cursor movements; other control characters except tab and line feed; characters that change the
+# direction of text; halves of surrogate pairs; invisible characters, which could hide a token from the patterns below.
 _UNFIT = re.compile(
     r"\x1b\[[0-?]*[ -/]*[@-~]|[\x00-\x08\x0b-\x1f\x7f-\x9f\u200b\u2028-\u202e\u2060\u2066-\u2069\ufeff\ud800-\udfff]"
 )
@@ -29,7 +27,7 @@ _KEY = (
     r"encryption[_-]?key|credential|authorization|\bauth\b|cookie)[A-Za-z0-9_.-]{0,40}"
 )
 _MARK = re.escape(REDACTED)
-# What an earlier pattern or pass has dealt with.
+# What an earlier pattern or pass has handled.
 _DONE = rf"{_MARK}(?:[\s,;&\"'()\[\]{{}}\\]|$)"
 _QUOTED = (
     r"[bBrRuU]{0,2}(?:"
@@ -40,13 +38,13 @@ _QUOTED = (
 _TO_SPACE = rf"(?:{_MARK}|(?!&[\w.-]{{1,40}}=)\S)+"
 _TO_LINE_END = rf"(?:{_MARK}|(?!(?:,|[)}}\]]+,?)(?:\s|$))[^\n])+"
 
-# Each pattern is linear in the text: no repetition without a bound stands before what has to follow it.
-# What stands in group "kept" stays.
+# Each pattern is linear in the text: no unbounded repetition comes before something that must follow it.
+# The text of the group "kept" is kept.
 _SHAPES = tuple(
     re.compile(pattern)
     for pattern in (
         r"(?s)-----BEGIN [A-Z0-9 ]{1,40}-----.*?(?:-----END [A-Z0-9 ]{1,40}-----|\Z)",
-        # A password may hold a slash, although it should not.
+        # A password may contain a slash, although it should be escaped.
         r"(?P<kept>://)(?:[^\s\"'<>/?#]{1,512}(?=@)|[^\s\"'<>/?#:@]{0,128}:[^\s\"'<>@]{1,512}(?=@))",
         r"(?P<kept>hooks\.slack\.com/)[A-Za-z0-9/_-]{8,}",
         r"xox[a-z](?:\.xox[a-z])?-[A-Za-z0-9-]{6,}|xapp-[A-Za-z0-9-]{6,}",
@@ -61,14 +59,14 @@ _SHAPES = tuple(
         r"eyJ[A-Za-z0-9_-]{5,}\.[A-Za-z0-9_-]{4,}(?:\.[A-Za-z0-9_-]*)*",
         r"(?P<kept>(?i:\bbearer)\s{1,5})[A-Za-z0-9._~+/=-]{6,}",
         r"(?P<kept>(?i:\bbasic)\s{1,5})(?=[a-z+/]{0,400}[A-Z0-9=])[A-Za-z0-9+/]{8,}={0,2}",
-        # Signed addresses of object storage, keys in query strings.
+        # Signed URLs of object storage, keys in query strings.
         r"(?i)(?P<kept>[?&](?:sig|signature|key|code|x-amz-(?:signature|credential|security-token))=)[^&\s\"'<>]+",
-        # ClickHouse and SQL: a password after a word, and credentials by position.
+        # ClickHouse and SQL: a password after a keyword, and credentials by position.
         r"(?i)(?P<kept>\b(?:password|identified(?:\s+with\s+\w{1,40})?\s+by)\s{1,5})'(?:[^'\\\n]|\\.)*'?",
         r"(?i)(?P<kept>\b(?:s3|s3cluster|gcs)\s?\((?:\s?\w{1,60},)?\s{0,5}'[^'\n]{0,2000}',\s{0,5})'[^'\n]*'?,\s{0,5}'[^'\n]*'?",
     )
 )
-# A command's option, an XML element, a pair, a YAML block, name and quoted value, a setting, the rest of a line.
+# A command-line option, an XML element, a pair, a YAML block, a name and a quoted value, a setting, a rest of a line.
 _NAME = re.compile(rf"(?i){_KEY}")
 _NAMED = tuple(
     re.compile(pattern)
@@ -85,21 +83,21 @@ _NAMED = tuple(
 
 
 def secret_values(settings: Settings) -> frozenset[str]:
-    """The values of all secret settings, to be given to `redact`."""
+    """Return the values of all secret settings, for `redact`."""
     values = (getattr(settings, name) for name in type(settings).model_fields)
     return frozenset(
         text
         for value in values
-        if isinstance(value, SecretStr) and len(text := value.get_secret_value()) >= SHORTEST_KNOWN_SECRET
+        if isinstance(value, SecretStr) and len(text := value.get_secret_value()) >= MIN_SECRET_CHARACTERS
     )
 
 
 def redact(text: str, secrets: Collection[str] = ()) -> str:
-    """The text without secrets and without control characters. A second pass changes nothing.
+    """Return the text without secrets and control characters. A second pass changes nothing.
 
-    Removed are the given values, in plain, quoted for addresses and escaped as in JSON, and what looks like a secret:
-    tokens of well-known services, JWT, Authorization headers, PEM blocks, credentials in addresses, and the values of
-    names such as `password`. In doubt it is removed.
+    Removed are the given values (plain, URL-encoded, and escaped as in JSON and Python) and what looks like a secret:
+    tokens of well-known services, JWTs, Authorization headers, PEM blocks, credentials in URLs, and the values of names
+    such as `password`. In doubt, text is removed.
     """
     clean = _UNFIT.sub("", text.replace("\r\n", "\n").replace("\r", "\n"))
     for form in sorted({form for secret in secrets for form in _forms(secret)}, key=len, reverse=True):
@@ -110,7 +108,7 @@ def redact(text: str, secrets: Collection[str] = ()) -> str:
 
 
 def _forms(secret: str) -> Iterator[str]:
-    if len(secret) >= SHORTEST_KNOWN_SECRET:
+    if len(secret) >= MIN_SECRET_CHARACTERS:
         yield from (secret, quote(secret, safe=""), quote(secret), json.dumps(secret)[1:-1], repr(secret)[1:-1])
 
 

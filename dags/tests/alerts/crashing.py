@@ -1,8 +1,8 @@
-"""A program that delivers and ends in the middle of it, as a process that is killed does.
+"""A program that delivers messages and exits in the middle of it, like a process that is killed.
 
-Reads orders from its standard input, one JSON object a line, and answers each with the exit code of a process of its
-own: CRASHED, or 0 when the order's point lay behind the end. Points are counted from 1: before and after each call to
-Slack, before each commit and after it.
+It reads orders from standard input, one JSON object per line, and carries out each in a process of its own, whose exit
+code is the answer: CRASHED, or 0 when the delivery ended before the order's point. Points are counted from 1: before
+and after each call to Slack, and before and after each commit.
 """
 
 import datetime as dt
@@ -30,7 +30,7 @@ ROOT = Path(__file__).parents[3]
 
 @dataclass(eq=False)
 class Points:
-    """Counts the points that are passed, and ends the process at one of them."""
+    """A counter of points, which ends the process at one of them."""
 
     crash_at: int
     passed: int = 0
@@ -46,7 +46,7 @@ class Points:
 
 
 class Crasher:
-    """The program, and a way to give it orders."""
+    """The program, and a way to send it orders."""
 
     def __init__(self) -> None:
         # One that is single-threaded and has imported everything: it forks for each order.
@@ -55,7 +55,7 @@ class Crasher:
         )
 
     def deliver(self, store_url: str, base_url: str, default_channel: str, now: dt.datetime, crash_at: int) -> bool:
-        """Delivers in another process; whether it crashed on the way."""
+        """Deliver in another process. Return whether it crashed."""
         order = {"url": store_url, "base_url": base_url, "default_channel": default_channel}
         order |= {"now": now.isoformat(), "crash_at": str(crash_at)}
         if self._process.stdin is None or self._process.stdout is None:
@@ -68,12 +68,12 @@ class Crasher:
         return code == CRASHED
 
     def close(self) -> None:
-        """Ends the program."""
+        """End the program."""
         self._process.communicate(timeout=30)
 
 
 def carry_out(order: dict[str, str]) -> None:
-    """Delivers what waits in a store, and crashes at a point."""
+    """Deliver the waiting messages of a store, and crash at a point."""
     point = Points(int(order["crash_at"]))
 
     class CrashingClient(WebClient):
@@ -93,7 +93,7 @@ def carry_out(order: dict[str, str]) -> None:
 
 
 def main() -> None:
-    """Carries out the orders of the standard input, each in a process of its own."""
+    """Carry out the orders from standard input, each in a process of its own."""
     # Imported here, so that each process has it already.
     if outbox.outbox.metadata is not store.metadata:
         raise ValueError("The outbox is not in the store.")

@@ -1,7 +1,7 @@
-"""A Slack for the tests: an HTTP server on loopback that keeps messages, holds to Slack's limits, and fails on command.
+"""A fake Slack: an HTTP server on loopback that stores messages, enforces Slack's limits, and fails on command.
 
-It speaks what slack_sdk's WebClient calls: chat.postMessage, chat.update, conversations.history, conversations.replies
-and auth.test. What it has stored is the truth that tests compare with.
+It answers the calls of slack_sdk's WebClient to chat.postMessage, chat.update, conversations.history,
+conversations.replies and auth.test. Tests compare with the messages that it stored.
 """
 
 import contextlib
@@ -32,7 +32,7 @@ SECONDS_BETWEEN_MESSAGES = 1.0
 
 
 class Kind(StrEnum):
-    """How a call goes wrong."""
+    """The way in which a call fails."""
 
     ERROR = "error"
     STATUS = "status"
@@ -45,7 +45,7 @@ class Kind(StrEnum):
 
 @dataclass
 class Fault:
-    """What goes wrong: `stored` says whether the call is carried out first. `times` None is for ever."""
+    """A failure of calls. With `stored` the call is carried out first. With `times` None it does not end."""
 
     kind: Kind
     code: str = ""
@@ -59,7 +59,7 @@ class Fault:
 
 @dataclass
 class Stored:
-    """A message as Slack keeps it."""
+    """A message as Slack stores it."""
 
     channel: str
     ts: str
@@ -73,21 +73,21 @@ class Stored:
 
     @property
     def key(self) -> str | None:
-        """The key that the sender put into the metadata."""
+        """The key in the metadata of the message."""
         key = self.metadata.get("event_payload", {}).get("key")
         return None if key is None else str(key)
 
     def everything(self) -> str:
-        """All that is in it."""
+        """Everything in the message, as text."""
         return json.dumps([self.text, self.blocks, self.metadata, self.earlier_texts], ensure_ascii=False)
 
 
 class SlackError(Exception):
-    """The call is answered with this error code."""
+    """An error code that a call is answered with."""
 
 
 class FakeSlack:
-    """The state of the fake. Channels are known by name and have ids; only posts take a name, as in Slack."""
+    """The state of the fake. Channels have names and ids. As in Slack, only posts accept a name."""
 
     def __init__(self, clock: Callable[[], float] = time.time) -> None:
         self.lock = threading.RLock()
@@ -105,38 +105,38 @@ class FakeSlack:
         self.closing = threading.Event()
 
     def add_channel(self, name: str) -> str:
-        """Makes a channel; its id."""
+        """Create a channel and return its id."""
         return self.channels.setdefault(name, f"C{len(self.channels) + 1:09d}")
 
     def fail(self, kind: Kind, **how: Any) -> Fault:
-        """Makes calls go wrong from now on: those of a method, of a channel (its name), or all; see Fault."""
+        """Make calls fail from now on: those of a method, of a channel (by name), or all. See Fault."""
         fault = Fault(kind, **how)
         with self.lock:
             self.faults.append(fault)
         return fault
 
     def mend(self) -> None:
-        """Nothing goes wrong any more."""
+        """Make calls succeed again."""
         with self.lock:
             self.faults.clear()
 
     def copies(self, key: str) -> list[Stored]:
-        """The messages with that key, in the order in which they came."""
+        """Return the messages with a key, in the order of their arrival."""
         with self.lock:
             return [message for message in self.messages if message.key == key]
 
     def all_keys(self) -> list[str | None]:
-        """The keys of all messages, in the order in which they came."""
+        """Return the keys of all messages, in the order of their arrival."""
         with self.lock:
             return [message.key for message in self.messages]
 
     def in_channel(self, name: str) -> list[Stored]:
-        """The messages of a channel, threads included, in the order in which they came."""
+        """Return the messages of a channel, threads included, in the order of their arrival."""
         with self.lock:
             return [message for message in self.messages if message.channel == name]
 
     def fault_of(self, method: str, channel: str) -> Fault | None:
-        """The first fault that holds for a call, which uses it up once."""
+        """Return the first fault that applies to a call, and use it up once."""
         with self.lock:
             for fault in self.faults:
                 if fault.times != 0 and fault.method in (None, method) and fault.channel in (None, channel):
@@ -146,11 +146,11 @@ class FakeSlack:
         return None
 
     def name_of(self, channel: str) -> str:
-        """The name of a channel that is given by name or by id."""
+        """Return the name of a channel, given its name or id."""
         return next((name for name, id_ in self.channels.items() if channel in (name, id_)), channel)
 
     def answer(self, method: str, arguments: Mapping[str, Any], token: str | None) -> dict[str, Any]:
-        """Carries a call out. Raises SlackError with Slack's code for what Slack refuses."""
+        """Carry out a call. Raises SlackError with Slack's code for what Slack rejects."""
         if token is None:
             raise SlackError("not_authed")
         if token != TOKEN:
@@ -168,7 +168,7 @@ class FakeSlack:
             return {"ok": True, **call(arguments)}
 
     def too_fast(self, channel: str) -> bool:
-        """Whether a post to the channel comes too soon after the one before; if not, it counts as one."""
+        """Return whether a post to the channel comes too soon after the previous one. If not, record it."""
         with self.lock:
             now = time.monotonic()
             if now - self._last_post.get(channel, -10.0) < SECONDS_BETWEEN_MESSAGES:
@@ -247,7 +247,7 @@ class FakeSlack:
 
 
 def check_message(arguments: Mapping[str, Any]) -> None:
-    """Holds a message to Slack's limits. Raises SlackError with Slack's code."""
+    """Check a message against Slack's limits. Raises SlackError with Slack's code."""
     text, blocks = arguments.get("text") or "", arguments.get("blocks") or []
     if not text and not blocks:
         raise SlackError("no_text")
@@ -260,7 +260,7 @@ def check_message(arguments: Mapping[str, Any]) -> None:
 
 
 def mrkdwn_of(message: Stored) -> Iterator[str]:
-    """Every piece of a message in which Slack looks for mentions, links and formats."""
+    """Return every part of a message in which Slack interprets mentions, links and formatting."""
     yield message.text
     for found in _objects(message.blocks):
         if found.get("type") == "mrkdwn":
@@ -268,19 +268,19 @@ def mrkdwn_of(message: Stored) -> Iterator[str]:
 
 
 def plain_of(message: Stored) -> Iterator[str]:
-    """Every piece of a message that Slack shows as it is."""
+    """Return every part of a message that Slack shows as it is."""
     for found in _objects(message.blocks):
         if found.get("type") == "plain_text":
             yield found["text"]
 
 
 def live_markup(mrkdwn: str) -> list[str]:
-    """What Slack would act on: `!channel`, `@U1`, `#C1`, addresses. All else in angle brackets is an address to it."""
+    """Return what Slack would interpret: `!channel`, `@U1`, `#C1`, and anything else in angle brackets, as a link."""
     return re.findall(r"<([^<>]*)>", mrkdwn)
 
 
 def units(text: str) -> int:
-    """The length of a text in UTF-16 units."""
+    """Return the length of a text in UTF-16 code units."""
     return len(text.encode("utf-16-le", "surrogatepass")) // 2
 
 
@@ -400,7 +400,7 @@ class _Handler(BaseHTTPRequestHandler):
         self.wfile.write(body)
 
     def log_message(self, format: str, *arguments: Any) -> None:  # noqa: A002 - the base class names it so
-        """Says nothing: tests read `calls`."""
+        """Log nothing: tests read `calls`."""
 
 
 class _Server(ThreadingHTTPServer):
@@ -408,12 +408,12 @@ class _Server(ThreadingHTTPServer):
     request_queue_size = 128
 
     def handle_error(self, request: Any, client_address: Any) -> None:
-        """A client that has gone away is part of many tests."""
+        """Ignore clients that have disconnected, as many tests make them do."""
 
 
 @contextlib.contextmanager
 def serving(*channels: str, clock: Callable[[], float] = time.time) -> Iterator[FakeSlack]:
-    """A fake Slack with these channels, on a free port, until the end of the block."""
+    """Serve a fake Slack with these channels on a free port, until the end of the block."""
     slack = FakeSlack(clock)
     for channel in channels:
         slack.add_channel(channel)

@@ -1,4 +1,4 @@
-"""Secrets that tests plant in errors: of each kind, made up anew each time."""
+"""Random secrets of each kind, for tests that plant them in errors."""
 
 import base64
 import random
@@ -12,12 +12,12 @@ Planted = tuple[str, str]
 
 
 def drawn(chance: random.Random, length: int, alphabet: str = LETTERS_AND_DIGITS) -> str:
-    """Characters of an alphabet, with a digit and a capital among them."""
+    """Return characters of an alphabet, including a digit and a capital letter."""
     return "7Q" + "".join(chance.choices(alphabet, k=length - 2))
 
 
 def jwt(chance: random.Random) -> Planted:
-    """A JSON web token."""
+    """Return a JSON web token."""
     header = base64.urlsafe_b64encode(b'{"alg":"HS256","typ":"JWT"}').decode().rstrip("=")
     body = base64.urlsafe_b64encode(f'{{"sub":"{drawn(chance, 12)}"}}'.encode()).decode().rstrip("=")
     secret = f"{header}.{body}.{drawn(chance, 43)}"
@@ -25,7 +25,7 @@ def jwt(chance: random.Random) -> Planted:
 
 
 def pem(chance: random.Random) -> Planted:
-    """A private key, of which each line is a secret; the last is given."""
+    """Return a private key. Each of its lines is a secret; the last one is returned as the secret."""
     lines = [drawn(chance, 64, LETTERS_AND_DIGITS + "+/") for _ in range(6)]
     kind = chance.choice(["RSA PRIVATE KEY", "PRIVATE KEY", "OPENSSH PRIVATE KEY", "EC PRIVATE KEY"])
     line_end = chance.choice(["\n", "\\n"])
@@ -34,7 +34,7 @@ def pem(chance: random.Random) -> Planted:
 
 
 def token(pattern: str, length: int, alphabet: str = LETTERS_AND_DIGITS) -> Callable[[random.Random], Planted]:
-    """A token that is known by how it begins."""
+    """Return a token that is recognized by its prefix."""
 
     def made(chance: random.Random) -> Planted:
         secret = pattern + drawn(chance, length, alphabet)
@@ -44,7 +44,7 @@ def token(pattern: str, length: int, alphabet: str = LETTERS_AND_DIGITS) -> Call
 
 
 def within(*templates: str, alphabet: str = LETTERS_AND_DIGITS) -> Callable[[random.Random], Planted]:
-    """A secret that is known only by what stands round it."""
+    """Return a secret that is recognized only by the text around it."""
 
     def made(chance: random.Random) -> Planted:
         secret = drawn(chance, chance.randrange(8, 30), alphabet)

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from slack_sdk import WebClient
 
 A, B, C = "#alerts-a", "#alerts-b", "#alerts-c"
-# A call that hangs is given up quickly, so that tests of hanging are quick.
+# A hanging call is abandoned quickly, so that tests of hanging are quick.
 IMPATIENT = replace(QUICK, call_seconds=0.5)
 
 
@@ -174,9 +174,9 @@ def test_a_refused_channel_is_rerouted_to_the_default_channel_at_once_with_the_m
     assert one.channel == DEFAULT_CHANNEL
     assert all(part in one.text for part in (A, code, "team-a", "notification_channel_per_team"))
     assert one.blocks[0]["type"] == "context"
-    # What follows goes where the thread is.
+    # Replies go where the thread is.
     assert slack.copies("over")[0].thread_ts == one.ts
-    # The channel is asked once in a round.
+    # The rejected channel is tried once in a round.
     assert slack.calls.count(("chat.postMessage", A)) == 1
 
 
@@ -229,7 +229,7 @@ def test_a_refused_token_stops_delivery_keeps_the_rows_and_is_tried_every_minute
         delivered.raise_for_problems()
     assert delivered.waiting == 3
     calls = len(slack.calls)
-    # Until the minute is over nobody calls, and it stays loud.
+    # Within the minute no call is made, and the problem is still reported.
     assert router.tick(seconds_later=30).problems == delivered.problems
     assert len(slack.calls) == calls
     slack.mend()
@@ -331,7 +331,7 @@ def test_an_unreadable_history_counts_as_not_found_and_there_is_never_a_third_co
     assert "Possibly repeated" in slack.copies("one")[1].text
     assert router.state("one") == DeliveryState.UNCERTAIN
     assert any("did not confirm message 'one'" in problem for report in reports for problem in report.problems)
-    # What follows is told all the same, and not before it.
+    # The reply is sent nevertheless, and after its post.
     assert len(slack.copies("over")) == 2
     assert slack.all_keys() == ["one", "one", "over", "over"]
 

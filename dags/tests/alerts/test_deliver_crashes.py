@@ -15,7 +15,7 @@ from dags.tests.alerts.crashing import Crasher
 from dags.tests.alerts.fake_slack import TOKEN, FakeSlack, Kind
 
 A, B = "#alerts-a", "#alerts-b"
-# Longer than a lease, and than the time after which a history proves something.
+# Longer than a lease, and than the time after which an absent message is proof.
 LATER_SECONDS = 400
 
 
@@ -54,21 +54,21 @@ class Round:
             outbox.enqueue(connection, drafts, self.policy, self.clock())
 
     def finish(self) -> None:
-        """Ticks of a process that lives, until nothing is left to do."""
+        """Tick in a process that survives, until nothing is left to do."""
         for _ in range(12):
             self.clock.forward(LATER_SECONDS)
             if not deliver(self.store, self.client, self.policy, self.clock, 20, QUICK).waiting:
                 return
 
     def check(self) -> None:
-        """None lost, none sent three times, "Resolved" never before "failing"."""
+        """Check that none is lost, none is sent three times, and "Resolved" never comes before "failing"."""
         names = ("post", "more", "over", "other")
         copies = {name: self.slack.copies(self.key(name)) for name in names}
         assert {name: len(found) for name, found in copies.items() if not 1 <= len(found) <= 2} == {}
         keys = self.slack.all_keys()
         first = [keys.index(self.key(name)) for name in ("post", "more", "over")]
         assert first == sorted(first)
-        # A repetition says so.
+        # A repeated message says so.
         for found in copies.values():
             assert all("Possibly repeated" in repeated.text for repeated in found[1:])
         assert "Resolved" in copies["post"][-1].text
@@ -88,7 +88,7 @@ def rounds(store: sa.Engine, slack: FakeSlack, clock: Clock) -> Iterator[Round]:
     return made()
 
 
-# The slow ones below try both databases.
+# The slow tests below use both databases.
 @pytest.mark.parametrize("store_url", ["sqlite"], indirect=True)
 def test_a_delivery_that_is_killed_at_any_point_loses_nothing_and_sends_nothing_three_times(
     rounds: Iterator[Round], store_url: str, crasher: Crasher

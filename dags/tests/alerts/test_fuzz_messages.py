@@ -79,7 +79,7 @@ def filler(chance: random.Random, length: int) -> str:
 
 
 def text_of(chance: random.Random, odd: Odd, length: int) -> str:
-    """Oddities with a secret or two, often where a long text is cut."""
+    """Return oddities with up to two secrets, often where a long text is cut."""
     text = filler(chance, length)
     pieces: list[tuple[int, str]] = []
     for _ in range(chance.randrange(3)):
@@ -146,7 +146,7 @@ def odd_one(seed: int) -> Odd:
 
 
 def send(slack: FakeSlack, seed: int) -> None:
-    """One odd message, in each of its forms."""
+    """Send one odd message, and check each of its forms."""
     odd = odd_one(seed)
     message = messages.compose(odd.notice, POLICY, odd.known)
     message = messages.with_line(messages.with_line(message, "↪️ Rerouted from `#x`."), "♻️ Possibly repeated.")
@@ -162,11 +162,11 @@ def send(slack: FakeSlack, seed: int) -> None:
 
 
 def check_stored(stored: Stored, odd: Odd, seed: int) -> None:
-    """No secret is in it, and nothing in it is live but our own links."""
+    """Check that no secret is in a message, and that nothing but the router's own links is interpreted."""
     everything = stored.everything()
     for secret in odd.secrets:
         assert secret not in everything, seed
-        # Nor a part of it that somebody could use.
+        # Nor a usable part of it.
         assert secret[-10:] not in everything, seed
     for mrkdwn in mrkdwn_of(stored):
         links = [urlsplit(markup.split("|")[0]) for markup in live_markup(mrkdwn)]
@@ -177,7 +177,7 @@ def check_stored(stored: Stored, odd: Odd, seed: int) -> None:
 
 
 def check_code_marks(mrkdwn: str, seed: int) -> None:
-    """Foreign text is inside of code marks, where no format, emoji code or address works."""
+    """Check that text from outside is in code marks, where no formatting, emoji code or address works."""
     outside = "".join(mrkdwn.split("```")[::2])
     assert mrkdwn.count("```") % 2 == 0, seed
     assert outside.count("`") % 2 == 0, seed
