@@ -12,7 +12,7 @@ import dagster as dg
 
 from dags.alerts import route
 from dags.alerts.records import Policy
-from dags.common.owners import JobOwners, tagged_as_owned_by
+from dags.common.owners import JobOwners, owner_tags
 
 if TYPE_CHECKING:
     from slack_sdk import WebClient
@@ -60,7 +60,7 @@ def alert_policy(settings: "Settings") -> Policy:
     minimum_interval_seconds=SECONDS_BETWEEN_TICKS,
     default_status=dg.DefaultSensorStatus.RUNNING,
     description="Tells the owning team of each failure on this instance. Exactly one of these runs on an instance.",
-    **tagged_as_owned_by(JobOwners.TEAM_DATA_PLATFORM),
+    tags=owner_tags(JobOwners.TEAM_DATA_PLATFORM),
 )
 def notify_slack_on_failure(context: dg.SensorEvaluationContext) -> dg.SensorResult:
     """One tick of the alert engine. Its cursor is for show: what it knows is in its own store."""

@@ -14,7 +14,7 @@ from dags.common.clickhouse.query import Query
 from dags.common.clickhouse.staging import drop_leftovers
 from dags.common.failures import fail_without_retry
 from dags.common.markdown import code, markdown_table
-from dags.common.owners import JobOwners, asset_owned_by, check_owned_by, owned_by
+from dags.common.owners import JobOwners, owned_by, owner_tags
 from dags.common.partitions import days_of_run, range_tags
 from dags.common.resources import ClickhouseResource
 from dags.common.schedules import run_is_over, skip_if_already_running
@@ -61,7 +61,7 @@ FROM web_stats_daily WHERE toDate(period_bucket) IN %(days)s GROUP BY day, team_
 
 
 @dg.asset(
-    **asset_owned_by(OWNER),
+    op_tags=owner_tags(OWNER),
     group_name=GROUP,
     description="Visitors, sessions, pageviews, top pages and revenue in US dollars by team and day: the table "
     "analytics_digest_daily. A revenue event is an event order_placed with the properties revenue and currency.",
@@ -91,7 +91,7 @@ def analytics_digest_daily(context: dg.AssetExecutionContext, clickhouse: Clickh
 @dg.asset_check(
     asset=analytics_digest_daily,
     description="Visitors, sessions and pageviews by team are those that the web tables have now.",
-    **check_owned_by(OWNER),
+    op_tags=owner_tags(OWNER),
 )
 def analytics_digest_daily_equals_web_tables(
     context: dg.AssetCheckExecutionContext, clickhouse: ClickhouseResource

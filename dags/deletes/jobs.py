@@ -12,7 +12,7 @@ from pydantic import Field
 from dags.common import deletion_requests
 from dags.common.clickhouse.rewrites import as_markdown, partitions_of, total
 from dags.common.markdown import markdown_table
-from dags.common.owners import JobOwners, owned_by, tagged_as_owned_by
+from dags.common.owners import JobOwners, owned_by, owner_tags
 from dags.common.resources import ClickhouseResource, PostgresResource
 from dags.common.rewrite_runs import LOCK_WAIT_SECONDS, RUN_SECONDS, rewriting
 from dags.common.schedules import skip_if_already_running
@@ -37,7 +37,7 @@ class DeletesConfig(dg.Config):
 
 
 # In the pool of the web tables: one of theirs that has read an event before it goes would bring it back into them.
-@dg.op(pool=POOL, **tagged_as_owned_by(OWNER))
+@dg.op(pool=POOL, tags=owner_tags(OWNER))
 def process_deletion_requests(
     context: dg.OpExecutionContext,
     config: DeletesConfig,
@@ -123,7 +123,7 @@ def deletes_schedule(context: dg.ScheduleEvaluationContext) -> dg.RunRequest | d
     request_job=deletes_job,
     default_status=dg.DefaultSensorStatus.RUNNING,
     description="Deletes after each squash: requests for persons have waited for it.",
-    **tagged_as_owned_by(OWNER),
+    tags=owner_tags(OWNER),
 )
 def start_deletes_after_squash(context: dg.RunStatusSensorContext) -> dg.RunRequest | dg.SkipReason:
     """Ask for deletes once for each squash that was no dry run."""

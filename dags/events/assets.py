@@ -13,7 +13,7 @@ from dags.common.clickhouse.ddl import SchemaForm
 from dags.common.clickhouse.schema import is_clustered
 from dags.common.locks import exclusive
 from dags.common.markdown import markdown_table
-from dags.common.owners import JobOwners, asset_owned_by
+from dags.common.owners import JobOwners, owner_tags
 from dags.common.resources import ClickhouseResource, PostgresResource, S3Resource
 from dags.common.settings import get_settings
 from dags.events.batches import BatchLimits, batches_of
@@ -72,7 +72,7 @@ class LoadEventsConfig(dg.Config):
 
 @dg.asset(
     name="events",
-    **asset_owned_by(OWNER),
+    op_tags=owner_tags(OWNER),
     group_name="ingestion",
     kinds={"clickhouse", "s3"},
     pool=POOL,

@@ -8,7 +8,7 @@ import dagster as dg
 from pydantic import Field
 
 from dags.common.markdown import markdown_table
-from dags.common.owners import check_owned_by
+from dags.common.owners import owner_tags
 from dags.common.resources import ClickhouseResource
 from dags.events import manifest
 from dags.events.assets import MAX_LISTED_OBJECTS, OWNER, events
@@ -30,7 +30,7 @@ class RejectedConfig(dg.Config):
 @dg.asset_check(
     asset=events,
     description="Few lines of each team were rejected by the loads of the last day.",
-    **check_owned_by(OWNER),
+    op_tags=owner_tags(OWNER),
 )
 def few_events_are_rejected(
     context: dg.AssetCheckExecutionContext, config: RejectedConfig, clickhouse: ClickhouseResource

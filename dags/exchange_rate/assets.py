@@ -15,7 +15,7 @@ import dagster as dg
 from pydantic import Field
 
 from dags.common.clickhouse.cluster import ClickhouseCluster
-from dags.common.owners import JobOwners, asset_owned_by
+from dags.common.owners import JobOwners, owner_tags
 from dags.common.resources import ClickhouseResource
 from dags.common.tags import NO_CHECK_BECAUSE
 from dags.exchange_rate.providers import ExchangeRatesError, ExchangeRatesProvider, ExchangeRatesUnavailableError
@@ -85,7 +85,7 @@ class StoreConfig(dg.Config):
 
 
 @dg.asset(
-    **asset_owned_by(OWNER),
+    op_tags=owner_tags(OWNER),
     group_name=GROUP,
     partitions_def=DAILY_PARTITIONS,
     backfill_policy=BACKFILL_POLICY,
@@ -107,7 +107,7 @@ def daily_exchange_rates(
 
 
 @dg.asset(
-    **asset_owned_by(OWNER),
+    op_tags=owner_tags(OWNER),
     group_name=GROUP,
     partitions_def=HOURLY_PARTITIONS,
     backfill_policy=BACKFILL_POLICY,
@@ -131,7 +131,7 @@ def hourly_exchange_rates(
 
 
 @dg.asset(
-    **asset_owned_by(OWNER),
+    op_tags=owner_tags(OWNER),
     group_name=GROUP,
     partitions_def=DAILY_PARTITIONS,
     backfill_policy=BACKFILL_POLICY,
@@ -153,7 +153,7 @@ def daily_exchange_rates_in_clickhouse(
 
 
 @dg.asset(
-    **asset_owned_by(OWNER),
+    op_tags=owner_tags(OWNER),
     group_name=GROUP,
     partitions_def=HOURLY_PARTITIONS,
     backfill_policy=BACKFILL_POLICY,

@@ -12,7 +12,7 @@ import dagster as dg
 
 from dags.common.clickhouse.cluster import ClickhouseCluster
 from dags.common.clickhouse.query import Query, Rows
-from dags.common.owners import check_owned_by
+from dags.common.owners import owner_tags
 from dags.common.resources import ClickhouseResource
 from dags.exchange_rate.assets import OWNER, daily_exchange_rates_in_clickhouse
 from dags.exchange_rate.rates import MAIN_CURRENCIES
@@ -66,7 +66,7 @@ def find_holes(present: Mapping[dt.date, Collection[str]]) -> list[Hole]:
     asset=daily_exchange_rates_in_clickhouse,
     description=f"The newest day stored is at most {LONGEST_AGE_DAYS} days old on every host. It is a warning, not an "
     "error, where the source itself has nothing newer.",
-    **check_owned_by(OWNER),
+    op_tags=owner_tags(OWNER),
 )
 def exchange_rates_are_fresh(
     context: dg.AssetCheckExecutionContext,
@@ -100,7 +100,7 @@ def exchange_rates_are_fresh(
     asset=daily_exchange_rates_in_clickhouse,
     description="Every day from the first to the last one stored has the final rate of every main currency, on every "
     f"host; yesterday and today may have an hourly one. The main currencies: {', '.join(MAIN_CURRENCIES)}.",
-    **check_owned_by(OWNER),
+    op_tags=owner_tags(OWNER),
 )
 def exchange_rates_are_complete(
     context: dg.AssetCheckExecutionContext, clickhouse: ClickhouseResource

@@ -1,5 +1,6 @@
-"""The daily digest of every team's visits and revenue, and an example to copy from. team-analytics-platform."""
+"""The daily digest of every team's visits and revenue, and an example to copy from."""
 
+from dags.common.owners import JobOwners
 from dags.daily_digest.assets import (
     analytics_digest_daily,
     analytics_digest_daily_equals_web_tables,
@@ -9,6 +10,7 @@ from dags.daily_digest.assets import (
 from dags.locations import build_definitions
 
 defs = build_definitions(
+    owner=JobOwners.TEAM_ANALYTICS_PLATFORM,
     assets=[analytics_digest_daily],
     asset_checks=[analytics_digest_daily_equals_web_tables],
     jobs=[analytics_digest_daily_job],

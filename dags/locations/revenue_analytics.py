@@ -1,5 +1,6 @@
-"""Exchange rates, the ground of every amount of money in reports. team-revenue-analytics."""
+"""Exchange rates, the ground of every amount of money in reports."""
 
+from dags.common.owners import JobOwners
 from dags.exchange_rate.assets import (
     daily_exchange_rates,
     daily_exchange_rates_in_clickhouse,
@@ -19,6 +20,7 @@ from dags.exchange_rate.resource import ExchangeRatesResource
 from dags.locations import build_definitions, resources
 
 defs = build_definitions(
+    owner=JobOwners.TEAM_REVENUE_ANALYTICS,
     assets=[
         daily_exchange_rates,
         daily_exchange_rates_in_clickhouse,

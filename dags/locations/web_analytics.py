@@ -1,5 +1,6 @@
-"""Web analytics: the tables of pageviews, visitors, sessions and bounces. Owned by team-web-analytics."""
+"""Web analytics: the tables of pageviews, visitors, sessions and bounces."""
 
+from dags.common.owners import JobOwners
 from dags.locations import build_definitions
 from dags.web_preaggregated.assets import (
     daily_web_tables,
@@ -20,6 +21,7 @@ from dags.web_preaggregated.jobs import (
 PARTITIONS_PER_RUN = max_partitions_per_run()
 
 defs = build_definitions(
+    owner=JobOwners.TEAM_WEB_ANALYTICS,
     assets=[
         daily_web_tables(PARTITIONS_PER_RUN),
         web_analytics_hourly_tables,

@@ -7,7 +7,7 @@ import dagster as dg
 from pydantic import Field
 
 from dags.common.clickhouse.schema import apply_schema, described, is_clustered
-from dags.common.owners import JobOwners, owned_by, tagged_as_owned_by
+from dags.common.owners import JobOwners, owned_by, owner_tags
 from dags.common.resources import ClickhouseResource
 from dags.common.settings import get_settings
 from dags.common.tags import DESTRUCTIVE_TAG, MAX_RETRIES_TAG, MAX_RUNTIME_TAG
@@ -21,7 +21,7 @@ class ClickhouseSchemaConfig(dg.Config):
     )
 
 
-@dg.op(**tagged_as_owned_by(JobOwners.TEAM_CLICKHOUSE))
+@dg.op(tags=owner_tags(JobOwners.TEAM_CLICKHOUSE))
 def apply_clickhouse_schema(
     context: dg.OpExecutionContext, config: ClickhouseSchemaConfig, clickhouse: ClickhouseResource
 ) -> None:

@@ -14,7 +14,7 @@ from dagster import DagsterRunStatus, RunsFilter
 from pydantic import Field
 
 from dags.common.kubernetes import kubernetes_resources
-from dags.common.owners import JobOwners, owned_by, tagged_as_owned_by
+from dags.common.owners import JobOwners, owned_by, owner_tags
 from dags.common.schedules import skip_if_already_running
 from dags.common.tags import DESTRUCTIVE_TAG, MAX_RETRIES_TAG, MAX_RUNTIME_TAG
 
@@ -116,7 +116,7 @@ def _is_newest(instance: dg.DagsterInstance, made: dg.EventLogRecord) -> bool:
     return not newest or newest[0].run_id == made.run_id
 
 
-@dg.op(**tagged_as_owned_by(OWNER))
+@dg.op(tags=owner_tags(OWNER))
 def delete_old_runs(context: dg.OpExecutionContext, config: RunRetentionConfig) -> None:
     """Deletes runs that ended long ago, with their events."""
     before = dt.datetime.now(dt.UTC) - dt.timedelta(days=config.keep_days)

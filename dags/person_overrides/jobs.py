@@ -11,7 +11,7 @@ from pydantic import Field
 
 from dags.common import deletion_requests
 from dags.common.clickhouse.rewrites import as_markdown, drop_leftovers, partitions_of, total
-from dags.common.owners import JobOwners, owned_by, tagged_as_owned_by
+from dags.common.owners import JobOwners, owned_by, owner_tags
 from dags.common.resources import ClickhouseResource, PostgresResource
 from dags.common.rewrite_runs import LOCK_WAIT_SECONDS, RUN_SECONDS, rewriting
 from dags.common.schedules import skip_if_already_running
@@ -35,7 +35,7 @@ class SquashConfig(dg.Config):
     )
 
 
-@dg.op(**tagged_as_owned_by(OWNER))
+@dg.op(tags=owner_tags(OWNER))
 def squash_overrides(
     context: dg.OpExecutionContext,
     config: SquashConfig,
@@ -59,7 +59,7 @@ def squash_person_overrides() -> None:
     squash_overrides()
 
 
-@dg.op(**tagged_as_owned_by(OWNER))
+@dg.op(tags=owner_tags(OWNER))
 def drop_orphaned_tables(
     context: dg.OpExecutionContext,
     clickhouse: ClickhouseResource,

@@ -1,8 +1,11 @@
 import dagster as dg
 import pytest
 
+from dags.common.owners import JobOwners
 from dags.definitions import DuplicateDefinitionError, defs, load_locations, merge_locations
 from dags.locations import build_definitions
+
+OWNER = JobOwners.TEAM_INGESTION
 
 
 @dg.asset
@@ -68,7 +71,12 @@ def test_one_location_may_name_its_own_definition_twice() -> None:
 
 def test_two_resources_of_one_name_are_refused_and_a_shared_one_is_not() -> None:
     shared = {"a": object()}
-    merge_locations({"one": build_definitions(resources=shared), "two": build_definitions(resources=shared)})
+    merge_locations(
+        {
+            "one": build_definitions(owner=OWNER, resources=shared),
+            "two": build_definitions(owner=OWNER, resources=shared),
+        }
+    )
     other = {"one": dg.Definitions(resources=shared), "two": dg.Definitions(resources={"a": object()})}
     with pytest.raises(DuplicateDefinitionError, match="resource a: one in one, another in two"):
         merge_locations(other)

@@ -10,7 +10,7 @@ from dags.common.clickhouse.cluster import ClickhouseCluster
 from dags.common.clickhouse.staging import drop_leftovers
 from dags.common.failures import fail_without_retry
 from dags.common.markdown import code, markdown_table
-from dags.common.owners import JobOwners, asset_owned_by, owned_by, step_owned_by
+from dags.common.owners import JobOwners, owned_by, owner_tags
 from dags.common.resources import ClickhouseResource
 from dags.common.schedules import run_is_over
 from dags.common.settings import Settings, SettingsError
@@ -96,7 +96,7 @@ def daily_web_tables(partitions_per_run: int) -> dg.AssetsDefinition:
             _spec(STATS_DAILY, "Pageviews, visitors and sessions of a day by page: the table web_stats_daily."),
             _spec(BOUNCES_DAILY, "Sessions, bounces and duration of a day: the table web_bounces_daily."),
         ],
-        **step_owned_by(OWNER),
+        op_tags=owner_tags(OWNER),
         partitions_def=DAILY_PARTITIONS,
         backfill_policy=backfill_policy(partitions_per_run),
         retry_policy=RETRY_POLICY,
@@ -126,7 +126,7 @@ def daily_web_tables(partitions_per_run: int) -> dg.AssetsDefinition:
             {NO_CHECK_BECAUSE: "It is computed with web_analytics_stats_table_hourly, whose freshness is checked."},
         ),
     ],
-    **step_owned_by(OWNER),
+    op_tags=owner_tags(OWNER),
     retry_policy=RETRY_POLICY,
     pool=POOL,
 )
@@ -146,7 +146,7 @@ def web_analytics_hourly_tables(
 
 @dg.asset(
     key=TEAM_SELECTION,
-    **asset_owned_by(OWNER),
+    op_tags=owner_tags(OWNER),
     group_name=GROUP,
     retry_policy=RETRY_POLICY,
     pool=POOL,

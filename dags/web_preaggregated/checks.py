@@ -8,7 +8,7 @@ import dagster as dg
 
 from dags.common.clickhouse.cluster import ClickhouseCluster
 from dags.common.clickhouse.query import Query
-from dags.common.owners import check_owned_by
+from dags.common.owners import owner_tags
 from dags.common.partitions import days_of_run
 from dags.common.resources import ClickhouseResource
 from dags.web_preaggregated.assets import BOUNCES_DAILY, OWNER, POOL, STATS_DAILY, STATS_HOURLY
@@ -167,7 +167,7 @@ def _difference_message(comparisons: Sequence[Comparison]) -> str:
 def _web_check(
     name: str, asset: dg.AssetKey, description: str, evaluation: Evaluation, pool: str | None = None
 ) -> dg.AssetChecksDefinition:
-    @dg.asset_check(name=name, asset=asset, description=description, pool=pool, **check_owned_by(OWNER))
+    @dg.asset_check(name=name, asset=asset, description=description, pool=pool, op_tags=owner_tags(OWNER))
     def check(context: dg.AssetCheckExecutionContext, clickhouse: ClickhouseResource) -> dg.AssetCheckResult:
         return evaluation(clickhouse.cluster(context), days_of_run(context.op_execution_context))
 

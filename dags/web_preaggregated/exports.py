@@ -22,7 +22,7 @@ from dags.common.clickhouse.object_storage import OBJECT, ObjectQuery, ObjectSto
 from dags.common.clickhouse.query import Query, quoted
 from dags.common.clickhouse.retry import is_transient
 from dags.common.clickhouse.tables import WEB_BOUNCES_DAILY, WEB_STATS_DAILY
-from dags.common.owners import asset_owned_by
+from dags.common.owners import owner_tags
 from dags.common.resources import ClickhouseResource, S3Resource
 from dags.common.settings import get_settings
 from dags.common.tags import NO_CHECK_BECAUSE
@@ -309,7 +309,7 @@ def _export_asset(key: dg.AssetKey, export: Export, table: dg.AssetKey, partitio
         backfill_policy=backfill_policy(partitions_per_run),
         retry_policy=RETRY_POLICY,
         metadata={NO_CHECK_BECAUSE: "The step itself reads each object back and compares it with the table."},
-        **asset_owned_by(OWNER),
+        op_tags=owner_tags(OWNER),
     )
     def exported(context: dg.AssetExecutionContext, clickhouse: ClickhouseResource, s3: S3Resource) -> None:
         _export_partitions(context, clickhouse.cluster(context), s3.client(), export, table)

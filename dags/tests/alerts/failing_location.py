@@ -16,7 +16,7 @@ from dags import slack_alerts
 from dags.alerts import engine, store, watch
 from dags.alerts.redact import redact
 from dags.alerts.slack import make_client
-from dags.common.owners import JobOwners, asset_owned_by, owned_by, owner_tags
+from dags.common.owners import JobOwners, owned_by, owner_tags
 from dags.common.settings import get_settings
 from dags.tests.alerts.fake_slack import TOKEN
 
@@ -87,23 +87,31 @@ def retried_in_vain_job() -> None:
     wait_and_fail()
 
 
-@dg.asset(**asset_owned_by(JobOwners.TEAM_INGESTION))
+@dg.asset(**owned_by(JobOwners.TEAM_INGESTION), op_tags=owner_tags(JobOwners.TEAM_INGESTION))
 def good_before() -> None:
     """Succeeds."""
 
 
-@dg.asset(deps=[good_before], **asset_owned_by(JobOwners.TEAM_REVENUE_ANALYTICS))
+@dg.asset(
+    deps=[good_before],
+    **owned_by(JobOwners.TEAM_REVENUE_ANALYTICS),
+    op_tags=owner_tags(JobOwners.TEAM_REVENUE_ANALYTICS),
+)
 def bad_between() -> None:
     """Fails."""
     raise ValueError("the rate is gone")
 
 
-@dg.asset(deps=[good_before], **asset_owned_by(JobOwners.TEAM_INGESTION))
+@dg.asset(deps=[good_before], **owned_by(JobOwners.TEAM_INGESTION), op_tags=owner_tags(JobOwners.TEAM_INGESTION))
 def good_beside() -> None:
     """Succeeds."""
 
 
-@dg.asset(partitions_def=PARTITIONS, **asset_owned_by(JobOwners.TEAM_WEB_ANALYTICS))
+@dg.asset(
+    partitions_def=PARTITIONS,
+    **owned_by(JobOwners.TEAM_WEB_ANALYTICS),
+    op_tags=owner_tags(JobOwners.TEAM_WEB_ANALYTICS),
+)
 def bad_parts(context: dg.AssetExecutionContext) -> None:
     """Fails in each partition."""
     raise ValueError(f"no data for {context.partition_key}")

@@ -7,7 +7,7 @@ from dagster_shared.error import SerializableErrorInfo
 
 from dags.alerts.records import Cause
 from dags.alerts.steps import MAX_MESSAGE_CHARACTERS, Plans, cause_of, only_owner, read_run, shortened
-from dags.common.owners import JobOwners, asset_owned_by, check_owned_by, owned_by, step_owned_by, tagged_as_owned_by
+from dags.common.owners import JobOwners, owned_by, owner_tags
 
 INGESTION, CLICKHOUSE = JobOwners.TEAM_INGESTION, JobOwners.TEAM_CLICKHOUSE
 
@@ -16,46 +16,46 @@ def boom() -> None:
     raise ValueError("the user's own words")
 
 
-@dg.asset(**asset_owned_by(INGESTION))
+@dg.asset(**owned_by(INGESTION), op_tags=owner_tags(INGESTION))
 def good() -> None: ...
 
 
-@dg.asset(**asset_owned_by(INGESTION))
+@dg.asset(**owned_by(INGESTION), op_tags=owner_tags(INGESTION))
 def bad() -> None:
     boom()
 
 
 @dg.multi_asset(
-    specs=[dg.AssetSpec(name, **owned_by(CLICKHOUSE)) for name in ("left", "right")], **step_owned_by(CLICKHOUSE)
+    specs=[dg.AssetSpec(name, **owned_by(CLICKHOUSE)) for name in ("left", "right")], op_tags=owner_tags(CLICKHOUSE)
 )
 def pair() -> tuple[int, int]:
     boom()
     return 1, 2
 
 
-@dg.asset_check(asset=good, **check_owned_by(CLICKHOUSE))
+@dg.asset_check(asset=good, op_tags=owner_tags(CLICKHOUSE), metadata=owner_tags(CLICKHOUSE))
 def good_is_good() -> dg.AssetCheckResult:
     return dg.AssetCheckResult(passed=True)
 
 
-@dg.op(**tagged_as_owned_by(CLICKHOUSE), out=dg.DynamicOut())
+@dg.op(tags=owner_tags(CLICKHOUSE), out=dg.DynamicOut())
 def numbers() -> Any:
     for number in range(3):
         yield dg.DynamicOutput(number, str(number))
 
 
-@dg.op(**tagged_as_owned_by(INGESTION))
+@dg.op(tags=owner_tags(INGESTION))
 def odd_fails(number: int) -> None:
     if number % 2:
         boom()
 
 
-@dg.op(**tagged_as_owned_by(CLICKHOUSE), retry_policy=dg.RetryPolicy(max_retries=1))
+@dg.op(tags=owner_tags(CLICKHOUSE), retry_policy=dg.RetryPolicy(max_retries=1))
 def tries_again() -> None:
     boom()
 
 
-@dg.op(**tagged_as_owned_by(CLICKHOUSE))
+@dg.op(tags=owner_tags(CLICKHOUSE))
 def says_why() -> None:
     raise dg.Failure("the source is empty")
 

@@ -14,12 +14,12 @@ from dags.common.inventory import (
     schedules_of,
     sensors_of,
 )
-from dags.common.owners import JobOwners, asset_owned_by, check_owned_by, owned_by
+from dags.common.owners import JobOwners, owned_by, owner_tags
 
 OWNER = JobOwners.TEAM_CLICKHOUSE
 
 
-@dg.asset(key=["yard", "cranes"], deps=["steel_of_others"], pool="yard", **asset_owned_by(OWNER))
+@dg.asset(key=["yard", "cranes"], deps=["steel_of_others"], pool="yard", **owned_by(OWNER), op_tags=owner_tags(OWNER))
 def cranes() -> None: ...
 
 
@@ -31,7 +31,7 @@ def beams_and_bolts() -> Iterator[dg.MaterializeResult[None]]:
     yield dg.MaterializeResult(asset_key="beams")
 
 
-@dg.asset_check(asset=cranes, **check_owned_by(OWNER))
+@dg.asset_check(asset=cranes, op_tags=owner_tags(OWNER), metadata=owner_tags(OWNER))
 def cranes_stand() -> dg.AssetCheckResult:
     return dg.AssetCheckResult(passed=True)
 

@@ -5,22 +5,13 @@ from typing import Any
 import dagster as dg
 import pytest
 
-from dags.common.owners import (
-    JobOwners,
-    asset_owned_by,
-    check_owned_by,
-    owned_by,
-    owner_tags,
-    step_owned_by,
-    tagged_as_owned_by,
-    team_of_location,
-)
+from dags.common.owners import JobOwners, owned_by, owner_tags, team_of_location
 
 OWNER = JobOwners.TEAM_CLICKHOUSE
 
 
 def test_a_definition_of_each_kind_carries_the_owner_as_owner_and_as_tag() -> None:
-    @dg.asset(**asset_owned_by(OWNER, cost="high"))
+    @dg.asset(**owned_by(OWNER, cost="high"), op_tags=owner_tags(OWNER))
     def an_asset() -> None: ...
 
     @dg.multi_asset(specs=[dg.AssetSpec("one_of_many", **owned_by(OWNER, cost="high"))])
@@ -54,24 +45,24 @@ def test_a_definition_of_each_kind_carries_the_owner_as_owner_and_as_tag() -> No
 
 
 def test_the_step_of_an_asset_carries_the_owner_as_tag() -> None:
-    @dg.asset(**asset_owned_by(OWNER, cost="high"))
+    @dg.asset(**owned_by(OWNER, cost="high"), op_tags=owner_tags(OWNER))
     def an_asset() -> None: ...
 
-    @dg.multi_asset(specs=[dg.AssetSpec("one_of_many", **owned_by(OWNER))], **step_owned_by(OWNER))
+    @dg.multi_asset(specs=[dg.AssetSpec("one_of_many", **owned_by(OWNER))], op_tags=owner_tags(OWNER))
     def some_assets() -> None: ...
 
     assert an_asset.op.tags == some_assets.op.tags == {"owner": "team-clickhouse"}
 
 
 def test_an_op_carries_the_owner_as_tag() -> None:
-    @dg.op(**tagged_as_owned_by(OWNER, cost="high"))
+    @dg.op(tags=owner_tags(OWNER, cost="high"))
     def an_op() -> None: ...
 
     assert an_op.tags == {"owner": "team-clickhouse", "cost": "high"}
 
 
 def test_an_asset_check_carries_the_owner_on_its_op_and_in_its_metadata() -> None:
-    @dg.asset_check(asset="an_asset", **check_owned_by(OWNER, runbook="rates"))
+    @dg.asset_check(asset="an_asset", op_tags=owner_tags(OWNER), metadata=owner_tags(OWNER, runbook="rates"))
     def a_check() -> dg.AssetCheckResult:
         return dg.AssetCheckResult(passed=True)
 
@@ -93,9 +84,9 @@ def test_runs_of_an_owned_job_carry_the_owner_as_tag() -> None:
         assert result.dagster_run.tags["owner"] == "team-clickhouse"
 
 
-def test_a_second_owner_is_refused() -> None:
+def test_a_second_owner_is_rejected() -> None:
     tags = {"owner": "somebody"}
-    for helper in (owner_tags, owned_by, asset_owned_by, tagged_as_owned_by, check_owned_by):
+    for helper in (owner_tags, owned_by):
         with pytest.raises(ValueError, match=r"set by the first argument \(team-clickhouse\)"):
             helper(OWNER, **tags)
 
@@ -136,10 +127,10 @@ def test_what_owned_by_is_for_takes_owners_and_tags(definition: Callable[..., ob
         dg.AutomationConditionSensorDefinition,
     ],
 )
-def test_what_tagged_as_owned_by_is_for_takes_tags_and_still_no_owners(definition: Callable[..., object]) -> None:
+def test_what_only_owner_tags_are_for_takes_tags_and_still_no_owners(definition: Callable[..., object]) -> None:
     parameters = set(inspect.signature(definition).parameters)
     assert "tags" in parameters
-    assert "owners" not in parameters, "Dagster has learnt it: use owned_by for it, and say so in owners.py"
+    assert "owners" not in parameters, "Dagster takes owners here now: use owned_by, and say so in owners.py"
 
 
 def test_a_location_belongs_to_the_team_that_it_is_named_like() -> None:

@@ -18,7 +18,7 @@ from dags.common.json_io_manager import (
     UnstorableAssetValueError,
     object_key,
 )
-from dags.common.owners import JobOwners, owned_by, tagged_as_owned_by
+from dags.common.owners import JobOwners, owned_by, owner_tags
 from dags.common.postgres import Postgres, make_postgres
 from dags.common.resources import (
     ClickhouseResource,
@@ -285,7 +285,7 @@ TAGS: list[QueryTags] = []
 
 
 def test_tags_of_an_op_name_run_job_op_and_owner(instance: dg.DagsterInstance) -> None:
-    @dg.op(**tagged_as_owned_by(JobOwners.TEAM_INGESTION))
+    @dg.op(tags=owner_tags(JobOwners.TEAM_INGESTION))
     def owned_op(context: dg.OpExecutionContext) -> None:
         tags_of(context)
 

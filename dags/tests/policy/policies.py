@@ -58,15 +58,16 @@ def everything_has_an_owner(location: str, definitions: dg.Definitions) -> list[
     for kind, one in everything_of(definitions):
         owner = owner_of(one)
         owners = list(getattr(one, "owners", None) or [])
-        helper = {"asset": "asset_owned_by", "asset check": "check_owned_by"}.get(kind, "owned_by")
+        by_location = kind in {"asset", "asset check"}
+        remedy = "define the location with build_definitions(owner=…)" if by_location else "add **owned_by(…)"
         # A check, and a sensor of runs or assets, has no owners= in Dagster.
         may_lack_owners = kind == "asset check" or isinstance(one, dg.SensorDefinition)
         if owner is None:
-            problem = f"has no owner: add **{helper}(JobOwners.TEAM_…)"
+            problem = f"has no owner: {remedy}"
         elif owner not in TEAMS:
             problem = f"has the owner {owner}, which is not in JobOwners: use a team of dags/common/owners.py"
         elif owners != [f"team:{owner}"] and not (may_lack_owners and not owners):
-            problem = f"has owners {owners} and tag {owner}: give both with **{helper}(JobOwners.TEAM_…)"
+            problem = f"has owners {owners} and tag {owner}: give both with **owned_by(…)"
         else:
             continue
         problems.append(f"{_where(location, kind, name_of(one))} {problem}")
@@ -76,8 +77,8 @@ def everything_has_an_owner(location: str, definitions: dg.Definitions) -> list[
 def every_step_says_who_hears_when_it_fails(location: str, definitions: dg.Definitions) -> list[str]:
     """The tag of the op: of all owners it alone is stored with a run."""
     return [
-        f"{_where(location, 'step', name)} has no owner: use **asset_owned_by(…) for an asset, **step_owned_by(…) for "
-        "a multi_asset, **check_owned_by(…) for a check, **tagged_as_owned_by(…) for an op"
+        f"{_where(location, 'step', name)} has no owner: add op_tags=owner_tags(OWNER) to the asset or check, "
+        "tags=owner_tags(OWNER) to the op"
         for name, op in ops_of(definitions).items()
         if op.tags.get(OWNER_TAG) not in TEAMS
     ]

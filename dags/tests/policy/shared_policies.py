@@ -12,6 +12,7 @@ from zoneinfo import ZoneInfo
 import dagster as dg
 
 from dags.common.inventory import assets_of, jobs_of, pools_of, schedules_of
+from dags.common.owners import OWNER_TAG, team_of_location
 from dags.common.tags import BACKFILL_TAG, MAX_RUNTIME_TAG
 
 Locations = Mapping[str, dg.Definitions]
@@ -48,37 +49,42 @@ def every_owner_has_a_channel(owners: Sequence[str], channels: Mapping[str, str]
 
 
 def every_owner_has_a_location(
-    owners: Sequence[str], team_of: Mapping[str, str | None], without_location: Mapping[str, str]
+    owners: Sequence[str], locations: Sequence[str], teams_without_location: Mapping[str, str]
 ) -> list[str]:
-    """`without_location` says of which teams it is known that they have none, and why."""
-    having = set(team_of.values())
+    """`teams_without_location` has the reason for each team that owns no location."""
+    having = {team_of_location(location) for location in locations}
     problems = [
-        f"{OWNERS}: {owner} has no location: make new-team makes one; or say why it needs none in "
-        "TEAMS_WITHOUT_LOCATION of dags/tests/policy/test_shared_policies.py"
+        f"{OWNERS}: {owner} has no location: run make new-team; or give the reason in TEAMS_WITHOUT_LOCATION of "
+        "dags/tests/policy/test_shared_policies.py"
         for owner in owners
-        if owner not in having and not without_location.get(owner)
+        if owner not in having and not teams_without_location.get(owner)
     ]
     problems += [
         f"dags/tests/policy/test_shared_policies.py: {owner} has a location now: remove it from TEAMS_WITHOUT_LOCATION"
-        for owner in without_location
+        for owner in teams_without_location
         if owner in having
     ]
     return problems
 
 
-def every_location_has_a_team(team_of: Mapping[str, str | None], other_locations: Sequence[str]) -> list[str]:
-    """A failure without an owner is its location's. `other_locations` are not named like their team."""
+def every_location_belongs_to_the_team_that_it_names(
+    locations: Locations, other_locations: Mapping[str, str]
+) -> list[str]:
+    """A failure without an owner of its own is its location's. `other_locations` are not named like their team."""
     problems = [
-        f"dags/locations/{location}.py: no team is called team-{location.replace('_', '-')}: add it to JobOwners in "
-        f"{OWNERS}, or the location to TEAM_OF_OTHER_LOCATIONS there"
-        for location, team in team_of.items()
-        if team is None
-    ]
-    problems += [
         f"{OWNERS}: TEAM_OF_OTHER_LOCATIONS names {location}, which is no location: remove it"
         for location in other_locations
-        if location not in team_of
+        if location not in locations
     ]
+    for name, definitions in locations.items():
+        stated, expected = definitions.metadata.get(OWNER_TAG), team_of_location(name)
+        if stated is None:
+            problems.append(f"dags/locations/{name}.py has no owner: define it with build_definitions(owner=…)")
+        elif stated.value != expected:
+            problems.append(
+                f"dags/locations/{name}.py is owned by {stated.value}, and its name says {expected}: name it after its "
+                f"team, or add it to TEAM_OF_OTHER_LOCATIONS of {OWNERS}"
+            )
     return problems
 
 

@@ -9,7 +9,7 @@ import pytest
 from pydantic import Field
 
 from dags.common.inventory import everything_of, ops_of
-from dags.common.owners import JobOwners, asset_owned_by, check_owned_by, owned_by, step_owned_by, tagged_as_owned_by
+from dags.common.owners import JobOwners, owned_by, owner_tags
 from dags.common.tags import DESTRUCTIVE_TAG, MAX_RETRIES_TAG, MAX_RUNTIME_TAG, NO_CHECK_BECAUSE
 from dags.tests.policy import policies
 from dags.tests.policy.loaded import LOCATIONS, of_each_location
@@ -57,15 +57,15 @@ class Crane(dg.ConfigurableResource[Any]):
     reach: float
 
 
-@dg.op(**tagged_as_owned_by(OWNER))
+@dg.op(tags=owner_tags(OWNER))
 def lift() -> None: ...
 
 
-@dg.op(**tagged_as_owned_by(OWNER))
+@dg.op(tags=owner_tags(OWNER))
 def lift_wet(config: Wet) -> None: ...
 
 
-@dg.op(**tagged_as_owned_by(OWNER))
+@dg.op(tags=owner_tags(OWNER))
 def lift_dry(config: Dry) -> None: ...
 
 
@@ -89,17 +89,23 @@ def asset(name: str | None = "cranes", **given: Any) -> dg.AssetsDefinition:
         "description": "Cranes.",
         "group_name": "cranes",
         "metadata": {NO_CHECK_BECAUSE: "few"},
+        "op_tags": owner_tags(OWNER),
+        **owned_by(OWNER),
         **given,
     }
 
     def do_nothing() -> None: ...
 
-    made: dg.AssetsDefinition = dg.asset(name=name, **{**asset_owned_by(OWNER), **arguments})(do_nothing)
+    made: dg.AssetsDefinition = dg.asset(name=name, **{**owned_by(OWNER), "op_tags": owner_tags(OWNER), **arguments})(
+        do_nothing
+    )
     return made
 
 
 def check(name: str = "cranes_stand", **given: Any) -> dg.AssetChecksDefinition:
-    @dg.asset_check(asset="cranes", name=name, description="They stand.", **{**check_owned_by(OWNER), **given})
+    arguments = {"op_tags": owner_tags(OWNER), "metadata": owner_tags(OWNER), **given}
+
+    @dg.asset_check(asset="cranes", name=name, description="They stand.", **arguments)
     def made() -> dg.AssetCheckResult:
         return dg.AssetCheckResult(passed=True)
 
@@ -133,19 +139,23 @@ def faults_of_ownership() -> Iterator[Planted]:
     nobodys: dict[str, Any] = {"owners": None, "tags": {}}
     twisted: dict[str, Any] = {"owners": ["team:team-ingestion"], "tags": {"owner": "team-clickhouse"}}
     strangers: dict[str, Any] = {"owners": ["team:nobody"], "tags": {"owner": "nobody"}}
-    yield Planted(policy, "asset cranes has no owner: add **asset_owned_by", {"assets": [asset(**nobodys)]})
+    yield Planted(policy, "asset cranes has no owner: define the location with", {"assets": [asset(**nobodys)]})
     yield Planted(policy, "has owners ['team:team-ingestion'] and tag team-clickhouse", {"assets": [asset(**twisted)]})
     yield Planted(policy, "owner nobody, which is not in JobOwners", {"assets": [asset(**strangers)]})
     yield Planted(policy, "sensor look has no owner: add **owned_by", {"sensors": [sensor("look", **nobodys)]})
     without = check(metadata={})
-    yield Planted(policy, "check cranes:cranes_stand has no owner: add **check_owned_by", {"asset_checks": [without]})
+    yield Planted(
+        policy,
+        "check cranes:cranes_stand has no owner: define the location with",
+        {"asset_checks": [without]},
+    )
     nobodys_job = dg.JobDefinition(name="lift_job", graph_def=dg.GraphDefinition(name="lift_job", node_defs=[lift]))
     yield Planted(policy, "job lift_job has no owner: add **owned_by", {"jobs": [nobodys_job]})
     nobodys_schedule = schedule("lift_schedule", **nobodys)
     yield Planted(policy, "schedule lift_schedule has no owner: add **owned_by", {"schedules": [nobodys_schedule]})
 
     policy = policies.every_step_says_who_hears_when_it_fails
-    yield Planted(policy, "step cranes has no owner: use **asset_owned_by", {"assets": [asset(op_tags={})]})
+    yield Planted(policy, "step cranes has no owner: add op_tags=owner_tags", {"assets": [asset(op_tags={})]})
     yield Planted(policy, "step cranes_cranes_stand has no owner", {"asset_checks": [check(op_tags={})]})
 
 
@@ -215,7 +225,7 @@ def faults_of_config() -> Iterator[Planted]:
 
 
 def lift_from() -> dg.OpDefinition:
-    @dg.op(**tagged_as_owned_by(OWNER))
+    @dg.op(tags=owner_tags(OWNER))
     def lift_from(config: Settings) -> None: ...
 
     return lift_from
@@ -239,7 +249,12 @@ def test_each_policy_is_shown_to_fail() -> None:
 def test_a_location_without_faults_has_no_problems() -> None:
     checked = asset("beams_daily", partitions_def=DAYS, metadata={})
 
-    @dg.asset_check(asset="beams_daily", description="They are straight.", **check_owned_by(OWNER))
+    @dg.asset_check(
+        asset="beams_daily",
+        description="They are straight.",
+        op_tags=owner_tags(OWNER),
+        metadata=owner_tags(OWNER),
+    )
     def beams_are_straight() -> dg.AssetCheckResult:
         return dg.AssetCheckResult(passed=True)
 
@@ -254,7 +269,7 @@ def test_a_location_without_faults_has_no_problems() -> None:
                 **owned_by(OWNER),
             )
         ],
-        **step_owned_by(OWNER),
+        op_tags=owner_tags(OWNER),
     )
     def bolts() -> None: ...
 
@@ -267,7 +282,7 @@ def test_a_location_without_faults_has_no_problems() -> None:
             job(lift_wet, "paint_job", tags={DESTRUCTIVE_TAG: "false"}),
         ],
         schedules=[schedule("lift_schedule"), schedule("lift_again_schedule")],
-        sensors=[sensor("look_for_beams"), sensor("look_by_tag", owners=None, **tagged_as_owned_by(OWNER))],
+        sensors=[sensor("look_for_beams"), sensor("look_by_tag", owners=None, tags=owner_tags(OWNER))],
     )
     assert [problem for policy in POLICIES for problem in policy("cranes", definitions)] == []
 

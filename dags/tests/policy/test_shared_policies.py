@@ -5,7 +5,7 @@ import dagster as dg
 import pytest
 import yaml
 
-from dags.common.owners import TEAM_OF_OTHER_LOCATIONS, JobOwners, owned_by, team_of_location
+from dags.common.owners import TEAM_OF_OTHER_LOCATIONS, JobOwners, owned_by
 from dags.common.tags import MAX_RETRIES_TAG, MAX_RUNTIME_TAG
 from dags.slack_alerts import CONSECUTIVE_FAILURE_THRESHOLDS, notification_channel_per_team
 from dags.tests.policy import shared_policies as policies
@@ -13,10 +13,9 @@ from dags.tests.policy.loaded import LOCATIONS, of_each_location
 
 ROOT = Path(__file__).parents[3]
 OWNERS = [owner.value for owner in JobOwners]
-TEAM_OF = {location: team_of_location(location) for location in LOCATIONS}
 INSTANCE: dict[str, Any] = yaml.safe_load((ROOT / policies.DAGSTER_YAML).read_text())
 
-# Such as one whose work is all in other teams' locations, with the reason.
+# Teams that own no location, each with the reason, such as that all its work is in the locations of other teams.
 TEAMS_WITHOUT_LOCATION: dict[str, str] = {}
 
 
@@ -60,37 +59,38 @@ def test_a_channel_that_is_missing_strange_or_shared_is_named(channels: dict[str
     assert problem in found
 
 
-def test_every_owner_has_a_location_or_is_known_to_have_none() -> None:
-    problems = policies.every_owner_has_a_location(OWNERS, TEAM_OF, TEAMS_WITHOUT_LOCATION)
+def test_every_owner_has_a_location_or_a_reason_to_have_none() -> None:
+    problems = policies.every_owner_has_a_location(OWNERS, list(LOCATIONS), TEAMS_WITHOUT_LOCATION)
     assert not problems, "\n".join(problems)
 
 
 @pytest.mark.parametrize(
-    ("team_of", "without", "problem"),
+    ("locations", "without", "problem"),
     [
-        ({"a": "team-a"}, {}, "team-b has no location: make new-team"),
-        ({"a": "team-a", "b": "team-b"}, {"team-b": "it is new"}, "team-b has a location now: remove it"),
+        (["clickhouse"], {}, "team-ingestion has no location: run make new-team"),
+        (["clickhouse", "ingestion"], {"team-ingestion": "it is new"}, "team-ingestion has a location now: remove it"),
     ],
 )
 def test_an_owner_without_location_is_named_and_so_is_one_that_has_one_now(
-    team_of: dict[str, str | None], without: dict[str, str], problem: str
+    locations: list[str], without: dict[str, str], problem: str
 ) -> None:
-    (found,) = policies.every_owner_has_a_location(["team-a", "team-b"], team_of, without)
+    (found,) = policies.every_owner_has_a_location(["team-clickhouse", "team-ingestion"], locations, without)
     assert problem in found
 
 
-def test_every_location_has_a_team() -> None:
-    problems = policies.every_location_has_a_team(TEAM_OF, list(TEAM_OF_OTHER_LOCATIONS))
+def test_every_location_belongs_to_the_team_that_it_names() -> None:
+    problems = policies.every_location_belongs_to_the_team_that_it_names(LOCATIONS, TEAM_OF_OTHER_LOCATIONS)
     assert not problems, "\n".join(problems)
 
 
-def test_a_location_without_a_team_and_a_team_of_no_location_are_named() -> None:
-    problems = policies.every_location_has_a_team({"a": None, "b": "team-b"}, ["b", "c"])
-    no_team, no_location = problems
-    assert no_team.startswith(
-        "dags/locations/a.py: no team is called team-a: add it to JobOwners in dags/common/owners.py"
-    )
-    assert no_location == ("dags/common/owners.py: TEAM_OF_OTHER_LOCATIONS names c, which is no location: remove it")
+def test_a_location_without_owner_and_one_that_is_named_like_another_team_are_named() -> None:
+    of_ingestion = dg.Definitions(metadata={"owner": "team-ingestion"})
+    locations = {"cranes": dg.Definitions(), "clickhouse": of_ingestion, "ingestion": of_ingestion}
+    problems = policies.every_location_belongs_to_the_team_that_it_names(locations, {"docks": "team-ingestion"})
+    no_location, no_owner, other_team = problems
+    assert no_location == "dags/common/owners.py: TEAM_OF_OTHER_LOCATIONS names docks, which is no location: remove it"
+    assert no_owner == "dags/locations/cranes.py has no owner: define it with build_definitions(owner=…)"
+    assert "clickhouse.py is owned by team-ingestion, and its name says team-clickhouse: name it after" in other_team
 
 
 def test_every_threshold_is_of_a_job_and_more_than_one() -> None:
