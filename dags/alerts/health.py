@@ -1,7 +1,6 @@
-"""How the alert router is doing: figures from its store and from Dagster, and what is wrong by them.
+"""The state of the alert router: figures from its store and from Dagster, and the problems that they show.
 
-Belongs here: reading, and judging by values. Not here: printing (`__main__.py`). Nothing is written: a probe must not
-change the store, nor make one.
+Nothing is written: a probe must neither change the store nor create one.
 """
 
 import contextlib
@@ -18,19 +17,19 @@ from dags.alerts.mutes import Mute
 from dags.alerts.outbox import ALL_CHANNELS, DeliveryState, Waiting
 from dags.alerts.transitions import DEFAULT_PACE
 
-STALE = dt.timedelta(minutes=5)
+MAX_AGE = dt.timedelta(minutes=5)
 SENSOR_DAEMON = "SENSOR"
-EVENTS_READ = 1000
+MAX_UNREAD_EVENTS = 1000
 DAY = dt.timedelta(days=1)
 
 
-class CannotTellError(Exception):
-    """The figures could not be read. The message says which, and where to look."""
+class UnknownHealthError(Exception):
+    """The figures cannot be read. The message says why and what to do."""
 
 
 @dataclass(frozen=True)
 class OpenIncident:
-    """An incident that has been told and is not over."""
+    """An incident that was notified and is not resolved."""
 
     key: str
     kind: str
@@ -46,7 +45,7 @@ class Figures:
     """Everything that `status` shows. Times are None when there is none.
 
     `unread` failures are in the event log and not in the store yet, the oldest since `unread_since`; `undecided` are in
-    the store and not judged yet; `held` wait for a retry that Dagster promised.
+    the store and not decided yet; `held` wait for a retry that Dagster promised.
     """
 
     ticked_at: dt.datetime | None
@@ -63,15 +62,18 @@ class Figures:
     mutes: Sequence[tuple[Mute, int]] = ()
     rescued: int = 0
     rescued_in_a_day: int = 0
-    looked_at: dt.datetime | None = None
-    # Rules that cannot look, and what is wrong by the others.
+    watched_at: dt.datetime | None = None
+    # Watch rules that fail, and what the others find.
     rule_faults: Sequence[str] = ()
     findings: Sequence[str] = ()
 
 
 @contextlib.contextmanager
 def existing_store(instance: dg.DagsterInstance) -> Iterator[sa.Engine | None]:
-    """The store of an instance, None when it has none yet. Raises CannotTellError when it is not of this release."""
+    """Open the store of an instance, None when it has none yet.
+
+    Raises UnknownHealthError when the store belongs to another release.
+    """
     address = store.address_of(instance)
     if isinstance(address, Path) and not address.exists():
         yield None
@@ -81,8 +83,8 @@ def existing_store(instance: dg.DagsterInstance) -> Iterator[sa.Engine | None]:
         with store.reading(opened) as connection:
             version = store.version_of(connection)
         if version is not None and version != store.LATEST_VERSION:
-            raise CannotTellError(
-                f"The alert store is at version {version}, and this code is for version {store.LATEST_VERSION}: run "
+            raise UnknownHealthError(
+                f"The alert store is at version {version}, and this code needs version {store.LATEST_VERSION}. Run "
                 "the command from the release that the router runs."
             )
         yield None if version is None else opened
@@ -91,7 +93,7 @@ def existing_store(instance: dg.DagsterInstance) -> Iterator[sa.Engine | None]:
 
 
 def read(instance: dg.DagsterInstance, opened: sa.Engine | None, now: dt.datetime) -> Figures:
-    """The figures now. Raises what the databases raise."""
+    """Return the figures now. Raises what the databases raise."""
     heartbeat = instance.get_daemon_heartbeats().get(SENSOR_DAEMON)
     beat_at = None if heartbeat is None else dt.datetime.fromtimestamp(heartbeat.timestamp, dt.UTC)
     if opened is None:
@@ -112,49 +114,49 @@ def read(instance: dg.DagsterInstance, opened: sa.Engine | None, now: dt.datetim
             mutes=[(mute, mutes.count(connection, mute.id)) for mute in mutes.standing(connection)],
             rescued=_count(connection, ingest.attempts.c.rescued),
             rescued_in_a_day=_count(connection, ingest.attempts.c.rescued, ingest.attempts.c.seen_at > now - DAY),
-            looked_at=_time(connection, "found_at"),
+            watched_at=_time(connection, "found_at"),
             rule_faults=faults,
             findings=findings,
         )
     if position is None:
         return figures
-    unread = dagster_private.event_heads(instance, [dg.DagsterEventType.RUN_FAILURE], position, EVENTS_READ)
+    unread = dagster_private.event_heads(instance, [dg.DagsterEventType.RUN_FAILURE], position, MAX_UNREAD_EVENTS)
     return replace(figures, unread=len(unread), unread_since=min((head.at for head in unread), default=None))
 
 
 def problems(figures: Figures, now: dt.datetime) -> Sequence[str]:
-    """What is wrong, each with where to look. Nothing is: the router does its work."""
+    """Return the problems, each with where to look. None: the router works."""
     found = []
     if figures.ticked_at is None:
         found.append(
-            "The router has never ticked on this instance: is the location `shared` loaded, and the sensor "
-            "notify_slack_on_failure on?"
+            "The router has never ticked on this instance. Check that the location `shared` loads and that the sensor "
+            "notify_slack_on_failure is on."
         )
-    elif now - figures.ticked_at > STALE:
+    elif now - figures.ticked_at > MAX_AGE:
         found.append(
-            f"The router's last tick ended {ago(now, figures.ticked_at)}: look at the ticks of notify_slack_on_failure "
-            "and at the log of dagster-daemon."
+            f"The router's last tick ended {ago(now, figures.ticked_at)}. Check the ticks of notify_slack_on_failure "
+            "and the log of dagster-daemon."
         )
     if figures.sensor_daemon_at is None:
-        found.append("The sensor daemon has never run on this instance: start dagster-daemon.")
-    elif now - figures.sensor_daemon_at > STALE:
+        found.append("The sensor daemon has never run on this instance. Start dagster-daemon.")
+    elif now - figures.sensor_daemon_at > MAX_AGE:
         found.append(
-            f"The sensor daemon's last sign of life came {ago(now, figures.sensor_daemon_at)}: look at the log of "
-            "dagster-daemon, and start it again."
+            f"The last heartbeat of the sensor daemon came {ago(now, figures.sensor_daemon_at)}. Check the log of "
+            "dagster-daemon and restart it."
         )
     if figures.auth_refusal is not None:
         found.append(figures.auth_refusal)
-    late = [one for one in figures.waiting if now - one.oldest_at > STALE]
+    late = [one for one in figures.waiting if now - one.oldest_at > MAX_AGE]
     found += [
-        f"{one.rows} messages to {one.channel} wait, the oldest since {ago(now, one.oldest_at, '')}: "
-        f"{one.note or 'no call to Slack has been made for it'}."
+        f"{one.rows} messages to {one.channel} have been waiting, the oldest for {ago(now, one.oldest_at, '')}: "
+        f"{one.note or 'Slack has not been called for it yet'}."
         for one in late
     ]
     return found
 
 
 def ago(now: dt.datetime, time: dt.datetime, after: str = " ago") -> str:
-    """How long ago something was, in words."""
+    """Return how long ago a time was, in words."""
     seconds = max((now - time).total_seconds(), 0)
     for unit, size in (("days", 86400), ("hours", 3600), ("minutes", 60)):
         if seconds >= 2 * size:
@@ -172,7 +174,7 @@ def _count(connection: sa.Connection, *conditions: sa.ColumnElement[bool]) -> in
 
 
 def _auth_refusal(connection: sa.Connection) -> str | None:
-    """Why Slack refuses the token; None when it has taken a message since it said so."""
+    """Return why Slack rejects the token, None when it has accepted a message since."""
     everything = outbox.read_channel(connection, ALL_CHANNELS)
     if everything.wait_until is None:
         return None
@@ -194,13 +196,13 @@ def _open_incidents(connection: sa.Connection) -> Sequence[OpenIncident]:
     ]
 
 
-def _watched(seen: Mapping[str, watch.Observed], now: dt.datetime) -> tuple[Sequence[str], Sequence[str]]:
-    """The rules that cannot look, and the keys of what is wrong by the others, told or not told yet."""
-    faults = [one.finding.detail.partition("\n")[0] for _, one in seen.get(watch.FAULTS, {}).values()]
+def _watched(observations: Mapping[str, watch.Observed], now: dt.datetime) -> tuple[Sequence[str], Sequence[str]]:
+    """Return the rules that fail, and the keys of what the others find, reported or not yet."""
+    faults = [one.finding.detail.partition("\n")[0] for _, one in observations.get(watch.FAULTS, {}).values()]
     keys = [
-        f"{key}, seen {ago(now, first_seen_at)}"
-        for rule, by_key in seen.items()
+        f"{key}, observed first {ago(now, first_observed_at)}"
+        for rule, by_key in observations.items()
         if rule != watch.FAULTS
-        for key, (first_seen_at, _) in by_key.items()
+        for key, (first_observed_at, _) in by_key.items()
     ]
     return faults, sorted(keys)

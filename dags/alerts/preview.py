@@ -45,7 +45,7 @@ class Preview:
 
     facts: Sequence[tuple[str, str]]
     message: Message | None = None
-    is_told: bool = False
+    is_notified: bool = False
 
 
 @dataclass(frozen=True)
@@ -189,8 +189,8 @@ def _failure(question: _Question, group: Sequence[ExecutionOutcome]) -> Preview:
         ("Disposition", _disposition(first, key, threshold, judged, existing)),
         ("On record", _on_record(question, first)),
     ]
-    is_told = first.muted is None and key is not None
-    return Preview(facts, message.compose(notice, question.policy, question.secrets), is_told)
+    is_notified = first.muted is None and key is not None
+    return Preview(facts, message.compose(notice, question.policy, question.secrets), is_notified)
 
 
 def _streak(question: _Question, outcome: ExecutionOutcome, threshold: int) -> Streak | None:

@@ -29,14 +29,14 @@ clients: "list[WebClient]" = []
 
 @pytest.fixture
 def site(memory_path: Path) -> Iterator[Site]:
-    """A site in files: the commands do the same on either database, and start many."""
+    """Open a site in files: the commands do the same on either database."""
     with opened(memory_path / "home") as made:
         made.tick()
         yield made
 
 
 def alert_policy(settings: Settings) -> Policy:
-    """This module is the policy module of the commands under test."""
+    """Return the policy: this module is the policy module of the commands under test."""
     del settings
     return POLICY
 
@@ -47,7 +47,7 @@ def client_for(settings: Settings) -> "WebClient":
 
 
 def run(site: Site, *arguments: str) -> Result:
-    """A command on the instance of the site."""
+    """Run a command on the instance of the site."""
     environment = {"DAGSTER_HOME": site.world.instance.root_directory}
     return CliRunner(env=environment).invoke(main, ["--policy-module", __name__, *arguments])
 
@@ -175,7 +175,7 @@ def test_a_test_message_that_slack_refuses_says_why(site: Site, monkeypatch: pyt
 def test_a_test_message_is_only_logged_outside_production(site: Site) -> None:
     result = run(site, "send-test", "--owner", "team-a")
     assert result.exit_code == 0, result.output
-    assert "nothing has been sent" in result.output
+    assert "nothing was sent" in result.output
     assert site.posts("#a") == []
 
 
@@ -185,7 +185,7 @@ def test_status_shows_the_figures_for_people_and_for_programs(site: Site) -> Non
     result = run(site, "status")
     assert result.exit_code == 0, result.output
     assert "#a: plain, 1 failure, opened" in result.output
-    assert "Code locations are not looked at: DAGSTER_WEBSERVER_URL is not set." in result.output
+    assert "Code locations are not checked: DAGSTER_WEBSERVER_URL is not set." in result.output
     figures = json.loads(run(site, "status", "--json").output)
     assert figures["incidents"][0]["title"] == "plain"
     assert figures["waiting"] == []
@@ -196,7 +196,7 @@ def test_mutes_are_made_listed_and_ended(site: Site) -> None:
     made = run(site, "mute", "--match", "asset:web_*", "--for", "4h", "--reason", "moving password=hunter2")
     assert made.output.startswith("Mute 1: asset:web_* until ")
     listed = run(site, "mutes").output
-    assert "0 kept back" in listed
+    assert "0 suppressed" in listed
     assert "hunter2" not in listed
     assert run(site, "unmute", "1").output.startswith("Mute 1 (asset:web_*) has ended.")
     assert run(site, "unmute", "1").exit_code == 1
@@ -226,17 +226,17 @@ def health_of(home: str) -> subprocess.CompletedProcess[str]:
 
 def test_the_exit_code_of_health_is_0_for_healthy_1_for_not_and_2_for_unknown(site: Site) -> None:
     home = site.world.instance.root_directory
-    ill = health_of(home)
-    assert (ill.returncode, ill.stdout) == (1, "")
-    assert "The sensor daemon has never run" in ill.stderr
+    unhealthy = health_of(home)
+    assert (unhealthy.returncode, unhealthy.stdout) == (1, "")
+    assert "The sensor daemon has never run" in unhealthy.stderr
     site.world.instance.add_daemon_heartbeat(DaemonHeartbeat(dt.datetime.now().timestamp(), "SENSOR", "id", []))  # noqa: DTZ005
     site.tick()
-    well = health_of(home)
-    assert (well.returncode, well.stderr) == (0, "")
-    assert well.stdout.startswith("Healthy. The last tick ended ")
+    healthy = health_of(home)
+    assert (healthy.returncode, healthy.stderr) == (0, "")
+    assert healthy.stdout.startswith("Healthy. The last tick ended ")
     unknown = health_of("/there/is/no/such/directory")
     assert (unknown.returncode, unknown.stdout) == (2, "")
-    assert unknown.stderr.startswith("Cannot tell: ")
+    assert unknown.stderr.startswith("Unknown: ")
 
 
 def test_every_command_has_help() -> None:

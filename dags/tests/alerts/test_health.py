@@ -7,7 +7,7 @@ import sqlalchemy as sa
 from dagster._daemon.types import DaemonHeartbeat
 
 from dags.alerts import health, ingest, mutes, store
-from dags.alerts.health import CannotTellError, Figures, problems
+from dags.alerts.health import Figures, UnknownHealthError, problems
 from dags.alerts.outbox import Waiting
 from dags.tests.alerts.fake_slack import Kind
 from dags.tests.alerts.site import Site
@@ -36,10 +36,10 @@ def test_a_working_router_is_healthy(figures: Figures) -> None:
     [
         (replace(GOOD, ticked_at=None), "has never ticked"),
         (replace(GOOD, ticked_at=NOW - 6 * MINUTE), "last tick ended 6 minutes ago"),
-        (replace(GOOD, sensor_daemon_at=None), "start dagster-daemon"),
+        (replace(GOOD, sensor_daemon_at=None), "Start dagster-daemon"),
         (replace(GOOD, sensor_daemon_at=NOW - 180 * MINUTE), "came 3 hours ago"),
         (replace(GOOD, auth_refusal="Slack rejected the token (invalid_auth)"), "invalid_auth"),
-        (waiting(NOW - 6 * MINUTE), "2 messages to #a wait, the oldest since 6 minutes: status 503"),
+        (waiting(NOW - 6 * MINUTE), "2 messages to #a have been waiting, the oldest for 6 minutes: status 503"),
     ],
     ids=["no tick", "an old tick", "no daemon", "an old daemon", "the token", "an old message"],
 )
@@ -102,7 +102,7 @@ def test_a_database_without_tables_is_no_store_and_stays_without_tables(tmp_path
 def test_a_store_of_another_release_is_not_changed(site: Site, version: int) -> None:
     with store.transaction(site.store) as connection:
         connection.execute(sa.update(store.schema_version).values(version=version))
-    with pytest.raises(CannotTellError, match=f"at version {version}"), health.existing_store(site.world.instance):
+    with pytest.raises(UnknownHealthError, match=f"at version {version}"), health.existing_store(site.world.instance):
         pass
     with store.reading(site.store) as connection:
         assert store.version_of(connection) == version
