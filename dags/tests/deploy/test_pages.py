@@ -16,7 +16,7 @@ from dags.tests.deploy import chart
 DOCS = chart.ROOT / "docs"
 RUNBOOKS = sorted((DOCS / "runbooks").glob("*.md"))
 PAGES = [DOCS / "deploy.md", DOCS / "start-a-run.md", *RUNBOOKS]
-PARTS = ["Symptom", "Where to look", "Mend", "Prevent"]
+PARTS = ["Symptom", "Where to look", "Fix", "Prevent"]
 TROUBLES = {
     "scheduler-stuck",
     "executor-out-of-memory",
@@ -51,7 +51,7 @@ def test_there_is_a_runbook_for_each_trouble_and_the_page_on_deploying_names_it(
 def test_a_runbook_has_its_four_parts_and_a_command_to_look_with(page: Path) -> None:
     text = page.read_text()
     assert re.findall(r"^## (.+)$", text, re.MULTILINE) == PARTS
-    looking = text[text.index("## Where to look") : text.index("## Mend")]
+    looking = text[text.index("## Where to look") : text.index("## Fix")]
     assert "```" in looking, "say the command"
 
 
