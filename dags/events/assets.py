@@ -11,8 +11,10 @@ from pydantic import Field
 
 from dags.common.clickhouse.ddl import SchemaForm
 from dags.common.clickhouse.schema import is_clustered
+from dags.common.clickhouse.tables import EVENTS
 from dags.common.locks import exclusive
 from dags.common.markdown import markdown_table
+from dags.common.metadata import table_metadata
 from dags.common.owners import JobOwners, owner_tags
 from dags.common.resources import ClickhouseResource, PostgresResource, S3Resource
 from dags.common.settings import get_settings
@@ -75,6 +77,7 @@ class LoadEventsConfig(dg.Config):
     op_tags=owner_tags(OWNER),
     group_name="ingestion",
     kinds={"clickhouse", "s3"},
+    metadata=table_metadata(EVENTS),
     pool=POOL,
     retry_policy=RETRY_POLICY,
 )

@@ -1,15 +1,18 @@
 """The assets of web analytics: the two daily tables, the two hourly tables, and the selection of teams."""
 
 import datetime as dt
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 import dagster as dg
 from pydantic import Field
 
 from dags.common.clickhouse.cluster import ClickhouseCluster
+from dags.common.clickhouse.ddl import Table
 from dags.common.clickhouse.staging import drop_leftovers
+from dags.common.clickhouse.tables import WEB_PRE_AGGREGATED_TEAMS
 from dags.common.failures import fail_without_retry
 from dags.common.markdown import code, markdown_table
+from dags.common.metadata import PARTITION_ROW_COUNT, table_metadata
 from dags.common.owners import JobOwners, owned_by, owner_tags
 from dags.common.resources import ClickhouseResource
 from dags.common.schedules import run_is_over
@@ -59,13 +62,14 @@ class TeamSelectionConfig(dg.Config):
     )
 
 
-def _spec(key: dg.AssetKey, description: str, metadata: dict[str, str] | None = None) -> dg.AssetSpec:
+def _spec(key: dg.AssetKey, table: Table, description: str, metadata: Mapping[str, str] | None = None) -> dg.AssetSpec:
     return dg.AssetSpec(
         key,
         deps=[EVENTS, TEAM_SELECTION],
         description=description,
         group_name=GROUP,
-        metadata=metadata,
+        kinds={"clickhouse"},
+        metadata={**table_metadata(table), **(metadata or {})},
         **owned_by(OWNER),
     )
 
@@ -93,8 +97,8 @@ def daily_web_tables(partitions_per_run: int) -> dg.AssetsDefinition:
     @dg.multi_asset(
         name="web_analytics_daily_tables",
         specs=[
-            _spec(STATS_DAILY, "Pageviews, visitors and sessions of a day by page: the table web_stats_daily."),
-            _spec(BOUNCES_DAILY, "Sessions, bounces and duration of a day: the table web_bounces_daily."),
+            _spec(STATS_DAILY, DAILY.stats, "Pageviews, visitors and sessions of a day by page."),
+            _spec(BOUNCES_DAILY, DAILY.bounces, "Sessions, bounces and duration of a day."),
         ],
         op_tags=owner_tags(OWNER),
         partitions_def=DAILY_PARTITIONS,
@@ -109,7 +113,11 @@ def daily_web_tables(partitions_per_run: int) -> dg.AssetsDefinition:
         outcome = _compute(context, clickhouse.cluster(context), DAILY, days)
         for key, table in ((STATS_DAILY, DAILY.stats.name), (BOUNCES_DAILY, DAILY.bounces.name)):
             for day in days:
-                metadata = _metadata(outcome, table, outcome.days[day])
+                numbers = outcome.days[day]
+                metadata = {
+                    PARTITION_ROW_COUNT: dg.MetadataValue.int(numbers.rows[table]),
+                    **_metadata(outcome, numbers),
+                }
                 context.add_asset_metadata(metadata, asset_key=key, partition_key=day.isoformat())
             yield dg.MaterializeResult(asset_key=key)
 
@@ -119,10 +127,11 @@ def daily_web_tables(partitions_per_run: int) -> dg.AssetsDefinition:
 @dg.multi_asset(
     name="web_analytics_hourly_tables",
     specs=[
-        _spec(STATS_HOURLY, "Pageviews, visitors and sessions of the current day by hour and page: web_stats_hourly."),
+        _spec(STATS_HOURLY, HOURLY.stats, "Pageviews, visitors and sessions of the current day by hour and page."),
         _spec(
             BOUNCES_HOURLY,
-            "Sessions, bounces and duration of the current day by hour: web_bounces_hourly.",
+            HOURLY.bounces,
+            "Sessions, bounces and duration of the current day by hour.",
             {NO_CHECK_BECAUSE: "It is computed with web_analytics_stats_table_hourly, whose freshness is checked."},
         ),
     ],
@@ -141,16 +150,22 @@ def web_analytics_hourly_tables(
     days = sorted({(now.astimezone(dt.UTC) - YESTERDAY_GRACE_PERIOD).date(), today})
     outcome = _compute(context, clickhouse.cluster(context), HOURLY, days, drop_before=today - ONE_DAY)
     for key, table in ((STATS_HOURLY, HOURLY.stats.name), (BOUNCES_HOURLY, HOURLY.bounces.name)):
-        yield dg.MaterializeResult(asset_key=key, metadata=_metadata(outcome, table, outcome.days[today]))
+        numbers = outcome.days[today]
+        metadata = {"rows_today": dg.MetadataValue.int(numbers.rows[table]), **_metadata(outcome, numbers)}
+        yield dg.MaterializeResult(asset_key=key, metadata=metadata)
 
 
 @dg.asset(
     key=TEAM_SELECTION,
     op_tags=owner_tags(OWNER),
     group_name=GROUP,
+    kinds={"clickhouse"},
     retry_policy=RETRY_POLICY,
     pool=POOL,
-    metadata={NO_CHECK_BECAUSE: "It is a manual choice: there is nothing to compare it with."},
+    metadata={
+        **table_metadata(WEB_PRE_AGGREGATED_TEAMS),
+        NO_CHECK_BECAUSE: "It is a manual choice: there is nothing to compare it with.",
+    },
 )
 def web_analytics_team_selection(
     context: dg.AssetExecutionContext, config: TeamSelectionConfig, clickhouse: ClickhouseResource
@@ -192,7 +207,7 @@ def _compute(
     return outcome
 
 
-def _metadata(outcome: AggregationOutcome, table: str, day: DayNumbers) -> dict[str, dg.MetadataValue]:
+def _metadata(outcome: AggregationOutcome, day: DayNumbers) -> dict[str, dg.MetadataValue]:
     """Return the metadata of one day of a table. The cost is that of the run, which computes its days together."""
     # Without sessions a rate is unknown, not zero, so it is left out.
     rates = (
@@ -204,7 +219,6 @@ def _metadata(outcome: AggregationOutcome, table: str, day: DayNumbers) -> dict[
         else {}
     )
     return {
-        "rows": dg.MetadataValue.int(day.rows[table]),
         "pageviews": dg.MetadataValue.int(day.pageviews),
         "visitors": dg.MetadataValue.int(day.visitors),
         "sessions": dg.MetadataValue.int(day.sessions),

@@ -4,7 +4,6 @@ Keys are `exports/<table>/team=<team id>/day=<YYYY-MM-DD>.parquet`. An object ha
 finished numbers instead of aggregate states. The same rows give the same bytes.
 """
 
-import dataclasses
 import datetime as dt
 import itertools
 import re
@@ -22,6 +21,7 @@ from dags.common.clickhouse.object_storage import OBJECT, ObjectQuery, ObjectSto
 from dags.common.clickhouse.query import Query, quoted
 from dags.common.clickhouse.retry import is_transient
 from dags.common.clickhouse.tables import WEB_BOUNCES_DAILY, WEB_STATS_DAILY
+from dags.common.metadata import PARTITION_ROW_COUNT, URI
 from dags.common.owners import owner_tags
 from dags.common.resources import ClickhouseResource, S3Resource
 from dags.common.settings import get_settings
@@ -179,7 +179,7 @@ class ExportedDay:
     objects: int = 0
     objects_removed: int = 0
     rows: int = 0
-    bytes: int = 0
+    size_bytes: int = 0
     pageviews: int = 0
 
 
@@ -215,7 +215,7 @@ def export_days(
     present = dict(_objects_present(s3, storage.bucket, export, expected))
     for key, (day, size) in present.items():
         if key in wanted:
-            exported[day].bytes += size
+            exported[day].size_bytes += size
         else:
             s3.delete_object(Bucket=storage.bucket, Key=key)
             exported[day].objects_removed += 1
@@ -305,6 +305,7 @@ def _export_asset(key: dg.AssetKey, export: Export, table: dg.AssetKey, partitio
         f"under {export.prefix}team=<team id>/day=<day>.parquet.",
         deps=[table],
         group_name=GROUP,
+        kinds={"s3", "parquet"},
         partitions_def=DAILY_PARTITIONS,
         backfill_policy=backfill_policy(partitions_per_run),
         retry_policy=RETRY_POLICY,
@@ -346,6 +347,13 @@ def _export_partitions(
         f"{sum(one.objects_removed for one in exported.values())} removed, in {seconds:.1f} seconds"
     )
     for day, outcome in exported.items():
-        location = f"s3://{storage.bucket}/{export.prefix}team=*/day={day}.parquet"
-        metadata = {**dataclasses.asdict(outcome), "seconds_of_run": round(seconds, 3), "location": location}
+        metadata = {
+            PARTITION_ROW_COUNT: outcome.rows,
+            "objects": outcome.objects,
+            "objects_removed": outcome.objects_removed,
+            "size_bytes": outcome.size_bytes,
+            "pageviews": outcome.pageviews,
+            "seconds_of_run": round(seconds, 3),
+            URI: f"s3://{storage.bucket}/{export.prefix}team=*/day={day}.parquet",
+        }
         context.add_asset_metadata(metadata, partition_key=day.isoformat())

@@ -166,7 +166,13 @@ def test_every_statement_carries_its_owner(platform: Platform) -> None:
     ) == [(1, 0)]
 
 
-def test_the_key_of_visitors_is_required() -> None:
+def test_the_bucket_of_the_source_may_be_configured(platform: Platform) -> None:
+    assert platform.world.storage.bucket != "other"
+    storage = EventSourceResource(bucket="other").source().storage
+    assert (storage.bucket, storage.bucket_url.rsplit("/", 1)[1]) == ("other", "other")
+
+
+def test_the_key_of_the_visitor_hash_is_required() -> None:
     with pytest.raises(SettingsError, match="VISITOR_HASH_KEY"):
         event_source_from_settings(Settings(debug=False, visitor_hash_key=None))
 

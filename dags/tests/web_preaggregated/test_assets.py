@@ -9,6 +9,7 @@ import pytest
 from dags.common.clickhouse.cluster import ClickhouseCluster
 from dags.common.clickhouse.query import Query
 from dags.common.clickhouse.staging import staging_name
+from dags.common.metadata import PARTITION_ROW_COUNT
 from dags.locations import web_analytics
 from dags.tests.resources import clickhouse_resource
 from dags.tests.web_preaggregated.events import DAY, Event, Numbers, Web, at, modelled_entries, sessions_of
@@ -89,7 +90,13 @@ def test_days_are_computed_in_one_run_with_metadata_for_each_and_checked_against
         assert metadata["days_in_run"] == 2
         assert "| 1 | `example.com` | `/out` | 1 | 1 |" in metadata["top_pages"]
         assert platform.metadata(key, str(AFTER))["bounce_rate_percent"] == 100
-        for name in ("rows", "seconds_of_run", "rows_read_by_run", "bytes_read_by_run", "peak_memory_of_run_bytes"):
+        for name in (
+            PARTITION_ROW_COUNT,
+            "seconds_of_run",
+            "rows_read_by_run",
+            "bytes_read_by_run",
+            "peak_memory_of_run_bytes",
+        ):
             assert metadata[name] > 0
     checks = checks_of(result)
     assert len(checks) == 5

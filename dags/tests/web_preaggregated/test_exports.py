@@ -14,6 +14,7 @@ from dags.common.clickhouse.hosts import Access, Host
 from dags.common.clickhouse.object_storage import OBJECT, ObjectQuery, ObjectStorage
 from dags.common.clickhouse.query import Query, Rows
 from dags.common.clickhouse.schema import apply_schema
+from dags.common.metadata import PARTITION_ROW_COUNT, URI
 from dags.common.settings import get_settings
 from dags.tests.resources import clickhouse_resource, s3_resource
 from dags.web_preaggregated.exports import (
@@ -122,7 +123,8 @@ def test_each_team_and_day_has_an_object_of_finished_numbers(
         (1, FIRST, "example.com", "/größe", 7, 20, 20),
     ]
     counts = {
-        day: (one.objects, one.objects_removed, one.rows, one.pageviews, one.bytes > 0) for day, one in exported.items()
+        day: (one.objects, one.objects_removed, one.rows, one.pageviews, one.size_bytes > 0)
+        for day, one in exported.items()
     }
     assert counts == {
         FIRST: (2, 0, 4, 80, True),
@@ -324,12 +326,13 @@ def test_each_day_of_a_run_has_numbers_and_a_location_in_its_metadata(
     assert result.success
     key = dg.AssetKey("web_analytics_stats_export")
     found = {one.partition: one.metadata for one in result.asset_materializations_for_node(key.to_user_string())}
-    assert {day: (one["objects"].value, one["rows"].value, one["pageviews"].value) for day, one in found.items()} == {
+    numbers = ("objects", PARTITION_ROW_COUNT, "pageviews")
+    assert {day: tuple(one[name].value for name in numbers) for day, one in found.items()} == {
         "2026-10-01": (2, 4, 80),
         "2026-10-02": (1, 2, 40),
     }
     place = f"s3://{storage.bucket}/exports/web_stats_daily/team=*/day=2026-10-01.parquet"
-    assert found["2026-10-01"]["location"].value == place
+    assert found["2026-10-01"][URI].value == place
     ask(cluster, "SYSTEM FLUSH LOGS")
     ((owners, steps),) = ask(
         cluster,
