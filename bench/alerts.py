@@ -48,10 +48,10 @@ from measuring import Figures
 from slack_sdk import WebClient
 
 from dags import slack_alerts
-from dags.alerts import engine, ingest, store, watch
-from dags.alerts.records import Policy
+from dags.alerts import engine, ingest, store, tables, watch
 from dags.alerts.redact import redact
 from dags.alerts.slack import make_client
+from dags.alerts.values import AttemptState, Policy
 from dags.local import ports, services
 from dags.tests.alerts.fake_slack import TOKEN, FakeSlack, serving
 from dags.tests.alerts.world import World, local_instance, op_job
@@ -384,13 +384,13 @@ def measure_ticks(figures: Figures, home: Path, dsn: str, runs: int) -> None:
 def _ended_runs(instance: dg.DagsterInstance) -> int:
     """Return how many ended runs are in the router's store."""
     with opened_store(instance) as opened, store.reading(opened) as connection:
-        return connection.execute(sa.select(sa.func.count()).select_from(ingest.attempts)).scalar_one()
+        return connection.execute(sa.select(sa.func.count()).select_from(tables.attempts)).scalar_one()
 
 
 def _waits(instance: dg.DagsterInstance) -> bool:
     """Return whether an attempt is not decided yet."""
     with opened_store(instance) as opened, store.reading(opened) as connection:
-        query = sa.select(sa.func.count()).where(ingest.attempts.c.state == ingest.NEW)
+        query = sa.select(sa.func.count()).where(tables.attempts.c.state == AttemptState.NEW)
         return bool(connection.execute(query).scalar())
 
 

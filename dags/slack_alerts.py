@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import dagster as dg
 
 from dags.alerts import route
-from dags.alerts.records import Policy
+from dags.alerts.values import Policy
 from dags.common.owners import JobOwners, owner_tags
 
 if TYPE_CHECKING:

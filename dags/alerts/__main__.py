@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from slack_sdk import WebClient
 
     from dags.alerts.health import Figures
-    from dags.alerts.records import Policy
+    from dags.alerts.values import Policy
 
 DEFAULT_POLICY_MODULE = "dags.slack_alerts"
 EXIT_UNHEALTHY = 1
@@ -147,7 +147,7 @@ def send_test(policy_module: str, owner: str) -> None:
     channel, as an alert would.
     """
     from dags.alerts import message, route, slack
-    from dags.alerts.records import Notice, NoticeKind
+    from dags.alerts.values import Notice, NoticeKind
 
     with open_site(policy_module) as site:
         channel = route.channel_of(owner, site.policy)

@@ -8,8 +8,8 @@ import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from dags.alerts.records import Cause, Failure, Notice, NoticeKind, Policy
 from dags.alerts.redact import redact
+from dags.alerts.values import Cause, Failure, Notice, NoticeKind, Policy
 from dags.common.tags import ASSET_JOB
 
 MAX_KEYS = 8
@@ -18,7 +18,7 @@ MAX_CAUSES = 3
 MAX_LINES = 20
 
 _IDENTIFIER = re.compile(r"[A-Za-z0-9_-]{1,100}")
-_ENDED = (NoticeKind.RECOVERED, NoticeKind.FAILED_AND_RECOVERED, NoticeKind.BACKFILL_ENDED)
+_ENDED = (NoticeKind.RESOLVED, NoticeKind.FAILED_AND_RESOLVED, NoticeKind.BACKFILL_ENDED)
 
 
 @dataclass(frozen=True)
@@ -131,7 +131,7 @@ def _titled(redactor: _Redactor, notice: Notice, policy: Policy) -> Content:
     facts: Sequence[tuple[str, Text]] = (
         *_place(redactor, notice),
         ("Since", _time(notice.first_failed_at)),
-        ("Resolved at", _time(notice.recovered_at)),
+        ("Resolved at", _time(notice.resolved_at)),
     )
     detail = redactor.error(notice.detail)
     return Content(
@@ -149,13 +149,13 @@ _HEADERS: Mapping[NoticeKind, tuple[str, str]] = {
     NoticeKind.FAILING: ("🔴 ", " is failing"),
     NoticeKind.MORE_FAILURES: ("🔴 ", " failed again"),
     NoticeKind.STILL_FAILING: ("🟠 ", " is still failing"),
-    NoticeKind.RECOVERED: ("🟢 Resolved: ", ""),
-    NoticeKind.FAILED_AND_RECOVERED: ("🟢 Resolved: ", " failed and then succeeded"),
+    NoticeKind.RESOLVED: ("🟢 Resolved: ", ""),
+    NoticeKind.FAILED_AND_RESOLVED: ("🟢 Resolved: ", " failed and then succeeded"),
     NoticeKind.BACKFILL_FAILING: ("🔴 ", " is failing"),
     NoticeKind.BACKFILL_ENDED: ("🏁 ", " has ended"),
     NoticeKind.STORM: ("🌩️ ", ""),
     NoticeKind.FINDING: ("🟠 ", ""),
-    NoticeKind.FINDING_OVER: ("🟢 Resolved: ", ""),
+    NoticeKind.FINDING_RESOLVED: ("🟢 Resolved: ", ""),
     NoticeKind.MUTE_ENDED: ("🔔 ", ""),
     NoticeKind.TEST: ("🧪 ", ""),
 }
@@ -163,8 +163,8 @@ _INCIDENTS = (
     NoticeKind.FAILING,
     NoticeKind.MORE_FAILURES,
     NoticeKind.STILL_FAILING,
-    NoticeKind.RECOVERED,
-    NoticeKind.FAILED_AND_RECOVERED,
+    NoticeKind.RESOLVED,
+    NoticeKind.FAILED_AND_RESOLVED,
     NoticeKind.BACKFILL_FAILING,
     NoticeKind.BACKFILL_ENDED,
 )
@@ -191,12 +191,14 @@ def _subject(notice: Notice) -> str:
 
 def _story(notice: Notice) -> Text:
     """Say what happened, since when and how often."""
-    first, last, resolved = notice.first_failed_at, notice.last_failed_at, notice.recovered_at
+    first, last, resolved = notice.first_failed_at, notice.last_failed_at, notice.resolved_at
     sentences: list[Text] = []
     if notice.kind is NoticeKind.BACKFILL_ENDED:
         sentences.append((f"{_times(notice.failures, 'run')} failed.",))
     elif notice.failures > 1:
-        consecutive = "consecutive " if notice.streak == notice.failures and notice.backfill_id is None else ""
+        consecutive = (
+            "consecutive " if notice.consecutive_failures == notice.failures and notice.backfill_id is None else ""
+        )
         sentences.append((Strong(f"{notice.failures:,} {consecutive}failures"), *_since(first, last), "."))
     elif first is not None:
         sentences.append(("Failed at ", Strong(format_time(first)), "."))

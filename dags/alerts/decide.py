@@ -12,10 +12,20 @@ import datetime as dt
 import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
-from enum import StrEnum
+from dataclasses import replace
 
-from dags.alerts.records import Cause, Draft, Failure, Notice, NoticeKind, Operation
+from dags.alerts.values import (
+    Cause,
+    Draft,
+    ExecutionOutcome,
+    Failure,
+    Incident,
+    IncidentKind,
+    Notice,
+    NoticeKind,
+    Operation,
+    Streak,
+)
 
 # An event is judged this long after it: its run's status and tags are written after it, in other transactions.
 SETTLE = dt.timedelta(seconds=20)
@@ -33,83 +43,6 @@ CAUSES = 3
 STORM_LINES = 20
 
 
-@dataclass(frozen=True)
-class ExecutionOutcome:
-    """How one execution of a series ended, as one owner sees it. A success is of all owners, and has none.
-
-    `thread` is where it has been told, if it has; `muted` says what muted it.
-    """
-
-    run_id: str
-    execution: str
-    series: str
-    failed: bool
-    at: dt.datetime
-    event_id: int = 0
-    owner: str | None = None
-    failure: Failure | None = None
-    muted: str | None = None
-    thread: str | None = None
-
-    @property
-    def key(self) -> tuple[str, bool, str, str | None]:
-        """What makes it the same outcome: a run ends a series once with a failure, and perhaps later with a success."""
-        return (self.run_id, self.failed, self.series, self.owner)
-
-    @property
-    def order(self) -> tuple[dt.datetime, int, str]:
-        """What outcomes are judged in the order of."""
-        return (self.at, self.event_id, self.run_id)
-
-
-@dataclass(frozen=True)
-class Streak:
-    """Failures of a series without a success between them, in order. `executions` is how many failed."""
-
-    failures: Sequence[ExecutionOutcome]
-    executions: int
-    ended_at: dt.datetime | None
-    # The failure that brought it to the threshold.
-    reached_by: ExecutionOutcome | None
-    # Where it is told: the thread of a failure that was told already, else that of the one that reached the threshold.
-    thread: str | None
-
-
-class IncidentKind(StrEnum):
-    """What a thread tells of."""
-
-    RUN = "run"
-    BACKFILL = "backfill"
-    STORM = "storm"
-    FINDING = "finding"
-
-
-@dataclass(frozen=True)
-class Incident:
-    """A message in a channel with what hangs on it, and how far it has been told.
-
-    `failures` counts executions. `told` of them have been told; `batches` and `reminders` are the last ones that were
-    due. `storm` is the thread of the storm it is a detail of. Nothing more is said once it is `finished`.
-    """
-
-    key: str
-    kind: IncidentKind
-    channel: str
-    owner: str | None
-    opened_at: dt.datetime
-    threshold: int = 1
-    storm: str | None = None
-    closed_at: dt.datetime | None = None
-    failures: int = 0
-    last_failed_at: dt.datetime | None = None
-    posted: bool = False
-    told: int = 0
-    batches: int = 0
-    reminders: int = 0
-    edited_at: dt.datetime | None = None
-    finished: bool = False
-
-
 def streaks(outcomes: Iterable[ExecutionOutcome], threshold: int) -> list[Streak]:
     """The streaks of one series and owner, the oldest first. What is muted neither counts nor ends a streak.
 
@@ -119,7 +52,7 @@ def streaks(outcomes: Iterable[ExecutionOutcome], threshold: int) -> list[Streak
     failures: list[ExecutionOutcome] = []
     by_key = {outcome.key: outcome for outcome in outcomes}
     for outcome in sorted(by_key.values(), key=lambda one: one.order):
-        if outcome.failed and outcome.muted is None:
+        if outcome.failed and outcome.muted_by is None:
             failures.append(outcome)
         elif not outcome.failed and failures:
             found.append(_streak(failures, threshold, outcome.at))
@@ -137,13 +70,13 @@ def _streak(failures: Sequence[ExecutionOutcome], threshold: int, ended_at: dt.d
         if len(executions) >= threshold:
             reached_by = failure
             break
-    told = next((failure.thread for failure in failures if failure.thread is not None), None)
+    told = next((failure.incident for failure in failures if failure.incident is not None), None)
     return Streak(
         failures=tuple(failures),
         executions=count_executions(failures),
-        ended_at=ended_at,
+        resolved_at=ended_at,
         reached_by=reached_by,
-        thread=told or (None if reached_by is None else thread_key(reached_by.execution, reached_by.owner)),
+        incident=told or (None if reached_by is None else thread_key(reached_by.execution, reached_by.owner)),
     )
 
 
@@ -187,13 +120,13 @@ def is_due(thread: Incident, horizon: dt.datetime) -> bool:
     """Whether there is something to say now, told from the thread alone."""
     if thread.finished:
         return False
-    if not thread.posted or thread.closed_at is not None:
+    if not thread.posted or thread.resolved_at is not None:
         return True
     if thread.storm is not None or thread.kind is IncidentKind.FINDING:
         return False
     if thread.kind in {IncidentKind.BACKFILL, IncidentKind.STORM}:
-        return thread.failures > thread.told and _may_edit(thread, horizon)
-    batch_over = thread.failures > thread.told and batch_of(thread.opened_at, horizon) > thread.batches
+        return thread.failures > thread.notified_failures and _may_edit(thread, horizon)
+    batch_over = thread.failures > thread.notified_failures and batch_of(thread.opened_at, horizon) > thread.batches
     return batch_over or _reminder(thread, horizon) is not None
 
 
@@ -208,28 +141,28 @@ def speak(
     told = replace(
         thread,
         posted=True,
-        told=thread.failures,
+        notified_failures=thread.failures,
         batches=batch_of(thread.opened_at, horizon),
         edited_at=horizon,
-        finished=thread.closed_at is not None,
+        finished=thread.resolved_at is not None,
     )
     facts = notice_of(thread, ordered) if notice is None else notice
     if not thread.posted:
         return told, [_first(thread, facts)]
-    if thread.closed_at is not None:
+    if thread.resolved_at is not None:
         return told, _last(thread, facts)
     if thread.storm is not None:
         return thread, []
     if thread.kind is not IncidentKind.RUN:
         return told, [_edit(thread, facts)]
     drafts = []
-    if thread.failures > thread.told and told.batches > thread.batches:
+    if thread.failures > thread.notified_failures and told.batches > thread.batches:
         drafts += [
             _reply(thread, f"more/{thread.failures}", _more(thread, facts)),
             _edit(thread, facts),
         ]
     else:
-        told = replace(told, told=thread.told, edited_at=thread.edited_at)
+        told = replace(told, notified_failures=thread.notified_failures, edited_at=thread.edited_at)
     if (number := _reminder(thread, horizon)) is not None:
         drafts.append(_reply(thread, f"still/{number}", replace(facts, kind=NoticeKind.STILL_FAILING)))
         told = replace(told, reminders=number)
@@ -252,11 +185,11 @@ def notice_of(thread: Incident, failures: Sequence[ExecutionOutcome]) -> Notice:
         asset_keys=tuple(sorted({key for failure in told for key in failure.asset_keys})),
         backfill_id=first.backfill_id if first else None,
         failures=thread.failures,
-        streak=0 if is_backfill else count_executions(failures),
+        consecutive_failures=0 if is_backfill else count_executions(failures),
         threshold=thread.threshold,
         first_failed_at=failures[0].at if failures else None,
         last_failed_at=failures[-1].at if failures else None,
-        recovered_at=thread.closed_at,
+        resolved_at=thread.resolved_at,
         samples=tuple(newest),
         causes=common_causes(by_run.values()),
         lines=_left_out(len(by_run), sum(failure.cause is not None for failure in by_run.values())),
@@ -277,7 +210,7 @@ def common_causes(failures: Iterable[Failure]) -> Sequence[tuple[Cause, int]]:
 
 def storm_notice(thread: Incident, members: Sequence[Incident], titles: Mapping[str, str]) -> Notice:
     """The facts of a storm: its members in the order they came, the first of them by title."""
-    over = sum(member.closed_at is not None for member in members)
+    over = sum(member.resolved_at is not None for member in members)
     lines = [titles.get(member.key, member.key) for member in members[:STORM_LINES]]
     if len(members) > STORM_LINES:
         lines.append(f"and {len(members) - STORM_LINES} more")
@@ -295,9 +228,9 @@ def storm_notice(thread: Incident, members: Sequence[Incident], titles: Mapping[
 
 def _first(thread: Incident, facts: Notice) -> Draft:
     kind = facts.kind
-    if kind is NoticeKind.FAILING and thread.closed_at is not None:
-        kind = NoticeKind.FAILED_AND_RECOVERED
-    elif kind is NoticeKind.BACKFILL_FAILING and thread.closed_at is not None:
+    if kind is NoticeKind.FAILING and thread.resolved_at is not None:
+        kind = NoticeKind.FAILED_AND_RESOLVED
+    elif kind is NoticeKind.BACKFILL_FAILING and thread.resolved_at is not None:
         kind = NoticeKind.BACKFILL_ENDED
     in_storm = thread.storm is not None
     return Draft(
@@ -311,19 +244,19 @@ def _first(thread: Incident, facts: Notice) -> Draft:
 
 def _last(thread: Incident, facts: Notice) -> list[Draft]:
     kind = {
-        IncidentKind.RUN: NoticeKind.RECOVERED,
+        IncidentKind.RUN: NoticeKind.RESOLVED,
         IncidentKind.BACKFILL: NoticeKind.BACKFILL_ENDED,
-        IncidentKind.FINDING: NoticeKind.FINDING_OVER,
+        IncidentKind.FINDING: NoticeKind.FINDING_RESOLVED,
         IncidentKind.STORM: NoticeKind.STORM,
     }[thread.kind]
     over = replace(facts, kind=kind)
-    replies = [] if thread.kind is IncidentKind.STORM else [_reply(thread, "over", over)]
+    replies = [] if thread.kind is IncidentKind.STORM else [_reply(thread, "resolved", over)]
     # A reply in a storm's thread cannot be edited: only what opened a thread can.
     return replies if thread.storm is not None else [*replies, _edit(thread, over)]
 
 
 def _edit(thread: Incident, facts: Notice) -> Draft:
-    state = "over" if thread.closed_at is not None else "open"
+    state = "resolved" if thread.resolved_at is not None else "open"
     return Draft(f"{thread.key}/edit/{state}/{thread.failures}", thread.key, Operation.EDIT, thread.channel, facts)
 
 
@@ -332,7 +265,7 @@ def _reply(thread: Incident, name: str, facts: Notice) -> Draft:
 
 
 def _more(thread: Incident, facts: Notice) -> Notice:
-    line = f"{thread.failures - thread.told} more since the last message of this thread."
+    line = f"{thread.failures - thread.notified_failures} more since the last message of this thread."
     return replace(facts, kind=NoticeKind.MORE_FAILURES, lines=(line, *facts.lines))
 
 

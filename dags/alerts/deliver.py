@@ -17,11 +17,11 @@ from typing import TYPE_CHECKING
 import sqlalchemy as sa
 
 from dags.alerts import outbox, slack, transitions
-from dags.alerts.outbox import ALL_CHANNELS, DeliveryState, MessageForm, Row
-from dags.alerts.records import NoticeKind, Operation, Policy
+from dags.alerts.outbox import ALL_CHANNELS
 from dags.alerts.slack import SlackAnswer, SlackOutcome
 from dags.alerts.store import reading, transaction
 from dags.alerts.transitions import DEFAULT_PACE, Change, Pace, Situation
+from dags.alerts.values import Channel, DeliveryState, MessageForm, NoticeKind, Operation, OutboxRow, Policy
 
 if TYPE_CHECKING:
     from slack_sdk import WebClient
@@ -79,7 +79,7 @@ class _Purpose(Enum):
 class _Call:
     """A call in progress."""
 
-    row: Row
+    row: OutboxRow
     purpose: _Purpose
     gives_up_at: float
 
@@ -143,7 +143,7 @@ class _Round:
         for channel in known:
             self._admit(channel, now)
 
-    def _admit(self, channel: outbox.Channel, now: dt.datetime) -> None:
+    def _admit(self, channel: Channel, now: dt.datetime) -> None:
         wait = 0.0 if channel.wait_until is None else (channel.wait_until - now).total_seconds()
         if wait > self._pace.between_calls_seconds:
             self._skip(channel.name, channel.wait_reason or "waits")
@@ -173,7 +173,7 @@ class _Round:
                 self._start(*prepared)
                 return
 
-    def _prepare(self, connection: sa.Connection, row: Row, now: dt.datetime) -> _Prepared | None:
+    def _prepare(self, connection: sa.Connection, row: OutboxRow, now: dt.datetime) -> _Prepared | None:
         """Write down what is about to be done for a row, and return the call; None when it needs none."""
         change = transitions.before_call(row, self._situation(now), self._refused)
         if change is not None:
@@ -183,7 +183,7 @@ class _Round:
             return self._call(row, _Purpose.PROBE, partial(slack.probe, self._client))
         return self._lease(connection, row, now)
 
-    def _lease(self, connection: sa.Connection, row: Row, now: dt.datetime) -> _Prepared | None:
+    def _lease(self, connection: sa.Connection, row: OutboxRow, now: dt.datetime) -> _Prepared | None:
         leased = replace(row, state=DeliveryState.SENDING, version=row.version + 1)
         if not outbox.change(
             connection,
@@ -198,7 +198,7 @@ class _Round:
         outbox.set_channel(connection, row.channel, wait_until=wait_until, wait_reason=None)
         return self._call(leased, _Purpose.SEND, self._sending(leased))
 
-    def _call(self, row: Row, purpose: _Purpose, request: Callable[[], SlackAnswer]) -> _Prepared:
+    def _call(self, row: OutboxRow, purpose: _Purpose, request: Callable[[], SlackAnswer]) -> _Prepared:
         return _Call(row, purpose, time.monotonic() + self._pace.call_seconds), request
 
     def _start(self, call: _Call, request: Callable[[], SlackAnswer]) -> None:
@@ -206,7 +206,7 @@ class _Round:
         # The answer is put into the queue on the thread of the call.
         slack.start(request, lambda answer: self._answers.put((call, answer)))
 
-    def _sending(self, row: Row) -> Callable[[], SlackAnswer]:
+    def _sending(self, row: OutboxRow) -> Callable[[], SlackAnswer]:
         message = transitions.annotated(row)
         text = message.stub if row.form is MessageForm.STUB else message.text
         blocks = message.blocks if row.form is MessageForm.BLOCKS else ()
@@ -265,7 +265,7 @@ class _Round:
             case _Purpose.SEARCH:
                 return transitions.after_search(call.row, answer, self._situation(now))
 
-    def _search(self, connection: sa.Connection, row: Row, now: dt.datetime) -> tuple[_Prepared | None, Change]:
+    def _search(self, connection: sa.Connection, row: OutboxRow, now: dt.datetime) -> tuple[_Prepared | None, Change]:
         """Return the search for a row's message; without Slack's id of the channel, what follows from having none."""
         # A channel may be configured by its id too.
         by_name = row.channel.startswith("#")
@@ -280,7 +280,7 @@ class _Round:
     def _situation(self, now: dt.datetime) -> Situation:
         return Situation(now, self._default_channel, self._pace)
 
-    def _apply(self, connection: sa.Connection, row: Row, change: Change) -> None:
+    def _apply(self, connection: sa.Connection, row: OutboxRow, change: Change) -> None:
         """Write a change, and take note of what it means for the rest of the round."""
         if change.values:
             outbox.change(connection, row, **change.values)
@@ -298,7 +298,7 @@ class _Round:
         if change.problem is not None:
             self._problems[change.problem] = None
 
-    def _reroute(self, connection: sa.Connection, row: Row, reason: str) -> None:
+    def _reroute(self, connection: sa.Connection, row: OutboxRow, reason: str) -> None:
         default = self._default_channel
         alone = row.alone or row.operation is Operation.REPLY
         if not outbox.reroute(connection, row, default, reason, form=MessageForm.BLOCKS, alone=alone, note=reason):
@@ -307,5 +307,5 @@ class _Round:
             self._admit(outbox.read_channel(connection, default), self._clock())
 
 
-def _thread_ts(row: Row) -> str | None:
+def _thread_ts(row: OutboxRow) -> str | None:
     return row.post_ts if row.operation is Operation.REPLY and not row.alone else None

@@ -16,13 +16,12 @@ from typing import TYPE_CHECKING
 import dagster as dg
 import sqlalchemy as sa
 
-from dags.alerts import deliver, incidents, ingest, mutes, outbox, settle, speech, transitions, verdicts
+from dags.alerts import deliver, incidents, ingest, mutes, settle, speech, tables, transitions, verdicts
 from dags.alerts.decide import SETTLE
-from dags.alerts.ingest import attempts
-from dags.alerts.records import Finding, Policy
 from dags.alerts.redact import redact
-from dags.alerts.settle import Attempt, ClassifiedAttempt
 from dags.alerts.store import reading, transaction
+from dags.alerts.tables import attempts
+from dags.alerts.values import OPEN_STATES, Attempt, AttemptState, AttemptStatus, ClassifiedAttempt, Finding, Policy
 from dags.common.tags import RETRY_RUN_TAG
 
 if TYPE_CHECKING:
@@ -148,33 +147,35 @@ def decide(engine: Engine, horizon: dt.datetime) -> tuple[dt.datetime, int]:
 
 def forget(store: sa.Engine, now: dt.datetime) -> None:
     """Removes what is closed and old. What is still open stays, however old it is."""
-    outcomes, threads, incident = incidents.outcomes, incidents.threads, incidents.incidents
+    outcomes, threads, incident = tables.outcomes, tables.incidents, tables.incident_series
     with transaction(store) as connection:
         mutes.forget(connection, now - RETENTION)
-        old_thread = sa.select(threads.c.key).where(threads.c.finished, threads.c.closed_at < now - RETENTION)
-        connection.execute(sa.delete(incident).where(incident.c.thread.in_(old_thread)))
+        old_thread = sa.select(tables.incidents.c.key).where(
+            tables.incidents.c.finished, tables.incidents.c.resolved_at < now - RETENTION
+        )
+        connection.execute(sa.delete(incident).where(incident.c.incident.in_(old_thread)))
         connection.execute(
             sa.delete(outcomes).where(
                 sa.not_(outcomes.c.is_open),
                 outcomes.c.at < now - RETENTION,
-                sa.or_(outcomes.c.thread.is_(None), outcomes.c.thread.in_(old_thread)),
+                sa.or_(outcomes.c.incident.is_(None), outcomes.c.incident.in_(old_thread)),
             )
         )
-        connection.execute(sa.delete(threads).where(threads.c.key.in_(old_thread)))
-        rows = outbox.outbox
+        connection.execute(sa.delete(threads).where(tables.incidents.c.key.in_(old_thread)))
+        rows = tables.outbox
         connection.execute(
             sa.delete(rows).where(
-                rows.c.state.not_in(outbox.OPEN_STATES),
+                rows.c.state.not_in(OPEN_STATES),
                 rows.c.closed_at < now - RETENTION,
-                rows.c.thread.not_in(sa.select(threads.c.key)),
+                rows.c.thread.not_in(sa.select(tables.incidents.c.key)),
             )
         )
         connection.execute(
             sa.delete(attempts).where(
-                attempts.c.state.in_([ingest.DONE, ingest.SKIPPED]),
+                attempts.c.state.in_([AttemptState.DONE, AttemptState.SKIPPED]),
                 sa.or_(
                     attempts.c.at < now - RETENTION,
-                    sa.and_(attempts.c.status != ingest.FAILED, attempts.c.at < now - RETENTION_OF_SUCCESSES),
+                    sa.and_(attempts.c.status != AttemptStatus.FAILED, attempts.c.at < now - RETENTION_OF_SUCCESSES),
                 ),
             )
         )
@@ -196,7 +197,7 @@ def _find(engine: Engine, find: Callable[[], Sequence[Finding]]) -> Sequence[str
 def _due(engine: Engine, horizon: dt.datetime) -> Sequence[Attempt]:
     query = (
         sa.select(attempts)
-        .where(attempts.c.state.in_([ingest.NEW, ingest.HELD]), attempts.c.due_at <= horizon)
+        .where(attempts.c.state.in_([AttemptState.NEW, AttemptState.HELD]), attempts.c.due_at <= horizon)
         .order_by(attempts.c.due_at, attempts.c.event_id, attempts.c.run_id)
         .limit(ATTEMPTS_IN_A_CHUNK)
     )
@@ -235,7 +236,7 @@ def _settled_in_order(
     for attempt in needed:
         settled = settle.settle(reader, attempt, parents, records, horizon)
         found.append(settled)
-        if attempt.status == ingest.FAILED and not attempt.subject:
+        if attempt.status == AttemptStatus.FAILED and not attempt.subject:
             parents[attempt.run_id] = replace(
                 attempt, series=settled.series, execution=settled.execution, backfill_id=settled.backfill_id
             )
@@ -244,16 +245,16 @@ def _settled_in_order(
 
 def _divided(connection: sa.Connection, due: Sequence[Attempt]) -> tuple[list[Attempt], list[Attempt]]:
     """The attempts whose runs must be read, and those that nothing waits for: successes where nothing fails."""
-    held = sa.select(attempts.c.job_name).where(attempts.c.state == ingest.HELD).distinct()
+    held = sa.select(attempts.c.job_name).where(attempts.c.state == AttemptState.HELD).distinct()
     failing = incidents.jobs_that_fail(connection) | set(connection.execute(held).scalars())
-    failing |= {attempt.job_name for attempt in due if attempt.status == ingest.FAILED}
-    passed = [f"check:{one.subject}" for one in due if one.subject and one.status == ingest.SUCCEEDED]
+    failing |= {attempt.job_name for attempt in due if attempt.status == AttemptStatus.FAILED}
+    passed = [f"check:{one.subject}" for one in due if one.subject and one.status == AttemptStatus.SUCCEEDED]
     failing_checks = incidents.series_that_fail(connection, passed)
     needed: list[Attempt] = []
     idle: list[Attempt] = []
     for attempt in due:
         is_awaited = attempt.job_name in failing or f"check:{attempt.subject}" in failing_checks
-        (needed if attempt.status != ingest.SUCCEEDED or is_awaited else idle).append(attempt)
+        (needed if attempt.status != AttemptStatus.SUCCEEDED or is_awaited else idle).append(attempt)
     return needed + _passed_over(connection, due), idle
 
 
@@ -261,12 +262,14 @@ def _passed_over(connection: sa.Connection, due: Sequence[Attempt]) -> list[Atte
     """Successes that nothing waited for when they came, and that came after a failure that is due only now."""
     earliest: dict[str, dt.datetime] = {}
     for attempt in due:
-        if attempt.status == ingest.FAILED:
+        if attempt.status == AttemptStatus.FAILED:
             earliest[attempt.job_name] = min(attempt.at, earliest.get(attempt.job_name, attempt.at))
     found: list[Attempt] = []
     for chunk in incidents.chunks(sorted(earliest.items()), JOBS_IN_A_STATEMENT):
         after = (sa.and_(attempts.c.job_name == name, attempts.c.at >= at) for name, at in chunk)
-        found += _attempts(connection, sa.select(attempts).where(attempts.c.state == ingest.SKIPPED, sa.or_(*after)))
+        found += _attempts(
+            connection, sa.select(attempts).where(attempts.c.state == AttemptState.SKIPPED, sa.or_(*after))
+        )
     return found
 
 
@@ -274,7 +277,7 @@ def _failed(connection: sa.Connection, run_ids: Sequence[str]) -> dict[str, Atte
     found: dict[str, Attempt] = {}
     for chunk in incidents.chunks(run_ids, incidents.ROWS_IN_A_STATEMENT):
         query = sa.select(attempts).where(
-            attempts.c.run_id.in_(list(chunk)), attempts.c.subject == "", attempts.c.status == ingest.FAILED
+            attempts.c.run_id.in_(list(chunk)), attempts.c.subject == "", attempts.c.status == AttemptStatus.FAILED
         )
         found |= {attempt.run_id: attempt for attempt in _attempts(connection, query)}
     return found
@@ -286,10 +289,10 @@ def _skip(connection: sa.Connection, idle: Sequence[Attempt]) -> None:
             sa.update(attempts)
             .where(
                 attempts.c.run_id.in_([attempt.run_id for attempt in chunk]),
-                attempts.c.status == ingest.SUCCEEDED,
-                attempts.c.state == ingest.NEW,
+                attempts.c.status == AttemptStatus.SUCCEEDED,
+                attempts.c.state == AttemptState.NEW,
             )
-            .values(state=ingest.SKIPPED)
+            .values(state=AttemptState.SKIPPED)
         )
 
 

@@ -12,10 +12,10 @@ from pathlib import Path
 import dagster as dg
 import sqlalchemy as sa
 
-from dags.alerts import dagster_private, engine, incidents, ingest, mutes, outbox, store, watch
-from dags.alerts.mutes import Mute
-from dags.alerts.outbox import ALL_CHANNELS, DeliveryState, Waiting
+from dags.alerts import dagster_private, engine, ingest, mutes, outbox, store, tables, watch
+from dags.alerts.outbox import ALL_CHANNELS
 from dags.alerts.transitions import DEFAULT_PACE
+from dags.alerts.values import AttemptState, DeliveryState, Mute, Waiting
 
 MAX_AGE = dt.timedelta(minutes=5)
 SENSOR_DAEMON = "SENSOR"
@@ -82,9 +82,9 @@ def existing_store(instance: dg.DagsterInstance) -> Iterator[sa.Engine | None]:
     try:
         with store.reading(opened) as connection:
             version = store.version_of(connection)
-        if version is not None and version != store.LATEST_VERSION:
+        if version is not None and version != tables.LATEST_VERSION:
             raise UnknownHealthError(
-                f"The alert store is at version {version}, and this code needs version {store.LATEST_VERSION}. Run "
+                f"The alert store is at version {version}, and this code needs version {tables.LATEST_VERSION}. Run "
                 "the command from the release that the router runs."
             )
         yield None if version is None else opened
@@ -100,20 +100,20 @@ def read(instance: dg.DagsterInstance, opened: sa.Engine | None, now: dt.datetim
         return Figures(None, beat_at)
     faults, findings = _watched(watch.last_observations(opened), now)
     with store.reading(opened) as connection:
-        position = connection.execute(sa.select(sa.func.max(ingest.positions.c.event_id))).scalar()
+        position = connection.execute(sa.select(sa.func.max(tables.positions.c.event_id))).scalar()
         waiting = outbox.waiting(connection)
         figures = Figures(
             ticked_at=_time(connection, engine.TICKED_AT),
             sensor_daemon_at=beat_at,
-            undecided=_count(connection, ingest.attempts.c.state == ingest.NEW),
-            held=_count(connection, ingest.attempts.c.state == ingest.HELD),
+            undecided=_count(connection, tables.attempts.c.state == AttemptState.NEW),
+            held=_count(connection, tables.attempts.c.state == AttemptState.HELD),
             waiting=waiting,
-            uncertain=_count(connection, outbox.outbox.c.state == DeliveryState.UNCERTAIN),
+            uncertain=_count(connection, tables.outbox.c.state == DeliveryState.UNCERTAIN),
             auth_refusal=_auth_refusal(connection) if waiting else None,
             incidents=_open_incidents(connection),
             mutes=[(mute, mutes.count(connection, mute.id)) for mute in mutes.standing(connection)],
-            rescued=_count(connection, ingest.attempts.c.rescued),
-            rescued_in_a_day=_count(connection, ingest.attempts.c.rescued, ingest.attempts.c.seen_at > now - DAY),
+            rescued=_count(connection, tables.attempts.c.rescued),
+            rescued_in_a_day=_count(connection, tables.attempts.c.rescued, tables.attempts.c.seen_at > now - DAY),
             watched_at=_time(connection, "found_at"),
             rule_faults=faults,
             findings=findings,
@@ -179,16 +179,18 @@ def _auth_refusal(connection: sa.Connection) -> str | None:
     if everything.wait_until is None:
         return None
     refused_at = everything.wait_until - dt.timedelta(seconds=DEFAULT_PACE.after_auth_refusal_seconds)
-    is_sent_since = sa.and_(outbox.outbox.c.state == DeliveryState.SENT, outbox.outbox.c.closed_at > refused_at)
+    is_sent_since = sa.and_(tables.outbox.c.state == DeliveryState.SENT, tables.outbox.c.closed_at > refused_at)
     return None if _count(connection, is_sent_since) else everything.wait_reason
 
 
 def _open_incidents(connection: sa.Connection) -> Sequence[OpenIncident]:
-    threads = incidents.threads
+    threads = tables.incidents
     query = (
         sa.select(threads)
-        .where(sa.not_(threads.c.finished), threads.c.closed_at.is_(None), threads.c.posted)
-        .order_by(threads.c.opened_at, threads.c.key)
+        .where(
+            sa.not_(tables.incidents.c.finished), tables.incidents.c.resolved_at.is_(None), tables.incidents.c.posted
+        )
+        .order_by(tables.incidents.c.opened_at, tables.incidents.c.key)
     )
     return [
         OpenIncident(row.key, row.kind, row.channel, row.owner, row.title, row.opened_at, row.failures)

@@ -1,4 +1,4 @@
-"""The rows of outcomes and threads: what ended how, and what has been told of it.
+"""The rows of outcomes and tables.incidents: what ended how, and what has been told of it.
 
 Belongs here: the tables and the queries on them. Not here: what they mean (`decide.py`), and what waits to be sent
 (`outbox.py`).
@@ -13,88 +13,15 @@ from typing import Any, TypeVar
 import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql, sqlite
 
-from dags.alerts.decide import ExecutionOutcome, Incident, IncidentKind, Streak
-from dags.alerts.records import Cause, Failure
-from dags.alerts.store import Timestamp, metadata
+from dags.alerts import tables
+from dags.alerts.tables import incident_series, outcomes
+from dags.alerts.values import Cause, ExecutionOutcome, Failure, Incident, IncidentKind, Streak
 
 # Databases bound the number of values in a statement.
 ROWS_IN_A_STATEMENT = 500
 
 Value = TypeVar("Value")
 
-outcomes = sa.Table(
-    "outcomes",
-    metadata,
-    sa.Column("run_id", sa.Text, primary_key=True),
-    sa.Column("failed", sa.Boolean, primary_key=True),
-    sa.Column("series", sa.Text, primary_key=True),
-    # Empty for nobody, and for successes, which are of all owners: no part of a key may be null.
-    sa.Column("owner", sa.Text, primary_key=True),
-    sa.Column("execution", sa.Text, nullable=False),
-    sa.Column("job_name", sa.Text, nullable=False),
-    sa.Column("at", Timestamp, nullable=False),
-    sa.Column("event_id", sa.BigInteger, nullable=False),
-    sa.Column("failure", sa.Text),
-    sa.Column("muted", sa.Text),
-    sa.Column("thread", sa.Text),
-    # Whether it belongs to a streak that no success has ended.
-    sa.Column("is_open", sa.Boolean, nullable=False),
-    # What became of a failure, in words, for people and for the count that none is without.
-    sa.Column("fate", sa.Text),
-    sa.Index("outcomes_by_series", "series", "at"),
-    sa.Index("outcomes_by_thread", "thread"),
-    sa.Index("outcomes_by_time", "at"),
-)
-sa.Index(
-    "outcomes_open",
-    outcomes.c.job_name,
-    outcomes.c.series,
-    postgresql_where=outcomes.c.is_open,
-    sqlite_where=outcomes.c.is_open,
-)
-
-threads = sa.Table(
-    "threads",
-    metadata,
-    sa.Column("key", sa.Text, primary_key=True),
-    sa.Column("kind", sa.Text, nullable=False),
-    sa.Column("channel", sa.Text, nullable=False),
-    sa.Column("owner", sa.Text),
-    sa.Column("opened_at", Timestamp, nullable=False),
-    sa.Column("threshold", sa.Integer, nullable=False),
-    sa.Column("storm", sa.Text),
-    sa.Column("closed_at", Timestamp),
-    sa.Column("failures", sa.Integer, nullable=False),
-    sa.Column("last_failed_at", Timestamp),
-    sa.Column("posted", sa.Boolean, nullable=False),
-    sa.Column("told", sa.Integer, nullable=False),
-    sa.Column("batches", sa.Integer, nullable=False),
-    sa.Column("reminders", sa.Integer, nullable=False),
-    sa.Column("edited_at", Timestamp),
-    sa.Column("finished", sa.Boolean, nullable=False),
-    # What it is about, in a line, and for a finding its facts.
-    sa.Column("title", sa.Text, nullable=False, server_default=""),
-    sa.Column("subject", sa.Text, nullable=False, server_default=""),
-    sa.Column("facts", sa.Text),
-    sa.Index("threads_by_channel", "channel", "opened_at"),
-    sa.Index("threads_by_storm", "storm"),
-    sa.Index("threads_by_subject", "subject"),
-)
-sa.Index(
-    "threads_unfinished",
-    threads.c.opened_at,
-    postgresql_where=sa.not_(threads.c.finished),
-    sqlite_where=sa.not_(threads.c.finished),
-)
-
-# The series that a thread tells of, and when the streak that it tells of ended.
-incidents = sa.Table(
-    "incidents",
-    metadata,
-    sa.Column("thread", sa.Text, primary_key=True),
-    sa.Column("series", sa.Text, primary_key=True),
-    sa.Column("ended_at", Timestamp),
-)
 
 THREAD_FIELDS = tuple(field.name for field in dataclasses.fields(Incident))
 
@@ -129,11 +56,11 @@ def add_outcomes(connection: sa.Connection, found: Sequence[ExecutionOutcome], j
                 "at": one.at,
                 "event_id": one.event_id,
                 "failure": None if one.failure is None else failure_to_json(one.failure),
-                "muted": one.muted,
-                "thread": one.thread,
+                "muted_by": one.muted_by,
+                "incident": one.incident,
                 # What is told already waits for no verdict.
-                "is_open": one.thread is None,
-                "fate": _fate(one),
+                "is_open": one.incident is None,
+                "disposition": _fate(one),
             }
             for one in found
         ],
@@ -184,10 +111,12 @@ def history(
 def keep_streak(connection: sa.Connection, series: str, streak: Streak, threshold: int) -> None:
     """Writes down what became of the failures of a streak."""
     fate = f"below the threshold: {streak.executions} of {threshold}"
-    if streak.thread is not None:
-        fate = f"told in {streak.thread}"
+    if streak.incident is not None:
+        fate = f"notified in {streak.incident}"
     changed = [
-        one for one in streak.failures if streak.thread is None or streak.ended_at is not None or one.thread is None
+        one
+        for one in streak.failures
+        if streak.incident is None or streak.resolved_at is not None or one.incident is None
     ]
     for chunk in chunks(changed, ROWS_IN_A_STATEMENT):
         connection.execute(
@@ -198,7 +127,7 @@ def keep_streak(connection: sa.Connection, series: str, streak: Streak, threshol
                 outcomes.c.owner == (chunk[0].owner or ""),
                 outcomes.c.run_id.in_([one.run_id for one in chunk]),
             )
-            .values(thread=streak.thread, fate=fate, is_open=streak.ended_at is None)
+            .values(incident=streak.incident, disposition=fate, is_open=streak.resolved_at is None)
         )
 
 
@@ -210,7 +139,7 @@ def close_quiet(connection: sa.Connection, series: Collection[str]) -> None:
             .where(
                 outcomes.c.series.in_(list(chunk)),
                 outcomes.c.is_open,
-                sa.or_(sa.not_(outcomes.c.failed), outcomes.c.muted.is_not(None)),
+                sa.or_(sa.not_(outcomes.c.failed), outcomes.c.muted_by.is_not(None)),
             )
             .values(is_open=False)
         )
@@ -218,40 +147,46 @@ def close_quiet(connection: sa.Connection, series: Collection[str]) -> None:
 
 def keep_incident(connection: sa.Connection, thread: str, series: str, ended_at: dt.datetime | None) -> None:
     """Says that a thread tells of a series, whose streak has ended or not."""
-    insert_new(connection, incidents, [{"thread": thread, "series": series, "ended_at": ended_at}])
+    insert_new(connection, incident_series, [{"incident": thread, "series": series, "resolved_at": ended_at}])
     connection.execute(
-        sa.update(incidents).where(incidents.c.thread == thread, incidents.c.series == series).values(ended_at=ended_at)
+        sa.update(incident_series)
+        .where(incident_series.c.incident == thread, incident_series.c.series == series)
+        .values(resolved_at=ended_at)
     )
 
 
 def ended_at(connection: sa.Connection, thread: str) -> dt.datetime | None:
     """When the last series of a thread recovered, None while one has not."""
-    times = list(connection.execute(sa.select(incidents.c.ended_at).where(incidents.c.thread == thread)).scalars())
+    times = list(
+        connection.execute(
+            sa.select(incident_series.c.resolved_at).where(incident_series.c.incident == thread)
+        ).scalars()
+    )
     return None if not times or None in times else max(time for time in times if time is not None)
 
 
 def failures_of(connection: sa.Connection, thread: str) -> Sequence[ExecutionOutcome]:
     """All failures that a thread tells of, in order."""
-    query = sa.select(outcomes).where(outcomes.c.thread == thread, outcomes.c.failed)
+    query = sa.select(outcomes).where(outcomes.c.incident == thread, outcomes.c.failed)
     return sorted((_outcome(row) for row in connection.execute(query)), key=lambda one: one.order)
 
 
 def counts(connection: sa.Connection, thread: str) -> tuple[int, dt.datetime | None]:
     """How many executions of a thread failed, and when the last did."""
     query = sa.select(sa.func.count(outcomes.c.execution.distinct()), sa.func.max(outcomes.c.at))
-    row = connection.execute(query.where(outcomes.c.thread == thread, outcomes.c.failed)).one()
+    row = connection.execute(query.where(outcomes.c.incident == thread, outcomes.c.failed)).one()
     return row[0], row[1]
 
 
 def get_thread(connection: sa.Connection, key: str) -> Incident | None:
     """A thread by its key."""
-    row = connection.execute(sa.select(threads).where(threads.c.key == key)).one_or_none()
+    row = connection.execute(sa.select(tables.incidents).where(tables.incidents.c.key == key)).one_or_none()
     return None if row is None else _thread(row)
 
 
 def find_threads(connection: sa.Connection, condition: sa.ColumnElement[bool]) -> Sequence[Incident]:
-    """The threads that a condition on `threads` holds for, the oldest first."""
-    query = sa.select(threads).where(condition).order_by(threads.c.opened_at, threads.c.key)
+    """The tables.incidents that a condition on `tables.incidents` holds for, the oldest first."""
+    query = sa.select(tables.incidents).where(condition).order_by(tables.incidents.c.opened_at, tables.incidents.c.key)
     return [_thread(row) for row in connection.execute(query)]
 
 
@@ -259,12 +194,16 @@ def add_thread(
     connection: sa.Connection, thread: Incident, title: str = "", subject: str = "", facts: str | None = None
 ) -> None:
     """Keeps a new thread. `subject` is the id of its backfill or the key of its finding."""
-    connection.execute(sa.insert(threads).values(**_thread_values(thread), title=title, subject=subject, facts=facts))
+    connection.execute(
+        sa.insert(tables.incidents).values(**_thread_values(thread), title=title, subject=subject, facts=facts)
+    )
 
 
 def keep_thread(connection: sa.Connection, thread: Incident) -> None:
     """Writes down how far a thread is."""
-    connection.execute(sa.update(threads).where(threads.c.key == thread.key).values(**_thread_values(thread)))
+    connection.execute(
+        sa.update(tables.incidents).where(tables.incidents.c.key == thread.key).values(**_thread_values(thread))
+    )
 
 
 def failure_to_json(failure: Failure) -> str:
@@ -288,9 +227,9 @@ def failure_from_json(text: str) -> Failure:
 
 
 def _fate(outcome: ExecutionOutcome) -> str | None:
-    if outcome.muted is not None:
-        return f"muted by {outcome.muted}"
-    return None if outcome.thread is None else f"told in {outcome.thread}"
+    if outcome.muted_by is not None:
+        return f"muted by {outcome.muted_by}"
+    return None if outcome.incident is None else f"notified in {outcome.incident}"
 
 
 def _outcome(row: Any) -> ExecutionOutcome:
@@ -303,8 +242,8 @@ def _outcome(row: Any) -> ExecutionOutcome:
         event_id=row.event_id,
         owner=row.owner or None,
         failure=None if row.failure is None else failure_from_json(row.failure),
-        muted=row.muted,
-        thread=row.thread,
+        muted_by=row.muted_by,
+        incident=row.incident,
     )
 
 

@@ -16,7 +16,9 @@ from dags.alerts import dagster_private
 from dags.alerts.dagster_private import EventHead
 from dags.alerts.incidents import ROWS_IN_A_STATEMENT, chunks, insert_new
 from dags.alerts.steps import check_name, shortened
-from dags.alerts.store import Timestamp, metadata, reading, transaction
+from dags.alerts.store import reading, transaction
+from dags.alerts.tables import attempts, positions, stored_values
+from dags.alerts.values import AttemptState, AttemptStatus
 
 EVENTS_IN_A_CHUNK = 500
 # Events can become visible after later ones: a transaction may take that long to commit.
@@ -28,64 +30,12 @@ SWEEP_MARGIN = dt.timedelta(minutes=2)
 RUNS_IN_A_SWEEP_PAGE = 1000
 MAX_DETAIL_CHARACTERS = 2000
 
-FAILED = "failed"
-SUCCEEDED = "succeeded"
-CANCELED = "canceled"
 STATUS_OF_EVENT: Mapping[dg.DagsterEventType, str] = {
-    dg.DagsterEventType.RUN_FAILURE: FAILED,
-    dg.DagsterEventType.RUN_SUCCESS: SUCCEEDED,
-    dg.DagsterEventType.RUN_CANCELED: CANCELED,
+    dg.DagsterEventType.RUN_FAILURE: AttemptStatus.FAILED,
+    dg.DagsterEventType.RUN_SUCCESS: AttemptStatus.SUCCEEDED,
+    dg.DagsterEventType.RUN_CANCELED: AttemptStatus.CANCELED,
 }
 EVENT_TYPES = (*STATUS_OF_EVENT, dg.DagsterEventType.ASSET_CHECK_EVALUATION)
-
-NEW = "new"
-HELD = "held"
-SKIPPED = "skipped"
-DONE = "done"
-
-# What events said: that a run ended, or that a check of it did. A second event that says the same is absorbed.
-attempts = sa.Table(
-    "attempts",
-    metadata,
-    sa.Column("run_id", sa.Text, primary_key=True),
-    # Empty for the run itself, else the asset check.
-    sa.Column("subject", sa.Text, primary_key=True),
-    sa.Column("status", sa.Text, primary_key=True),
-    # 0 for what the sweep found.
-    sa.Column("event_id", sa.BigInteger, nullable=False),
-    sa.Column("at", Timestamp, nullable=False),
-    sa.Column("seen_at", Timestamp, nullable=False),
-    sa.Column("job_name", sa.Text, nullable=False),
-    sa.Column("detail", sa.Text),
-    sa.Column("rescued", sa.Boolean, nullable=False),
-    sa.Column("state", sa.Text, nullable=False),
-    # When it is to be looked at: its own time, and for one that is held the end of the promise.
-    sa.Column("due_at", Timestamp, nullable=False),
-    sa.Column("series", sa.Text),
-    sa.Column("execution", sa.Text),
-    sa.Column("backfill_id", sa.Text),
-    # What became of a failure, in words.
-    sa.Column("fate", sa.Text),
-    sa.Index("attempts_by_time", "at"),
-    sa.Index("attempts_by_job", "job_name", "at"),
-)
-sa.Index(
-    "attempts_due",
-    attempts.c.due_at,
-    postgresql_where=attempts.c.state.in_([NEW, HELD]),
-    sqlite_where=attempts.c.state.in_([NEW, HELD]),
-)
-
-# How far events had been read at several times; the newest is the position, older ones tell where the overlap begins.
-positions = sa.Table(
-    "positions",
-    metadata,
-    sa.Column("at", Timestamp, primary_key=True),
-    sa.Column("event_id", sa.BigInteger, nullable=False),
-)
-
-# Single values that live as long as the store, such as when the last sweep was.
-values = sa.Table("values", metadata, sa.Column("name", sa.Text, primary_key=True), sa.Column("value", sa.Text))
 
 
 @dataclass(frozen=True)
@@ -147,9 +97,9 @@ def sweep(instance: dg.DagsterInstance, store: sa.Engine, now: dt.datetime) -> S
     for chunk in chunks(missing, EVENTS_IN_A_CHUNK):
         records, unreadable = read_records(instance, chunk)
         rows = [
-            _row(run_id, FAILED, 0, ended_at(record), now, record.dagster_run.job_name, rescued=True)
+            _row(run_id, AttemptStatus.FAILED, 0, ended_at(record), now, record.dagster_run.job_name, rescued=True)
             for run_id, record in records.items()
-        ] + [_row(run_id, FAILED, 0, now, now, "", rescued=True) for run_id in unreadable]
+        ] + [_row(run_id, AttemptStatus.FAILED, 0, now, now, "", rescued=True) for run_id in unreadable]
         with transaction(store) as connection:
             insert_new(connection, attempts, rows)
         rescued += [row["run_id"] for row in rows]
@@ -186,13 +136,13 @@ def ended_at(record: dg.RunRecord) -> dt.datetime:
 
 def get_value(connection: sa.Connection, name: str) -> str | None:
     """A single value of the store."""
-    return connection.execute(sa.select(values.c.value).where(values.c.name == name)).scalar()
+    return connection.execute(sa.select(stored_values.c.value).where(stored_values.c.name == name)).scalar()
 
 
 def set_value(connection: sa.Connection, name: str, value: str) -> None:
     """Keeps a single value."""
-    insert_new(connection, values, [{"name": name, "value": value}])
-    connection.execute(sa.update(values).where(values.c.name == name).values(value=value))
+    insert_new(connection, stored_values, [{"name": name, "value": value}])
+    connection.execute(sa.update(stored_values).where(stored_values.c.name == name).values(value=value))
 
 
 def _start(instance: dg.DagsterInstance, store: sa.Engine, now: dt.datetime) -> tuple[int, int]:
@@ -243,7 +193,7 @@ def _rows(
             undecodable.append(head.event_id)
             # What the head says is enough to tell of a run; what its event said of a check is lost, so it is told too.
             is_check = head.event_type == dg.DagsterEventType.ASSET_CHECK_EVALUATION.value
-            status = FAILED if is_check else STATUS_OF_EVENT[dg.DagsterEventType(head.event_type)]
+            status = AttemptStatus.FAILED if is_check else STATUS_OF_EVENT[dg.DagsterEventType(head.event_type)]
             subject = f"undecodable event {head.event_id}" if is_check else ""
             rows.append(_row(head.run_id, status, head.event_id, head.at, now, "", subject=subject))
     return rows, undecodable
@@ -273,7 +223,7 @@ def _rows_of(
         "partition": check.partition,
     }
     subject = check_name(check.asset_key, check.check_name)
-    status = SUCCEEDED if check.passed else FAILED
+    status = AttemptStatus.SUCCEEDED if check.passed else AttemptStatus.FAILED
     return [
         _row(head.run_id, status, head.event_id, head.at, now, job_name, subject=subject, detail=json.dumps(detail))
     ]
@@ -303,13 +253,13 @@ def _row(  # noqa: PLR0913
         "job_name": job_name,
         "detail": detail,
         "rescued": rescued,
-        "state": NEW,
+        "state": AttemptState.NEW,
         "due_at": at,
     }
 
 
 def _known_failures(connection: sa.Connection, run_ids: Sequence[str]) -> set[str]:
     query = sa.select(attempts.c.run_id).where(
-        attempts.c.run_id.in_(list(run_ids)), attempts.c.subject == "", attempts.c.status == FAILED
+        attempts.c.run_id.in_(list(run_ids)), attempts.c.subject == "", attempts.c.status == AttemptStatus.FAILED
     )
     return set(connection.execute(query).scalars())

@@ -6,12 +6,10 @@ code or formatting in it works.
 """
 
 from collections.abc import Callable, Collection, Iterator, Sequence
-from dataclasses import dataclass
-from typing import Any
 
 from dags.alerts.content import Content, Link, Name, Strong, Text, content_of
-from dags.alerts.records import Notice, Policy
 from dags.alerts.redact import redact
+from dags.alerts.values import Block, Message, Notice, Policy
 
 # Slack's limits, counted in UTF-16 code units to be safe. Slack accepts 4,000 in a text; `with_line` needs the rest.
 MAX_HEADER_UNITS = 150
@@ -37,17 +35,6 @@ _PLAIN_LOOKALIKES = str.maketrans(
         "`": BACKTICK_LOOKALIKE,
     }
 )
-
-Block = dict[str, Any]
-
-
-@dataclass(frozen=True)
-class Message:
-    """What is sent. `text` is complete without the blocks; `stub` is one line, for when Slack rejects the rest."""
-
-    text: str
-    blocks: Sequence[Block]
-    stub: str
 
 
 def compose(notice: Notice, policy: Policy, secrets: Collection[str] = ()) -> Message:

@@ -10,21 +10,31 @@ import datetime as dt
 import re
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, replace
-from enum import StrEnum
+from dataclasses import replace
 from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING
 
 import sqlalchemy as sa
 
 from dags.alerts import incidents, outbox, route
-from dags.alerts.incidents import outcomes
-from dags.alerts.records import Draft, Failure, Finding, Notice, NoticeKind, Operation, Policy
-from dags.alerts.store import Timestamp, metadata, reading, transaction
+from dags.alerts.store import reading, transaction
+from dags.alerts.tables import muted_findings, mutes, outcomes
+from dags.alerts.values import (
+    Draft,
+    Finding,
+    Mute,
+    MuteKind,
+    MuteSubject,
+    Notice,
+    NoticeKind,
+    Operation,
+    Policy,
+    Suppressed,
+)
 from dags.common.tags import ASSET_JOB
 
 if TYPE_CHECKING:
-    from dags.alerts.decide import ExecutionOutcome
+    from dags.alerts.values import ExecutionOutcome
 
 LONGEST = dt.timedelta(days=14)
 SAMPLES = 5
@@ -35,94 +45,9 @@ UNITS: Mapping[str, dt.timedelta] = {
     "d": dt.timedelta(days=1),
 }
 
-mutes = sa.Table(
-    "mutes",
-    metadata,
-    sa.Column("id", sa.Integer, primary_key=True, autoincrement=True),
-    sa.Column("kind", sa.Text, nullable=False),
-    sa.Column("pattern", sa.Text, nullable=False),
-    sa.Column("reason", sa.Text, nullable=False),
-    sa.Column("created_at", Timestamp, nullable=False),
-    sa.Column("ends_at", Timestamp, nullable=False),
-    # When its end was told. From then on it keeps back nothing, however old.
-    sa.Column("summarised_at", Timestamp),
-)
-
-# What outcomes say of failures, said of findings, which have no outcome.
-muted_findings = sa.Table(
-    "muted_findings",
-    metadata,
-    sa.Column("mute", sa.Integer, primary_key=True),
-    sa.Column("finding", sa.Text, primary_key=True),
-    sa.Column("owner", sa.Text),
-    sa.Column("title", sa.Text, nullable=False),
-    sa.Column("at", Timestamp, nullable=False),
-)
-
 
 class MuteError(Exception):
     """What was asked for is no mute. The message says what is."""
-
-
-class MuteKind(StrEnum):
-    """What a mute looks at."""
-
-    OWNER = "owner"
-    JOB = "job"
-    LOCATION = "location"
-    ASSET = "asset"
-    # The key of what breaks without a run, as `status` shows it.
-    FINDING = "finding"
-
-
-@dataclass(frozen=True)
-class Mute:
-    """One mute. It holds from `created_at` until before `ends_at`."""
-
-    id: int
-    kind: MuteKind
-    pattern: str
-    reason: str
-    created_at: dt.datetime
-    ends_at: dt.datetime
-
-    @property
-    def match(self) -> str:
-        """What it matches, as people write it."""
-        return f"{self.kind}:{self.pattern}"
-
-    @property
-    def name(self) -> str:
-        """What outcomes that it keeps back carry."""
-        return f"mute {self.id}"
-
-
-@dataclass(frozen=True)
-class Subject:
-    """What a mute may match, of a failure or a finding."""
-
-    owner: str | None = None
-    job_name: str | None = None
-    location: str | None = None
-    asset_keys: Sequence[str] = ()
-    finding: str | None = None
-
-
-@dataclass(frozen=True)
-class Suppressed:
-    """What a mute has kept back of one owner's. `counts` are executions by what failed."""
-
-    owner: str | None
-    counts: Mapping[str, int]
-    first_at: dt.datetime
-    last_at: dt.datetime
-    samples: Sequence[Failure] = ()
-    findings: Sequence[str] = ()
-
-    @property
-    def failures(self) -> int:
-        """How many executions failed."""
-        return sum(self.counts.values())
 
 
 def parse_match(text: str) -> tuple[MuteKind, str]:
@@ -181,11 +106,11 @@ def standing(connection: sa.Connection) -> Sequence[Mute]:
     """The mutes whose end has not been told, the oldest first."""
     return [
         Mute(row.id, MuteKind(row.kind), row.pattern, row.reason, row.created_at, row.ends_at)
-        for row in connection.execute(sa.select(mutes).where(mutes.c.summarised_at.is_(None)).order_by(mutes.c.id))
+        for row in connection.execute(sa.select(mutes).where(mutes.c.summarized_at.is_(None)).order_by(mutes.c.id))
     ]
 
 
-def matches(mute: Mute, subject: Subject) -> bool:
+def matches(mute: Mute, subject: MuteSubject) -> bool:
     """Whether a mute matches. One by asset does when it matches every asset that failed: the others must be told."""
     if mute.kind is MuteKind.ASSET:
         return bool(subject.asset_keys) and all(fnmatchcase(key, mute.pattern) for key in subject.asset_keys)
@@ -199,7 +124,7 @@ def matches(mute: Mute, subject: Subject) -> bool:
     return value is not None and fnmatchcase(value, mute.pattern)
 
 
-def mute_of(known: Sequence[Mute], at: dt.datetime, subject: Subject) -> Mute | None:
+def mute_of(known: Sequence[Mute], at: dt.datetime, subject: MuteSubject) -> Mute | None:
     """The first mute that keeps back what happened at a time, None when it is to be told."""
     return next((one for one in known if one.created_at <= at < one.ends_at and matches(one, subject)), None)
 
@@ -207,7 +132,7 @@ def mute_of(known: Sequence[Mute], at: dt.datetime, subject: Subject) -> Mute | 
 def apply(connection: sa.Connection, found: Sequence["ExecutionOutcome"]) -> list["ExecutionOutcome"]:
     """The outcomes, with the mute that keeps each failure back."""
     known = standing(connection)
-    return [replace(one, muted=muted.name) if (muted := _mute_of_outcome(known, one)) else one for one in found]
+    return [replace(one, muted_by=muted.name) if (muted := _mute_of_outcome(known, one)) else one for one in found]
 
 
 def keep_back(connection: sa.Connection, found: Sequence[Finding], now: dt.datetime) -> Sequence[Finding]:
@@ -215,7 +140,7 @@ def keep_back(connection: sa.Connection, found: Sequence[Finding], now: dt.datet
     known = standing(connection)
     told = []
     for finding in found:
-        subject = Subject(finding.owner, finding.job_name, finding.location, (), finding.key)
+        subject = MuteSubject(finding.owner, finding.job_name, finding.location, (), finding.key)
         muted = mute_of(known, now, subject)
         if muted is None:
             told.append(finding)
@@ -233,7 +158,7 @@ def tell_ended(
     Over is a mute when all that happened before its end has been judged. One that kept back nothing ends in silence.
     """
     with reading(store) as connection:
-        over = sa.select(mutes.c.id).where(mutes.c.summarised_at.is_(None), mutes.c.ends_at <= horizon)
+        over = sa.select(mutes.c.id).where(mutes.c.summarized_at.is_(None), mutes.c.ends_at <= horizon)
         if connection.execute(over.limit(1)).first() is None:
             return 0
     told = 0
@@ -241,13 +166,13 @@ def tell_ended(
         for mute in standing(connection):
             if mute.ends_at <= horizon:
                 told += outbox.enqueue(connection, _drafts(connection, mute, policy), policy, now, secrets)
-                connection.execute(sa.update(mutes).where(mutes.c.id == mute.id).values(summarised_at=now))
+                connection.execute(sa.update(mutes).where(mutes.c.id == mute.id).values(summarized_at=now))
     return told
 
 
 def count(connection: sa.Connection, mute_id: int) -> int:
     """How many failed executions and findings a mute has kept back."""
-    failures = sa.select(sa.func.count(outcomes.c.execution.distinct())).where(outcomes.c.muted == f"mute {mute_id}")
+    failures = sa.select(sa.func.count(outcomes.c.execution.distinct())).where(outcomes.c.muted_by == f"mute {mute_id}")
     findings = sa.select(sa.func.count()).where(muted_findings.c.mute == mute_id)
     return int(connection.execute(failures).scalar_one()) + int(connection.execute(findings).scalar_one())
 
@@ -255,7 +180,7 @@ def count(connection: sa.Connection, mute_id: int) -> int:
 def swallowed(connection: sa.Connection, mute: Mute) -> Sequence[Suppressed]:
     """What a mute has kept back, by owner."""
     kept = connection.execute(
-        sa.select(outcomes).where(outcomes.c.muted == mute.name, outcomes.c.failed).order_by(outcomes.c.at)
+        sa.select(outcomes).where(outcomes.c.muted_by == mute.name, outcomes.c.failed).order_by(outcomes.c.at)
     ).all()
     findings = connection.execute(
         sa.select(muted_findings).where(muted_findings.c.mute == mute.id).order_by(muted_findings.c.at)
@@ -303,16 +228,16 @@ def notice_of(mute: Mute, kept: Suppressed) -> Notice:
 
 def forget(connection: sa.Connection, before: dt.datetime) -> None:
     """Removes the mutes whose end was told before a time."""
-    old = sa.select(mutes.c.id).where(mutes.c.summarised_at < before)
+    old = sa.select(mutes.c.id).where(mutes.c.summarized_at < before)
     connection.execute(sa.delete(muted_findings).where(muted_findings.c.mute.in_(old)))
-    connection.execute(sa.delete(mutes).where(mutes.c.summarised_at < before))
+    connection.execute(sa.delete(mutes).where(mutes.c.summarized_at < before))
 
 
 def _mute_of_outcome(known: Sequence[Mute], outcome: "ExecutionOutcome") -> Mute | None:
     failure = outcome.failure
-    if not outcome.failed or outcome.muted is not None or failure is None:
+    if not outcome.failed or outcome.muted_by is not None or failure is None:
         return None
-    subject = Subject(outcome.owner, failure.job_name, failure.location, failure.asset_keys)
+    subject = MuteSubject(outcome.owner, failure.job_name, failure.location, failure.asset_keys)
     return mute_of(known, outcome.at, subject)
 
 

@@ -7,146 +7,32 @@ nothing when the row was changed since.
 import datetime as dt
 import logging
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
-from enum import StrEnum
 from typing import Any
 
 import sqlalchemy as sa
 
 from dags.alerts import message as messages
-from dags.alerts.message import Message
-from dags.alerts.records import Draft, Notice, NoticeKind, Operation, Policy
-from dags.alerts.store import Timestamp, metadata
+from dags.alerts.tables import channels, outbox
+from dags.alerts.values import (
+    OPEN_STATES,
+    Channel,
+    DeliveryState,
+    Draft,
+    Message,
+    MessageForm,
+    Notice,
+    NoticeKind,
+    Operation,
+    OutboxRow,
+    Policy,
+    Waiting,
+)
 
 logger = logging.getLogger(__name__)
 
 
-class DeliveryState(StrEnum):
-    """The state of a row."""
-
-    PENDING = "pending"
-    # Handed to Slack under a lease. When the lease ends without an answer, the message may have been sent or not.
-    SENDING = "sending"
-    # It may have been sent: Slack is searched for it before anything else is done.
-    UNSURE = "unsure"
-    SENT = "sent"
-    # An edit that a newer one replaced.
-    SUPERSEDED = "superseded"
-    # An edit of a message that does not exist or cannot be edited.
-    DROPPED = "dropped"
-    # Sent once or twice, never confirmed, and the history cannot be read.
-    UNCERTAIN = "uncertain"
-
-
-OPEN_STATES = (DeliveryState.PENDING, DeliveryState.SENDING, DeliveryState.UNSURE)
-
-
-class MessageForm(StrEnum):
-    """How much of a message is sent. The next smaller form is tried when Slack rejects one."""
-
-    BLOCKS = "blocks"
-    TEXT = "text"
-    STUB = "stub"
-
-
 # The name in `channels` of a pause that applies to all of them.
 ALL_CHANNELS = "*"
-
-outbox = sa.Table(
-    "outbox",
-    metadata,
-    sa.Column("id", sa.Integer, primary_key=True, autoincrement=True),
-    sa.Column("key", sa.Text, nullable=False, unique=True),
-    # Key of the post that a reply or an edit belongs to; a post's own key.
-    sa.Column("thread", sa.Text, nullable=False),
-    sa.Column("operation", sa.Text, nullable=False),
-    # Where it goes; where it was meant to go when Slack refused that, and why.
-    sa.Column("channel", sa.Text, nullable=False),
-    sa.Column("refused_channel", sa.Text),
-    sa.Column("refusal", sa.Text),
-    sa.Column("owner", sa.Text),
-    sa.Column("kind", sa.Text, nullable=False),
-    sa.Column("text", sa.Text, nullable=False),
-    sa.Column("blocks", sa.JSON, nullable=False),
-    sa.Column("stub", sa.Text, nullable=False),
-    sa.Column("state", sa.Text, nullable=False),
-    sa.Column("version", sa.Integer, nullable=False),
-    sa.Column("form", sa.Text, nullable=False),
-    # A reply that goes into the channel, because its thread is not there.
-    sa.Column("alone", sa.Boolean, nullable=False),
-    # Calls whose outcome was not known.
-    sa.Column("unsure_calls", sa.Integer, nullable=False),
-    sa.Column("lease_until", Timestamp),
-    sa.Column("not_before", Timestamp),
-    sa.Column("first_called_at", Timestamp),
-    sa.Column("last_called_at", Timestamp),
-    # What Slack said last.
-    sa.Column("note", sa.Text, nullable=False),
-    sa.Column("slack_channel_id", sa.Text),
-    sa.Column("ts", sa.Text),
-    sa.Column("created_at", Timestamp, nullable=False),
-    sa.Column("closed_at", Timestamp),
-    sa.Index("outbox_by_thread", "thread", "id"),
-    sa.Index("outbox_by_state", "state", "channel"),
-)
-
-channels = sa.Table(
-    "channels",
-    metadata,
-    sa.Column("name", sa.Text, primary_key=True),
-    # Slack's own id, learnt from its answers: history and edits know no names.
-    sa.Column("slack_id", sa.Text),
-    sa.Column("wait_until", Timestamp),
-    sa.Column("wait_reason", sa.Text),
-)
-
-
-@dataclass(frozen=True)
-class Row:
-    """A row of the outbox. `post_ts` and `post_channel_id` identify the message that opened its thread."""
-
-    id: int
-    key: str
-    thread: str
-    operation: Operation
-    channel: str
-    refused_channel: str | None
-    refusal: str | None
-    owner: str | None
-    kind: NoticeKind
-    message: Message
-    state: DeliveryState
-    version: int
-    form: MessageForm
-    alone: bool
-    unsure_calls: int
-    lease_until: dt.datetime | None
-    first_called_at: dt.datetime | None
-    last_called_at: dt.datetime | None
-    note: str
-    slack_channel_id: str | None
-    post_ts: str | None
-    post_channel_id: str | None
-
-
-@dataclass(frozen=True)
-class Channel:
-    """What is known about a channel."""
-
-    name: str
-    slack_id: str | None = None
-    wait_until: dt.datetime | None = None
-    wait_reason: str | None = None
-
-
-@dataclass(frozen=True)
-class Waiting:
-    """The rows of one channel that have not been sent yet. The note is of the oldest."""
-
-    channel: str
-    rows: int
-    oldest_at: dt.datetime
-    note: str
 
 
 def enqueue(
@@ -198,7 +84,7 @@ def waiting_channels(connection: sa.Connection) -> list[str]:
     return list(connection.execute(query).scalars())
 
 
-def next_row(connection: sa.Connection, channel: str, now: dt.datetime) -> Row | None:
+def next_row(connection: sa.Connection, channel: str, now: dt.datetime) -> OutboxRow | None:
     """Return the next row of a channel: posts first, and the rows of a thread in order.
 
     A row whose lease has ended qualifies. A row that waits for an answer does not, nor do later rows of its thread.
@@ -225,7 +111,7 @@ def next_row(connection: sa.Connection, channel: str, now: dt.datetime) -> Row |
     return None if found is None else _row(dict(found))
 
 
-def change(connection: sa.Connection, row: Row, **values: Any) -> bool:
+def change(connection: sa.Connection, row: OutboxRow, **values: Any) -> bool:
     """Change a row unless it was changed since it was read. Return whether it was."""
     result = connection.execute(
         sa.update(outbox)
@@ -235,7 +121,7 @@ def change(connection: sa.Connection, row: Row, **values: Any) -> bool:
     return result.rowcount == 1
 
 
-def reroute(connection: sa.Connection, row: Row, channel: str, refusal: str, **values: Any) -> bool:
+def reroute(connection: sa.Connection, row: OutboxRow, channel: str, refusal: str, **values: Any) -> bool:
     """Move a row to another channel because Slack rejected its own. A post takes its waiting thread along."""
     place = {"channel": channel, "refused_channel": row.refused_channel or row.channel, "refusal": refusal}
     if not change(connection, row, state=DeliveryState.PENDING, lease_until=None, **place, **values):
@@ -308,10 +194,10 @@ def _formatted(notice: Notice, policy: Policy, secrets: Collection[str]) -> Mess
         return messages.plain(notice)
 
 
-def _row(found: Mapping[str, Any]) -> Row:
+def _row(found: Mapping[str, Any]) -> OutboxRow:
     message = Message(text=found["text"], blocks=found["blocks"], stub=found["stub"])
-    names = Row.__dataclass_fields__.keys() - {"message", "operation", "kind", "state", "form"}
-    return Row(
+    names = OutboxRow.__dataclass_fields__.keys() - {"message", "operation", "kind", "state", "form"}
+    return OutboxRow(
         message=message,
         operation=Operation(found["operation"]),
         kind=NoticeKind(found["kind"]),

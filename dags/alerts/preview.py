@@ -10,27 +10,28 @@ from dataclasses import dataclass, replace
 import dagster as dg
 import sqlalchemy as sa
 
-from dags.alerts import incidents, ingest, message, mutes, outbox, route, settle, speech, store
-from dags.alerts.decide import (
+from dags.alerts import incidents, ingest, message, mutes, route, settle, speech, store, tables
+from dags.alerts.decide import count_executions, notice_of, streaks, thread_key
+from dags.alerts.settle import Reader
+from dags.alerts.values import (
+    Attempt,
+    AttemptState,
+    AttemptStatus,
+    ClassifiedAttempt,
     ExecutionOutcome,
     Incident,
     IncidentKind,
+    Message,
+    Policy,
     Streak,
-    count_executions,
-    notice_of,
-    streaks,
-    thread_key,
 )
-from dags.alerts.message import Message
-from dags.alerts.records import Policy
-from dags.alerts.settle import Attempt, ClassifiedAttempt, Reader
 from dags.common.owners import OWNER_TAG
 from dags.common.tags import RETRY_RUN_TAG
 
-STATUSES: Mapping[dg.DagsterRunStatus, str] = {
-    dg.DagsterRunStatus.FAILURE: ingest.FAILED,
-    dg.DagsterRunStatus.SUCCESS: ingest.SUCCEEDED,
-    dg.DagsterRunStatus.CANCELED: ingest.CANCELED,
+STATUSES: Mapping[dg.DagsterRunStatus, AttemptStatus] = {
+    dg.DagsterRunStatus.FAILURE: AttemptStatus.FAILED,
+    dg.DagsterRunStatus.SUCCESS: AttemptStatus.SUCCEEDED,
+    dg.DagsterRunStatus.CANCELED: AttemptStatus.CANCELED,
 }
 BACKFILL_SERIES = "backfill:"
 
@@ -86,9 +87,9 @@ def previews(
     reader = Reader(instance, policy, redact)
     with store.reading(opened) as connection:
         attempt = _attempt(connection, run_id, status) or Attempt(
-            run_id, "", status, 0, ingest.ended_at(record), run.job_name, ingest.NEW
+            run_id, "", status, 0, ingest.ended_at(record), run.job_name, AttemptState.NEW
         )
-        parent = _attempt(connection, run.parent_run_id or "", ingest.FAILED)
+        parent = _attempt(connection, run.parent_run_id or "", AttemptStatus.FAILED)
         parents = {} if parent is None else {parent.run_id: parent}
         settled = settle.settle(reader, attempt, parents, {**records, **retries}, now)
         question = _Question(instance, policy, now, secrets, connection, reader, run, settled)
@@ -99,7 +100,7 @@ def previews(
 
 
 def _attempt(connection: sa.Connection, run_id: str, status: str) -> Attempt | None:
-    table = ingest.attempts
+    table = tables.attempts
     row = connection.execute(
         sa.select(table).where(table.c.run_id == run_id, table.c.subject == "", table.c.status == status)
     ).one_or_none()
@@ -130,7 +131,7 @@ def _quiet(question: _Question) -> Preview:
     """A run that is no failure to be told of."""
     settled = question.settled
     if settled.held_until is not None:
-        disposition = settled.fate or "held"
+        disposition = settled.disposition or "held"
     elif settled.outcomes:
         failing = incidents.series_that_fail(question.connection, [one.series for one in settled.outcomes])
         disposition = "succeeded: nothing is told"
@@ -139,7 +140,7 @@ def _quiet(question: _Question) -> Preview:
                 f"succeeded: ends the streak of {', '.join(sorted(failing))}, told as recovered if it was told"
             )
     else:
-        disposition = f"nothing is told: {settled.fate or 'a backfill does not recover, it ends'}"
+        disposition = f"nothing is told: {settled.disposition or 'a backfill does not recover, it ends'}"
     return Preview([*_head(question), ("Series", settled.series or "-"), ("Disposition", disposition)])
 
 
@@ -154,7 +155,7 @@ def _failure(question: _Question, group: Sequence[ExecutionOutcome]) -> Preview:
     is_backfill = first.series.startswith(BACKFILL_SERIES)
     threshold = 1 if is_backfill else question.policy.thresholds.get(question.run.job_name, 1)
     judged = [(one, _streak(question, one, threshold)) for one in group]
-    key = next((streak.thread for _, streak in judged if streak is not None and streak.thread is not None), None)
+    key = next((streak.incident for _, streak in judged if streak is not None and streak.incident is not None), None)
     if is_backfill:
         key = thread_key(first.series, first.owner)
     existing = None if key is None else incidents.get_thread(question.connection, key)
@@ -189,7 +190,7 @@ def _failure(question: _Question, group: Sequence[ExecutionOutcome]) -> Preview:
         ("Disposition", _disposition(first, key, threshold, judged, existing)),
         ("On record", _on_record(question, first)),
     ]
-    is_notified = first.muted is None and key is not None
+    is_notified = first.muted_by is None and key is not None
     return Preview(facts, message.compose(notice, question.policy, question.secrets), is_notified)
 
 
@@ -231,14 +232,14 @@ def _streak_in_words(judged: Sequence[tuple[ExecutionOutcome, Streak | None]], *
     if not found:
         return "none: what is muted does not count"
     longest = max(found, key=lambda one: one.executions)
-    ended = "" if longest.ended_at is None else f", ended {longest.ended_at:%Y-%m-%d %H:%M:%S} UTC"
+    ended = "" if longest.resolved_at is None else f", ended {longest.resolved_at:%Y-%m-%d %H:%M:%S} UTC"
     return f"{longest.executions} in a row{ended}"
 
 
 def _incident_in_words(existing: Incident | None, key: str | None) -> str:
     if existing is None:
         return "none" if key is None else f"a new one, {key}"
-    state = "open" if existing.closed_at is None else f"over since {existing.closed_at:%Y-%m-%d %H:%M:%S} UTC"
+    state = "open" if existing.resolved_at is None else f"over since {existing.resolved_at:%Y-%m-%d %H:%M:%S} UTC"
     return f"{existing.key}, opened {existing.opened_at:%Y-%m-%d %H:%M:%S} UTC, {existing.failures} failures, {state}"
 
 
@@ -249,8 +250,8 @@ def _disposition(
     judged: Sequence[tuple[ExecutionOutcome, Streak | None]],
     existing: Incident | None,
 ) -> str:
-    if first.muted is not None:
-        return f"not told: muted by {first.muted}"
+    if first.muted_by is not None:
+        return f"not told: muted by {first.muted_by}"
     if key is None:
         most = max((streak.executions for _, streak in judged if streak is not None), default=1)
         return f"not told: below the threshold, {most} of {threshold}"
@@ -261,22 +262,22 @@ def _disposition(
 
 def _on_record(question: _Question, outcome: ExecutionOutcome) -> str:
     """What the router has done about this failure."""
-    table = incidents.outcomes
+    table = tables.outcomes
     fate = question.connection.execute(
-        sa.select(table.c.fate, table.c.thread).where(
+        sa.select(table.c.disposition, table.c.incident).where(
             table.c.run_id == outcome.run_id, table.c.failed, table.c.owner == (outcome.owner or "")
         )
     ).first()
     if fate is None:
         return "nothing: the router has not judged it"
     row = question.connection.execute(
-        sa.select(outbox.outbox.c.state, outbox.outbox.c.channel, outbox.outbox.c.ts, outbox.outbox.c.note).where(
-            outbox.outbox.c.key == (fate.thread or "")
+        sa.select(tables.outbox.c.state, tables.outbox.c.channel, tables.outbox.c.ts, tables.outbox.c.note).where(
+            tables.outbox.c.key == (fate.incident or "")
         )
     ).first()
     if row is None:
-        return str(fate.fate)
+        return str(fate.disposition)
     sent = (
         f"{row.state} to {row.channel}" + (f" (ts {row.ts})" if row.ts else "") + (f", {row.note}" if row.note else "")
     )
-    return f"{fate.fate}; its message is {sent}"
+    return f"{fate.disposition}; its message is {sent}"

@@ -4,8 +4,8 @@ import datetime as dt
 from collections.abc import Iterator, Sequence
 
 from dags.alerts.health import Figures, ago
-from dags.alerts.mutes import Mute
 from dags.alerts.preview import Preview
+from dags.alerts.values import Mute
 
 MAX_INCIDENTS = 50
 LABEL_WIDTH = 22

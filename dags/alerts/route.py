@@ -6,7 +6,7 @@ Belongs here: the order of owners. Not here: the teams and their channels (`dags
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING
 
-from dags.alerts.records import Policy
+from dags.alerts.values import Policy
 from dags.common.owners import OWNER_TAG, team_of_location
 
 if TYPE_CHECKING:

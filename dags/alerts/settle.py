@@ -16,9 +16,9 @@ import dagster as dg
 import sqlalchemy as sa
 
 from dags.alerts import ingest, route
-from dags.alerts.decide import RETRY_PROMISE, ExecutionOutcome
-from dags.alerts.records import Cause, Failure, Policy
+from dags.alerts.decide import RETRY_PROMISE
 from dags.alerts.steps import FailedPart, Plans, RunResult, only_owner, read_run
+from dags.alerts.values import Attempt, AttemptStatus, Cause, ClassifiedAttempt, ExecutionOutcome, Failure, Policy
 from dags.common.tags import (
     ASSET_JOB,
     AUTOMATION_TAGS,
@@ -34,38 +34,6 @@ logger = logging.getLogger(__name__)
 # Logs read in a tick of the runs of one series whose owner the plan tells: a few of them show what is wrong.
 LOGS_OF_A_SERIES = 8
 LOGS_OF_A_BACKFILL = 40
-
-
-@dataclass(frozen=True)
-class Attempt:
-    """A row of the attempts table, as far as it is needed here."""
-
-    run_id: str
-    subject: str
-    status: str
-    event_id: int
-    at: dt.datetime
-    job_name: str
-    state: str
-    detail: str | None = None
-    series: str | None = None
-    execution: str | None = None
-    backfill_id: str | None = None
-
-
-@dataclass(frozen=True)
-class ClassifiedAttempt:
-    """What became of an attempt: its outcomes, or the time until which it is held."""
-
-    attempt: Attempt
-    fate: str | None = None
-    held_until: dt.datetime | None = None
-    outcomes: Sequence[ExecutionOutcome] = ()
-    series: str | None = None
-    execution: str | None = None
-    backfill_id: str | None = None
-    # The failed attempt that this one repeated in time, which thereby is settled too.
-    retried: Attempt | None = None
 
 
 @dataclass
@@ -125,9 +93,9 @@ def _settled(
         settled = replace(settled, series=parent.series, backfill_id=parent.backfill_id)
         if RETRY_NUMBER_TAG in run.tags and _created_at(record) <= parent.at + RETRY_PROMISE:
             settled = replace(settled, execution=parent.execution or parent.run_id, retried=parent)
-    if attempt.status == ingest.CANCELED:
-        return replace(settled, fate="canceled")
-    if attempt.status == ingest.SUCCEEDED:
+    if attempt.status == AttemptStatus.CANCELED:
+        return replace(settled, disposition="canceled")
+    if attempt.status == AttemptStatus.SUCCEEDED:
         return replace(settled, outcomes=_successes(settled, run, reader))
     if run.tags.get(WILL_RETRY_TAG, "").lower() != "true":
         return replace(settled, outcomes=_failures(reader, settled, run, attempt.at))
@@ -146,11 +114,11 @@ def _promised(
     retry = records.get(run.tags.get(RETRY_RUN_TAG, ""))
     if retry is not None and _created_at(retry) <= promise:
         if retry.dagster_run.is_finished and ingest.ended_at(retry) < horizon - ingest.SWEEP_MARGIN:
-            return replace(settled, fate=f"retried in {retry.dagster_run.run_id}")
+            return replace(settled, disposition=f"retried in {retry.dagster_run.run_id}")
         # Its end decides, and is awaited as long as there is such a run.
         promise = max(promise, horizon + RETRY_PROMISE)
     if promise > horizon:
-        return replace(settled, held_until=promise, fate=f"held for a retry until {promise:%Y-%m-%d %H:%M:%S}")
+        return replace(settled, held_until=promise, disposition=f"held for a retry until {promise:%Y-%m-%d %H:%M:%S}")
     reason = "Dagster promised a retry, and it did not start within 10 minutes."
     return replace(settled, outcomes=_failures(reader, settled, run, promise, reason))
 
@@ -221,7 +189,7 @@ def _failures(
                 event_id=settled.attempt.event_id,
                 owner=owner,
                 failure=failure,
-                muted=f"the tag {route.MUTE_TAG}" if route.is_muted(run.tags) else None,
+                muted_by=f"the tag {route.MUTE_TAG}" if route.is_muted(run.tags) else None,
             )
             for one in ([asset_series(series, key) for key in part.asset_keys] if by_asset else [series])
         ]
@@ -288,7 +256,7 @@ def _check(reader: Reader, attempt: Attempt, run: dg.DagsterRun) -> ClassifiedAt
     """An asset check of severity ERROR that failed, or one that passed."""
     series = f"check:{attempt.subject}"
     settled = ClassifiedAttempt(attempt, series=series, execution=run.run_id)
-    if attempt.status == ingest.SUCCEEDED:
+    if attempt.status == AttemptStatus.SUCCEEDED:
         return replace(settled, outcomes=[_success(settled, series)])
     detail = json.loads(attempt.detail or "{}")
     plan = reader.plans.of(run)
@@ -317,7 +285,7 @@ def _check(reader: Reader, attempt: Attempt, run: dg.DagsterRun) -> ClassifiedAt
         event_id=attempt.event_id,
         owner=owner,
         failure=failure,
-        muted=f"the tag {route.MUTE_TAG}" if route.is_muted(run.tags) else None,
+        muted_by=f"the tag {route.MUTE_TAG}" if route.is_muted(run.tags) else None,
     )
     return replace(settled, outcomes=[outcome])
 
@@ -326,8 +294,8 @@ def _unreadable(attempt: Attempt) -> ClassifiedAttempt:
     """A run that was deleted, or whose record cannot be read: it is told of with what its event said."""
     series = f"-/{attempt.job_name or 'unknown job'}/unreadable"
     settled = ClassifiedAttempt(attempt, series=series, execution=attempt.run_id)
-    if attempt.status != ingest.FAILED:
-        return replace(settled, fate="its run cannot be read")
+    if attempt.status != AttemptStatus.FAILED:
+        return replace(settled, disposition="its run cannot be read")
     failure = Failure(
         run_id=attempt.run_id,
         ended_at=attempt.at,

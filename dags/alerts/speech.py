@@ -13,19 +13,10 @@ from dataclasses import replace
 import dagster as dg
 import sqlalchemy as sa
 
-from dags.alerts import incidents, mutes, outbox, route
-from dags.alerts.decide import (
-    STORM_WINDOW,
-    Incident,
-    IncidentKind,
-    is_due,
-    notice_of,
-    speak,
-    storm_notice,
-)
-from dags.alerts.incidents import threads
-from dags.alerts.records import Finding, Notice, NoticeKind, Policy
+from dags.alerts import incidents, mutes, outbox, route, tables
+from dags.alerts.decide import STORM_WINDOW, is_due, notice_of, speak, storm_notice
 from dags.alerts.store import reading, transaction
+from dags.alerts.values import Finding, Incident, IncidentKind, Notice, NoticeKind, Policy
 from dags.alerts.verdicts import Opening, open_thread
 from dags.common.tags import ASSET_JOB
 
@@ -71,8 +62,10 @@ def tell(
 def end_backfills(instance: dg.DagsterInstance, store: sa.Engine, horizon: dt.datetime) -> None:
     """Closes the threads of backfills that have ended."""
     with reading(store) as connection:
-        query = sa.select(threads.c.key, threads.c.subject, threads.c.last_failed_at).where(
-            sa.not_(threads.c.finished), threads.c.closed_at.is_(None), threads.c.kind == IncidentKind.BACKFILL.value
+        query = sa.select(tables.incidents.c.key, tables.incidents.c.subject, tables.incidents.c.last_failed_at).where(
+            sa.not_(tables.incidents.c.finished),
+            tables.incidents.c.resolved_at.is_(None),
+            tables.incidents.c.kind == IncidentKind.BACKFILL.value,
         )
         rows = connection.execute(query).all()
     ended: dict[str, dt.datetime] = {}
@@ -94,7 +87,9 @@ def end_backfills(instance: dg.DagsterInstance, store: sa.Engine, horizon: dt.da
     if due:
         with transaction(store) as connection:
             for key, time in due.items():
-                connection.execute(sa.update(threads).where(threads.c.key == key).values(closed_at=time))
+                connection.execute(
+                    sa.update(tables.incidents).where(tables.incidents.c.key == key).values(resolved_at=time)
+                )
 
 
 def compare_findings(connection: sa.Connection, findings: Sequence[Finding], policy: Policy, now: dt.datetime) -> None:
@@ -102,8 +97,10 @@ def compare_findings(connection: sa.Connection, findings: Sequence[Finding], pol
     known = {
         row.subject: row.key
         for row in connection.execute(
-            sa.select(threads.c.subject, threads.c.key).where(
-                sa.not_(threads.c.finished), threads.c.kind == IncidentKind.FINDING.value, threads.c.closed_at.is_(None)
+            sa.select(tables.incidents.c.subject, tables.incidents.c.key).where(
+                sa.not_(tables.incidents.c.finished),
+                tables.incidents.c.kind == IncidentKind.FINDING.value,
+                tables.incidents.c.resolved_at.is_(None),
             )
         )
     }
@@ -121,30 +118,35 @@ def compare_findings(connection: sa.Connection, findings: Sequence[Finding], pol
         open_thread(connection, Opening(thread, finding.title, finding.key), facts=_finding_to_json(finding))
     gone = [thread for subject, thread in known.items() if subject not in current]
     for chunk in incidents.chunks(gone, incidents.ROWS_IN_A_STATEMENT):
-        connection.execute(sa.update(threads).where(threads.c.key.in_(list(chunk))).values(closed_at=now))
+        connection.execute(
+            sa.update(tables.incidents).where(tables.incidents.c.key.in_(list(chunk))).values(resolved_at=now)
+        )
 
 
 def _speaking(connection: sa.Connection) -> Sequence[Incident]:
     """Threads of which there may be something to say."""
-    return incidents.find_threads(connection, sa.not_(threads.c.finished))
+    return incidents.find_threads(connection, sa.not_(tables.incidents.c.finished))
 
 
 def _notice(connection: sa.Connection, thread: Incident) -> Notice | None:
     """The facts of a thread that has no failures of its own."""
     if thread.kind is IncidentKind.STORM:
-        members = incidents.find_threads(connection, threads.c.storm == thread.key)
-        titles = connection.execute(sa.select(threads.c.key, threads.c.title).where(threads.c.storm == thread.key))
+        members = incidents.find_threads(connection, tables.incidents.c.storm == thread.key)
+        titles = connection.execute(
+            sa.select(tables.incidents.c.key, tables.incidents.c.title).where(tables.incidents.c.storm == thread.key)
+        )
         return storm_notice(thread, members, {row.key: row.title for row in titles})
     if thread.kind is IncidentKind.FINDING:
         facts = json.loads(
-            connection.execute(sa.select(threads.c.facts).where(threads.c.key == thread.key)).scalar() or "{}"
+            connection.execute(sa.select(tables.incidents.c.facts).where(tables.incidents.c.key == thread.key)).scalar()
+            or "{}"
         )
         return Notice(
             kind=NoticeKind.FINDING,
             owner=thread.owner,
             location=facts.get("location"),
             first_failed_at=dt.datetime.fromisoformat(facts["since"]),
-            recovered_at=thread.closed_at,
+            resolved_at=thread.resolved_at,
             title=facts["title"],
             detail=facts["detail"],
         )
@@ -155,13 +157,19 @@ def _close_storms(connection: sa.Connection, horizon: dt.datetime) -> None:
     """Closes storms that no new incident can join any more and whose incidents are all over."""
     storms = incidents.find_threads(
         connection,
-        sa.and_(threads.c.kind == IncidentKind.STORM.value, sa.not_(threads.c.finished), threads.c.closed_at.is_(None)),
+        sa.and_(
+            tables.incidents.c.kind == IncidentKind.STORM.value,
+            sa.not_(tables.incidents.c.finished),
+            tables.incidents.c.resolved_at.is_(None),
+        ),
     )
     for storm in storms:
-        members = incidents.find_threads(connection, threads.c.storm == storm.key)
-        ends = [member.closed_at for member in members]
+        members = incidents.find_threads(connection, tables.incidents.c.storm == storm.key)
+        ends = [member.resolved_at for member in members]
         if None not in ends and (last := storm.last_failed_at) is not None and last + STORM_WINDOW < horizon:
-            incidents.keep_thread(connection, replace(storm, closed_at=max(time for time in ends if time is not None)))
+            incidents.keep_thread(
+                connection, replace(storm, resolved_at=max(time for time in ends if time is not None))
+            )
 
 
 def _last_successes(

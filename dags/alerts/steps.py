@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import dagster as dg
 
-from dags.alerts.records import Cause
+from dags.alerts.values import Cause
 from dags.common.owners import OWNER_TAG
 
 if TYPE_CHECKING:

@@ -5,9 +5,7 @@ on `metadata`.
 """
 
 import contextlib
-import datetime as dt
-import importlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,46 +13,15 @@ import dagster as dg
 import sqlalchemy as sa
 
 from dags.alerts import dagster_private
+from dags.alerts.tables import LATEST_VERSION, MIGRATIONS, SCHEMA, Migration, metadata, schema_version
 
-SCHEMA = "alerts"
 # Postgres knows the lock that serialises transactions by this number: "alerts" in ASCII.
 LOCK_NUMBER = 0x616C65727473
 BUSY_TIMEOUT_SECONDS = 20
-MODULES_WITH_TABLES = ("ingest", "incidents", "outbox", "mutes")
-
-metadata = sa.MetaData()
-
-schema_version = sa.Table("schema_version", metadata, sa.Column("version", sa.Integer, primary_key=True))
-
-Migration = Callable[[sa.Connection], None]
-# What leads an existing store to version n from n - 1. A new store is made at LATEST_VERSION at once.
-MIGRATIONS: Mapping[int, Migration] = {}
-LATEST_VERSION = 1
 
 
 class StoreVersionError(Exception):
     """The store was written by newer code than this."""
-
-
-class Timestamp(sa.types.TypeDecorator[dt.datetime]):
-    """An aware time in UTC, to the microsecond; the same order in SQLite and in Postgres. Refuses naive times."""
-
-    impl = sa.DateTime
-    cache_ok = True
-
-    def process_bind_param(self, value: dt.datetime | None, dialect: sa.Dialect) -> dt.datetime | None:
-        """The time without its zone, as it is stored."""
-        del dialect
-        if value is None:
-            return None
-        if value.tzinfo is None:
-            raise ValueError(f"{value} has no time zone: give an aware time in UTC.")
-        return value.astimezone(dt.UTC).replace(tzinfo=None)
-
-    def process_result_value(self, value: dt.datetime | None, dialect: sa.Dialect) -> dt.datetime | None:
-        """The stored time with its zone."""
-        del dialect
-        return None if value is None else value.replace(tzinfo=dt.UTC)
 
 
 def address_of(instance: dg.DagsterInstance) -> str | Path:
@@ -120,8 +87,6 @@ def migrate(
     with reading(engine) as connection:
         if version_of(connection) == latest_version:
             return
-    for name in MODULES_WITH_TABLES:
-        importlib.import_module(f"{__package__}.{name}")
     while True:
         with transaction(engine) as connection:
             # Asked under the lock: another process may be doing the same.

@@ -9,10 +9,9 @@ from dataclasses import dataclass, field, replace
 from enum import Enum
 from typing import Any
 
-from dags.alerts.message import Message, code, with_line
-from dags.alerts.outbox import DeliveryState, MessageForm, Row
-from dags.alerts.records import Operation
+from dags.alerts.message import code, with_line
 from dags.alerts.slack import SlackAnswer, SlackOutcome
+from dags.alerts.values import DeliveryState, Message, MessageForm, Operation, OutboxRow
 
 MAX_UNCONFIRMED_CALLS = 2
 
@@ -91,7 +90,7 @@ class SearchResult(Enum):
     GIVE_UP = "leave it unconfirmed"
 
 
-def before_call(row: Row, situation: Situation, refused: Mapping[str, str]) -> Change | None:
+def before_call(row: OutboxRow, situation: Situation, refused: Mapping[str, str]) -> Change | None:
     """Return what to do with a row that needs no call, None when it needs one.
 
     `refused` are the channels that Slack rejected in this round, with the reasons.
@@ -108,7 +107,7 @@ def before_call(row: Row, situation: Situation, refused: Mapping[str, str]) -> C
     return None if refusal is None else Change(reroute_reason=refusal)
 
 
-def after_send(row: Row, answer: SlackAnswer, situation: Situation) -> Change:
+def after_send(row: OutboxRow, answer: SlackAnswer, situation: Situation) -> Change:
     """Return what follows from the answer to a post or an edit."""
     is_edit = row.operation is Operation.EDIT
     match answer.outcome:
@@ -146,7 +145,7 @@ def after_probe(answer: SlackAnswer, situation: Situation) -> Change | None:
             return Change(_retry(DeliveryState.UNSURE, situation.now, answer.note), fault=answer.note)
 
 
-def after_search(row: Row, answer: SlackAnswer, situation: Situation) -> Change:
+def after_search(row: OutboxRow, answer: SlackAnswer, situation: Situation) -> Change:
     """Return what follows from a search for a message that may have been sent."""
     if answer.outcome is SlackOutcome.RATE_LIMITED:
         return _rate_limited(answer, situation)
@@ -189,7 +188,7 @@ def search_result(
     return SearchResult.REPEAT if is_proved_absent else SearchResult.SEARCH_AGAIN
 
 
-def annotated(row: Row) -> Message:
+def annotated(row: OutboxRow) -> Message:
     """Return the row's message with what must be said above it: that it was rerouted, or may be a repetition."""
     message = row.message
     if row.refused_channel is not None:
@@ -204,7 +203,7 @@ def annotated(row: Row) -> Message:
     return message
 
 
-def _channel_refused(row: Row, answer: SlackAnswer, situation: Situation) -> Change:
+def _channel_refused(row: OutboxRow, answer: SlackAnswer, situation: Situation) -> Change:
     if row.channel != situation.default_channel:
         return Change(reroute_reason=answer.note, channel_refusal=answer.note)
     return replace(
@@ -215,7 +214,7 @@ def _channel_refused(row: Row, answer: SlackAnswer, situation: Situation) -> Cha
     )
 
 
-def _content_refused(row: Row, answer: SlackAnswer, situation: Situation) -> Change:
+def _content_refused(row: OutboxRow, answer: SlackAnswer, situation: Situation) -> Change:
     smaller = {MessageForm.BLOCKS: MessageForm.TEXT, MessageForm.TEXT: MessageForm.STUB}.get(row.form)
     if smaller is not None:
         return Change({**_pending(answer.note), "form": smaller})
@@ -231,7 +230,7 @@ def _content_refused(row: Row, answer: SlackAnswer, situation: Situation) -> Cha
     )
 
 
-def _sent(row: Row, answer: SlackAnswer, situation: Situation) -> Change:
+def _sent(row: OutboxRow, answer: SlackAnswer, situation: Situation) -> Change:
     values: dict[str, Any] = {
         "state": DeliveryState.SENT,
         "ts": answer.ts,
@@ -244,7 +243,7 @@ def _sent(row: Row, answer: SlackAnswer, situation: Situation) -> Change:
     return Change(values)
 
 
-def _unconfirmed(row: Row, situation: Situation, note: str) -> Change:
+def _unconfirmed(row: OutboxRow, situation: Situation, note: str) -> Change:
     if row.operation is Operation.EDIT:
         # A second edit changes nothing: no search is needed.
         return Change(_retry(DeliveryState.PENDING, situation.after(situation.pace.after_fault_seconds), note))

@@ -8,21 +8,19 @@ from dataclasses import dataclass, replace
 
 import sqlalchemy as sa
 
-from dags.alerts import incidents, ingest, mutes, route
-from dags.alerts.decide import (
-    STORM_WINDOW,
+from dags.alerts import incidents, ingest, mutes, route, tables
+from dags.alerts.decide import STORM_WINDOW, storm_of, streaks, thread_key
+from dags.alerts.tables import attempts
+from dags.alerts.values import (
+    AttemptState,
+    AttemptStatus,
+    ClassifiedAttempt,
     ExecutionOutcome,
     Incident,
     IncidentKind,
+    Policy,
     Streak,
-    storm_of,
-    streaks,
-    thread_key,
 )
-from dags.alerts.incidents import threads
-from dags.alerts.ingest import attempts
-from dags.alerts.records import Policy
-from dags.alerts.settle import ClassifiedAttempt
 
 BACKFILL_SERIES = "backfill:"
 CHECK_SERIES = "check:"
@@ -49,8 +47,10 @@ def write(connection: sa.Connection, found: Sequence[ClassifiedAttempt], policy:
     failing |= incidents.series_that_fail(connection, [outcome.series for outcome in new if not outcome.failed])
     new = [_in_backfill(outcome) for outcome in mutes.apply(connection, new) if outcome.series in failing]
     incidents.add_outcomes(connection, new, {one.attempt.run_id: one.attempt.job_name for one in found})
-    openings = [_opening(one.thread, IncidentKind.BACKFILL, one, 1, policy) for one in new if one.thread is not None]
-    openings += _judge(connection, [one for one in new if one.thread is None], policy)
+    openings = [
+        _opening(one.incident, IncidentKind.BACKFILL, one, 1, policy) for one in new if one.incident is not None
+    ]
+    openings += _judge(connection, [one for one in new if one.incident is None], policy)
     for opening in sorted(openings, key=lambda one: (one.thread.opened_at, one.thread.key)):
         open_thread(connection, opening)
     for key in sorted({opening.thread.key for opening in openings}):
@@ -67,10 +67,10 @@ def open_thread(connection: sa.Connection, opening: Opening, facts: str | None =
     earlier = incidents.find_threads(
         connection,
         sa.and_(
-            threads.c.channel == thread.channel,
-            threads.c.opened_at > thread.opened_at - STORM_WINDOW,
-            threads.c.opened_at <= thread.opened_at,
-            threads.c.kind != IncidentKind.STORM.value,
+            tables.incidents.c.channel == thread.channel,
+            tables.incidents.c.opened_at > thread.opened_at - STORM_WINDOW,
+            tables.incidents.c.opened_at <= thread.opened_at,
+            tables.incidents.c.kind != IncidentKind.STORM.value,
         ),
     )
     storm = storm_of([one.storm for one in earlier], thread.key, thread.channel)
@@ -86,10 +86,15 @@ def open_thread(connection: sa.Connection, opening: Opening, facts: str | None =
 
 def unaccounted(connection: sa.Connection) -> Sequence[str]:
     """Failed runs that are decided and of which nothing says what became of them. There should be none."""
-    outcomes = incidents.outcomes
-    told = sa.exists().where(outcomes.c.run_id == attempts.c.run_id, outcomes.c.failed, outcomes.c.fate.is_not(None))
+    outcomes = tables.outcomes
+    told = sa.exists().where(
+        outcomes.c.run_id == attempts.c.run_id, outcomes.c.failed, outcomes.c.disposition.is_not(None)
+    )
     query = sa.select(attempts.c.run_id).where(
-        attempts.c.status == ingest.FAILED, attempts.c.state == ingest.DONE, attempts.c.fate.is_(None), sa.not_(told)
+        attempts.c.status == AttemptStatus.FAILED,
+        attempts.c.state == AttemptState.DONE,
+        attempts.c.disposition.is_(None),
+        sa.not_(told),
     )
     return list(connection.execute(query).scalars())
 
@@ -100,14 +105,16 @@ def _still_undecided(connection: sa.Connection, found: Sequence[ClassifiedAttemp
         for row in connection.execute(sa.select(attempts).where(attempts.c.run_id.in_(list(chunk)))):
             states[row.run_id, row.subject, row.status] = row.state
     return [
-        one for one in found if states.get((one.attempt.run_id, one.attempt.subject, one.attempt.status)) != ingest.DONE
+        one
+        for one in found
+        if states.get((one.attempt.run_id, one.attempt.subject, one.attempt.status)) != AttemptState.DONE
     ]
 
 
 def _in_backfill(outcome: ExecutionOutcome) -> ExecutionOutcome:
     """A failure of a backfill has its thread at once: a backfill has no streaks."""
-    is_told = outcome.series.startswith(BACKFILL_SERIES) and outcome.failed and outcome.muted is None
-    return replace(outcome, thread=thread_key(outcome.series, outcome.owner)) if is_told else outcome
+    is_told = outcome.series.startswith(BACKFILL_SERIES) and outcome.failed and outcome.muted_by is None
+    return replace(outcome, incident=thread_key(outcome.series, outcome.owner)) if is_told else outcome
 
 
 def _judge(connection: sa.Connection, new: Sequence[ExecutionOutcome], policy: Policy) -> list[Opening]:
@@ -119,9 +126,9 @@ def _judge(connection: sa.Connection, new: Sequence[ExecutionOutcome], policy: P
             threshold = _threshold(series, seen, policy)
             for streak in streaks(seen, threshold):
                 incidents.keep_streak(connection, series, streak, threshold)
-                if streak.thread is not None:
-                    incidents.keep_incident(connection, streak.thread, series, streak.ended_at)
-                    openings.append(_opening(streak.thread, IncidentKind.RUN, _opener(streak), threshold, policy))
+                if streak.incident is not None:
+                    incidents.keep_incident(connection, streak.incident, series, streak.resolved_at)
+                    openings.append(_opening(streak.incident, IncidentKind.RUN, _opener(streak), threshold, policy))
     incidents.close_quiet(connection, history.keys())
     return openings
 
@@ -160,27 +167,29 @@ def _recount(connection: sa.Connection, key: str) -> None:
     if thread is None:
         return
     if thread.kind is IncidentKind.STORM:
-        members = incidents.find_threads(connection, threads.c.storm == key)
+        members = incidents.find_threads(connection, tables.incidents.c.storm == key)
         last = max((member.opened_at for member in members), default=None)
         incidents.keep_thread(connection, replace(thread, failures=len(members), last_failed_at=last))
         return
     failures, last = incidents.counts(connection, key)
-    closed_at = incidents.ended_at(connection, key) if thread.kind is IncidentKind.RUN else thread.closed_at
+    closed_at = incidents.ended_at(connection, key) if thread.kind is IncidentKind.RUN else thread.resolved_at
     # A failure that came after the end was told makes one more thing to say.
-    finished = thread.finished and failures <= thread.told
+    finished = thread.finished and failures <= thread.notified_failures
     incidents.keep_thread(
         connection,
-        replace(thread, failures=failures, last_failed_at=last, closed_at=closed_at, finished=finished),
+        replace(thread, failures=failures, last_failed_at=last, resolved_at=closed_at, finished=finished),
     )
 
 
 def _keep_attempts(connection: sa.Connection, found: Sequence[ClassifiedAttempt], failing: Collection[str]) -> None:
     def state_of(one: ClassifiedAttempt) -> str:
         if one.held_until is not None:
-            return ingest.HELD
+            return AttemptState.HELD
         # A success that nothing waited for is looked at again when an earlier failure comes late.
         is_awaited = all(outcome.failed or outcome.series in failing for outcome in one.outcomes)
-        return ingest.DONE if is_awaited or one.attempt.status != ingest.SUCCEEDED else ingest.SKIPPED
+        return (
+            AttemptState.DONE if is_awaited or one.attempt.status != AttemptStatus.SUCCEEDED else AttemptState.SKIPPED
+        )
 
     rows = [
         {
@@ -192,7 +201,7 @@ def _keep_attempts(connection: sa.Connection, found: Sequence[ClassifiedAttempt]
             "series": one.series,
             "execution": one.execution,
             "backfill_id": one.backfill_id,
-            "fate": one.fate,
+            "disposition": one.disposition,
         }
         for one in found
     ]
@@ -212,8 +221,8 @@ def _keep_attempts(connection: sa.Connection, found: Sequence[ClassifiedAttempt]
                 .where(
                     attempts.c.run_id == one.retried.run_id,
                     attempts.c.subject == "",
-                    attempts.c.status == ingest.FAILED,
-                    attempts.c.state == ingest.HELD,
+                    attempts.c.status == AttemptStatus.FAILED,
+                    attempts.c.state == AttemptState.HELD,
                 )
-                .values(state=ingest.DONE, fate=f"retried in {one.attempt.run_id}")
+                .values(state=AttemptState.DONE, disposition=f"retried in {one.attempt.run_id}")
             )

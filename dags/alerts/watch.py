@@ -14,9 +14,9 @@ import dagster as dg
 import sqlalchemy as sa
 
 from dags.alerts import ingest, route, watch_rules, watch_sources
-from dags.alerts.records import Finding, Policy
 from dags.alerts.steps import Plans, only_owner
 from dags.alerts.store import reading, transaction
+from dags.alerts.values import Finding, Policy
 from dags.alerts.watch_rules import Observation, WatchContext
 from dags.alerts.watch_sources import WebserverError, Workspace
 

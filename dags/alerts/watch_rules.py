@@ -8,8 +8,8 @@ from itertools import takewhile
 import dagster as dg
 
 from dags.alerts import route
-from dags.alerts.records import Finding, Policy
 from dags.alerts.steps import cause_of, shortened
+from dags.alerts.values import Finding, Policy
 from dags.alerts.watch_sources import MAX_TICKS, Instigator, Location, Tick, UnfinishedRun, WebserverError, Workspace
 from dags.common.owners import OWNER_TAG
 

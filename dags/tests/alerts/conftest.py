@@ -13,10 +13,10 @@ import psycopg2
 import pytest
 import sqlalchemy as sa
 
-from dags.alerts.records import Policy
 from dags.alerts.slack import make_client
 from dags.alerts.store import open_store
 from dags.alerts.transitions import Pace
+from dags.alerts.values import Policy
 from dags.local import ports, services
 from dags.tests.alerts.fake_slack import TOKEN, FakeSlack, serving
 from dags.tests.alerts.site import Site, opened

@@ -20,8 +20,8 @@ import sqlalchemy as sa
 from slack_sdk import WebClient
 from slack_sdk.web import SlackResponse
 
-from dags.alerts import deliver, outbox, slack, store, transitions
-from dags.alerts.records import Policy
+from dags.alerts import deliver, slack, store, tables, transitions
+from dags.alerts.values import Policy
 from dags.tests.alerts.fake_slack import TOKEN
 
 CRASHED = 9
@@ -95,7 +95,7 @@ def carry_out(order: dict[str, str]) -> None:
 def main() -> None:
     """Carry out the orders from standard input, each in a process of its own."""
     # Imported here, so that each process has it already.
-    if outbox.outbox.metadata is not store.metadata:
+    if tables.outbox.metadata is not tables.metadata:
         raise ValueError("The outbox is not in the store.")
     for line in sys.stdin:
         child = os.fork()

@@ -9,10 +9,10 @@ from typing import Any
 import sqlalchemy as sa
 from slack_sdk import WebClient
 
-from dags.alerts import engine, incidents, ingest, store, verdicts
-from dags.alerts.records import Policy
+from dags.alerts import engine, store, tables, verdicts
 from dags.alerts.slack import make_client
 from dags.alerts.transitions import Pace
+from dags.alerts.values import AttemptStatus, Policy
 from dags.tests.alerts.fake_slack import TOKEN, FakeSlack, Stored, serving
 from dags.tests.alerts.world import World, local_instance
 
@@ -72,11 +72,11 @@ class Site:
         """What became of each failed run, by its id."""
         with store.reading(self.store) as connection:
             told = {
-                row.run_id: row.fate
-                for row in connection.execute(sa.select(incidents.outcomes).where(incidents.outcomes.c.failed))
+                row.run_id: row.disposition
+                for row in connection.execute(sa.select(tables.outcomes).where(tables.outcomes.c.failed))
             }
-            failed = sa.select(ingest.attempts).where(ingest.attempts.c.status == ingest.FAILED)
-            return {row.run_id: row.fate or told.get(row.run_id) for row in connection.execute(failed)}
+            failed = sa.select(tables.attempts).where(tables.attempts.c.status == AttemptStatus.FAILED)
+            return {row.run_id: row.disposition or told.get(row.run_id) for row in connection.execute(failed)}
 
     def unaccounted(self) -> list[str]:
         """Failed runs of which nothing says what became of them."""

@@ -13,8 +13,8 @@ from click.testing import CliRunner, Result
 from dagster._daemon.types import DaemonHeartbeat
 
 from dags.alerts.__main__ import main
-from dags.alerts.records import Policy
 from dags.alerts.slack import make_logging_client
+from dags.alerts.values import Policy
 from dags.common.settings import Settings, get_settings
 from dags.tests.alerts.fake_slack import Kind
 from dags.tests.alerts.site import POLICY, Site, opened

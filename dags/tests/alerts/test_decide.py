@@ -6,9 +6,6 @@ from dags.alerts.decide import (
     LONGEST_BATCH,
     REMINDER,
     STORM_INCIDENTS,
-    ExecutionOutcome,
-    Incident,
-    IncidentKind,
     batch_of,
     common_causes,
     is_due,
@@ -18,7 +15,7 @@ from dags.alerts.decide import (
     streaks,
     thread_key,
 )
-from dags.alerts.records import Cause, Failure, NoticeKind, Operation
+from dags.alerts.values import Cause, ExecutionOutcome, Failure, Incident, IncidentKind, NoticeKind, Operation
 
 START = dt.datetime(2026, 3, 1, 12, tzinfo=dt.UTC)
 
@@ -38,8 +35,8 @@ def failure(minutes: float, name: str = "", *, muted: str | None = None, thread:
         at=at(minutes),
         owner="team-a",
         failure=told,
-        muted=muted,
-        thread=thread,
+        muted_by=muted,
+        incident=thread,
     )
 
 
@@ -56,31 +53,31 @@ def thread(**changes: object) -> Incident:
 
 def test_a_streak_ends_with_a_success() -> None:
     first, second = streaks([failure(0), failure(1), success(2), failure(3)], 1)
-    assert (first.executions, first.ended_at) == (2, at(2))
-    assert (second.executions, second.ended_at) == (1, None)
-    assert first.thread == "run_0/team-a"
+    assert (first.executions, first.resolved_at) == (2, at(2))
+    assert (second.executions, second.resolved_at) == (1, None)
+    assert first.incident == "run_0/team-a"
 
 
 def test_a_streak_below_the_threshold_has_no_thread() -> None:
     (streak,) = streaks([failure(0), failure(1)], 3)
-    assert streak.thread is None
+    assert streak.incident is None
     assert streak.reached_by is None
 
 
 def test_the_failure_that_reaches_the_threshold_names_the_thread() -> None:
     (streak,) = streaks([failure(0), failure(1), failure(2), failure(3)], 3)
-    assert streak.thread == thread_key("run_2", "team-a")
+    assert streak.incident == thread_key("run_2", "team-a")
 
 
 def test_attempts_of_one_execution_count_once() -> None:
     again = ExecutionOutcome("other", "run_0", "web/nightly_job/automated", failed=True, at=at(1), owner="team-a")
     (streak,) = streaks([failure(0), again], 2)
-    assert (streak.executions, streak.thread) == (1, None)
+    assert (streak.executions, streak.incident) == (1, None)
 
 
 def test_what_was_told_stays_in_its_thread_whatever_comes_before_it_later() -> None:
     (streak,) = streaks([failure(-5), failure(0, thread="run_0/team-a")], 1)
-    assert streak.thread == "run_0/team-a"
+    assert streak.incident == "run_0/team-a"
 
 
 def test_muted_failures_are_neutral() -> None:
@@ -100,43 +97,43 @@ def test_a_new_thread_is_a_post_and_one_that_is_over_already_says_both() -> None
     after, (draft,) = speak(thread(), [failure(0)], at(1))
     assert (draft.operation, draft.notice.kind, draft.key) == (Operation.POST, NoticeKind.FAILING, draft.thread)
     assert (after.posted, after.finished) == (True, False)
-    after, (draft,) = speak(thread(closed_at=at(5)), [failure(0)], at(6))
-    assert draft.notice.kind is NoticeKind.FAILED_AND_RECOVERED
+    after, (draft,) = speak(thread(resolved_at=at(5)), [failure(0)], at(6))
+    assert draft.notice.kind is NoticeKind.FAILED_AND_RESOLVED
     assert after.finished
 
 
 def test_the_end_is_a_reply_and_an_edit() -> None:
-    told = thread(posted=True, told=1, closed_at=at(5))
+    told = thread(posted=True, notified_failures=1, resolved_at=at(5))
     after, drafts = speak(told, [failure(0)], at(6))
     assert [draft.operation for draft in drafts] == [Operation.REPLY, Operation.EDIT]
-    assert {draft.notice.kind for draft in drafts} == {NoticeKind.RECOVERED}
+    assert {draft.notice.kind for draft in drafts} == {NoticeKind.RESOLVED}
     assert after.finished
     assert not is_due(after, at(1000))
 
 
 def test_further_failures_wait_for_the_end_of_their_batch() -> None:
-    told = thread(posted=True, told=1, failures=3, last_failed_at=at(2), batches=1)
+    told = thread(posted=True, notified_failures=1, failures=3, last_failed_at=at(2), batches=1)
     failures = [failure(0), failure(1.5), failure(2)]
     assert not is_due(told, at(2.9))
     assert is_due(told, at(3))
     after, drafts = speak(told, failures, at(3))
     assert [draft.notice.kind for draft in drafts] == [NoticeKind.MORE_FAILURES, NoticeKind.FAILING]
     assert drafts[0].notice.lines[0] == "2 more since the last message of this thread."
-    assert after.told == 3
+    assert after.notified_failures == 3
     assert not is_due(after, at(100))
 
 
 def test_a_reminder_comes_only_if_it_has_failed_since_the_last_one() -> None:
-    quiet = thread(posted=True, told=1)
+    quiet = thread(posted=True, notified_failures=1)
     assert not is_due(quiet, START + 3 * REMINDER)
-    failing = thread(posted=True, told=2, failures=2, last_failed_at=at(100))
+    failing = thread(posted=True, notified_failures=2, failures=2, last_failed_at=at(100))
     after, drafts = speak(failing, [failure(0), failure(100)], START + REMINDER)
     assert [draft.notice.kind for draft in drafts] == [NoticeKind.STILL_FAILING]
     assert not is_due(after, START + 2 * REMINDER)
 
 
 def test_after_a_long_silence_one_reminder_is_enough() -> None:
-    failing = thread(posted=True, told=2, failures=2, last_failed_at=START + 2.5 * REMINDER)
+    failing = thread(posted=True, notified_failures=2, failures=2, last_failed_at=START + 2.5 * REMINDER)
     after, drafts = speak(failing, [failure(0)], START + 3 * REMINDER)
     assert len(drafts) == 1
     assert after.reminders == 3
@@ -147,7 +144,7 @@ def test_a_detail_of_a_storm_is_a_reply_in_its_thread() -> None:
     after, (draft,) = speak(detail, [failure(0)], at(1))
     assert (draft.operation, draft.thread) == (Operation.REPLY, "storm/#a/run_0")
     _, (over,) = speak(
-        Incident(**{**vars(after), "closed_at": at(9), "finished": False}),
+        Incident(**{**vars(after), "resolved_at": at(9), "finished": False}),
         [failure(0)],
         at(10),
     )
@@ -169,7 +166,7 @@ def test_a_backfill_is_edited_at_most_once_a_minute() -> None:
         START,
         failures=5,
         posted=True,
-        told=1,
+        notified_failures=1,
         edited_at=at(1),
     )
     assert not is_due(told, at(1.5))

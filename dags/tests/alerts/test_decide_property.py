@@ -18,10 +18,18 @@ import sqlalchemy as sa
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from dags.alerts import incidents, ingest, outbox, speech, store, verdicts
-from dags.alerts.decide import ExecutionOutcome, thread_key
-from dags.alerts.records import Failure, Operation, Policy
-from dags.alerts.settle import Attempt, ClassifiedAttempt
+from dags.alerts import incidents, speech, store, tables, verdicts
+from dags.alerts.decide import thread_key
+from dags.alerts.values import (
+    Attempt,
+    AttemptState,
+    AttemptStatus,
+    ClassifiedAttempt,
+    ExecutionOutcome,
+    Failure,
+    Operation,
+    Policy,
+)
 
 START = dt.datetime(2026, 3, 1, tzinfo=dt.UTC)
 MINUTES = 400
@@ -58,12 +66,14 @@ class End:
                 at=self.at,
                 owner=owner,
                 failure=failure if self.failed else None,
-                muted="a tag" if self.muted and self.failed else None,
+                muted_by="a tag" if self.muted and self.failed else None,
             )
             for owner in (self.owners if self.failed else (None,))
         ]
-        status = ingest.FAILED if self.failed else ingest.SUCCEEDED
-        return ClassifiedAttempt(Attempt(self.run_id, "", status, 0, self.at, self.job, ingest.NEW), outcomes=outcomes)
+        status = AttemptStatus.FAILED if self.failed else AttemptStatus.SUCCEEDED
+        return ClassifiedAttempt(
+            Attempt(self.run_id, "", status, 0, self.at, self.job, AttemptState.NEW), outcomes=outcomes
+        )
 
 
 @st.composite
@@ -137,17 +147,17 @@ class Router:
     def told(self) -> dict[str, tuple[int, bool]]:
         with store.reading(self.engine) as connection:
             found = incidents.find_threads(connection, sa.true())
-            return {one.key: (one.failures, one.closed_at is not None) for one in found if one.posted}
+            return {one.key: (one.failures, one.resolved_at is not None) for one in found if one.posted}
 
     def posts(self) -> set[str]:
         with store.reading(self.engine) as connection:
-            query = sa.select(outbox.outbox.c.key).where(outbox.outbox.c.operation == Operation.POST)
+            query = sa.select(tables.outbox.c.key).where(tables.outbox.c.operation == Operation.POST)
             return set(connection.execute(query).scalars())
 
     def open(self) -> set[tuple[str, str | None]]:
         """The jobs and owners with an incident that is not over."""
         with store.reading(self.engine) as connection:
-            found = incidents.find_threads(connection, incidents.threads.c.closed_at.is_(None))
+            found = incidents.find_threads(connection, tables.incidents.c.resolved_at.is_(None))
             return {
                 (outcome.failure.job_name, outcome.owner)
                 for one in found
@@ -157,13 +167,13 @@ class Router:
 
     def fates(self) -> dict[tuple[str, str], str]:
         with store.reading(self.engine) as connection:
-            rows = connection.execute(sa.select(incidents.outcomes).where(incidents.outcomes.c.failed))
-            return {(row.run_id, row.owner): row.fate for row in rows}
+            rows = connection.execute(sa.select(tables.outcomes).where(tables.outcomes.c.failed))
+            return {(row.run_id, row.owner): row.disposition for row in rows}
 
     def kinds(self, thread: str) -> list[str]:
         with store.reading(self.engine) as connection:
-            query = sa.select(outbox.outbox.c.kind).where(outbox.outbox.c.thread == thread)
-            return list(connection.execute(query.order_by(outbox.outbox.c.id)).scalars())
+            query = sa.select(tables.outbox.c.kind).where(tables.outbox.c.thread == thread)
+            return list(connection.execute(query.order_by(tables.outbox.c.id)).scalars())
 
 
 @pytest.fixture(scope="module")
@@ -206,8 +216,8 @@ def check_in_order(instance: dg.DagsterInstance, history: list[End], minutes: li
         assert many.fates() == fates
         for thread in posts:
             kinds = many.kinds(thread)
-            assert kinds[0] in {"failing", "failed and recovered"}
-            assert kinds.count("recovered") in {0, 2}
+            assert kinds[0] in {"failing", "failed and resolved"}
+            assert kinds.count("resolved") in {0, 2}
 
 
 def check_late(instance: dg.DagsterInstance, history: list[End], minutes: list[int], data: st.DataObject) -> None:
@@ -224,8 +234,8 @@ def check_late(instance: dg.DagsterInstance, history: list[End], minutes: list[i
         with router(instance) as once:
             once.tick(history, START + dt.timedelta(minutes=MINUTES))
             assert once.open() <= late.open() <= failing_last(history)
-            told_in_order = {key for key, fate in once.fates().items() if fate.startswith("told")}
-        assert told_in_order <= {key for key, fate in fates.items() if fate.startswith("told")}
+            told_in_order = {key for key, fate in once.fates().items() if fate.startswith("notified")}
+        assert told_in_order <= {key for key, fate in fates.items() if fate.startswith("notified")}
 
 
 @BOUNDED

@@ -7,13 +7,12 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import sqlalchemy as sa
 
-from dags.alerts import outbox
+from dags.alerts import outbox, tables
 from dags.alerts.deliver import Delivered, DeliveryError, deliver
-from dags.alerts.outbox import DeliveryState
-from dags.alerts.records import Cause, Draft, Failure, Notice, NoticeKind, Operation, Policy
 from dags.alerts.slack import SlackOutcome, make_client
 from dags.alerts.store import reading, transaction
 from dags.alerts.transitions import Pace, SearchResult, search_result
+from dags.alerts.values import Cause, DeliveryState, Draft, Failure, Notice, NoticeKind, Operation, Policy
 from dags.tests.alerts.conftest import DEFAULT_CHANNEL, QUICK, Clock
 from dags.tests.alerts.fake_slack import TOKEN, FakeSlack, Kind
 
@@ -32,11 +31,11 @@ def draft(
     thread: str | None = None,
     kind: NoticeKind = NoticeKind.FAILING,
 ) -> Draft:
-    notice = Notice(kind, "team-a", "shop", f"{key}_job", failures=1, streak=1)
+    notice = Notice(kind, "team-a", "shop", f"{key}_job", failures=1, consecutive_failures=1)
     return Draft(key, thread or key, operation, channel, notice)
 
 
-def reply(key: str, thread: str, kind: NoticeKind = NoticeKind.RECOVERED) -> Draft:
+def reply(key: str, thread: str, kind: NoticeKind = NoticeKind.RESOLVED) -> Draft:
     return draft(key, operation=Operation.REPLY, thread=thread, kind=kind)
 
 
@@ -63,7 +62,7 @@ class Router:
 
     def row(self, key: str) -> Mapping[str, Any]:
         with reading(self.store) as connection:
-            return dict(connection.execute(sa.select(outbox.outbox).where(outbox.outbox.c.key == key)).mappings().one())
+            return dict(connection.execute(sa.select(tables.outbox).where(tables.outbox.c.key == key)).mappings().one())
 
     def state(self, key: str) -> str:
         return str(self.row(key)["state"])
@@ -131,7 +130,7 @@ def test_new_posts_go_before_replies_to_other_threads(router: Router, slack: Fak
 
 def test_a_waiting_edit_is_replaced_by_a_newer_one_of_its_thread(router: Router, slack: FakeSlack) -> None:
     router.put(draft("post"), edit("second", "post"))
-    router.put(edit("third", "post", NoticeKind.RECOVERED))
+    router.put(edit("third", "post", NoticeKind.RESOLVED))
     router.tick()
     [post] = slack.copies("post")
     assert "Resolved" in post.text
@@ -384,7 +383,7 @@ def test_a_server_that_refuses_connections_is_tried_again(
 def test_a_failed_edit_is_repeated(router: Router, slack: FakeSlack) -> None:
     router.put(draft("one"))
     router.tick()
-    router.put(edit("count", "one", NoticeKind.RECOVERED))
+    router.put(edit("count", "one", NoticeKind.RESOLVED))
     slack.fail(Kind.DROP, stored=True, times=1)
     router.tick()
     router.tick(seconds_later=31)

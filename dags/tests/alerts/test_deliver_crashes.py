@@ -4,12 +4,11 @@ from collections.abc import Iterator
 import pytest
 import sqlalchemy as sa
 
-from dags.alerts import outbox
+from dags.alerts import outbox, tables
 from dags.alerts.deliver import deliver
-from dags.alerts.outbox import OPEN_STATES
-from dags.alerts.records import Draft, Notice, NoticeKind, Operation, Policy
 from dags.alerts.slack import make_client
 from dags.alerts.store import reading, transaction
+from dags.alerts.values import OPEN_STATES, Draft, Notice, NoticeKind, Operation, Policy
 from dags.tests.alerts.conftest import DEFAULT_CHANNEL, QUICK, Clock
 from dags.tests.alerts.crashing import Crasher
 from dags.tests.alerts.fake_slack import TOKEN, FakeSlack, Kind
@@ -46,8 +45,8 @@ class Round:
         drafts = [
             draft("post", A, Operation.POST, "post", NoticeKind.FAILING),
             draft("more", A, Operation.REPLY, "post", NoticeKind.MORE_FAILURES),
-            draft("edit", A, Operation.EDIT, "post", NoticeKind.RECOVERED),
-            draft("over", A, Operation.REPLY, "post", NoticeKind.RECOVERED),
+            draft("edit", A, Operation.EDIT, "post", NoticeKind.RESOLVED),
+            draft("over", A, Operation.REPLY, "post", NoticeKind.RESOLVED),
             draft("other", B, Operation.POST, "other", NoticeKind.FAILING),
         ]
         with transaction(self.store) as connection:
@@ -73,7 +72,7 @@ class Round:
             assert all("Possibly repeated" in repeated.text for repeated in found[1:])
         assert "Resolved" in copies["post"][-1].text
         with reading(self.store) as connection:
-            still_open = sa.select(outbox.outbox.c.key).where(outbox.outbox.c.state.in_(OPEN_STATES))
+            still_open = sa.select(tables.outbox.c.key).where(tables.outbox.c.state.in_(OPEN_STATES))
             assert connection.execute(still_open).scalars().all() == []
 
 

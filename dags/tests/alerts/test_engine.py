@@ -6,8 +6,8 @@ import dagster as dg
 import pytest
 import sqlalchemy as sa
 
-from dags.alerts import dagster_private, engine, incidents, ingest, outbox, store
-from dags.alerts.records import Finding
+from dags.alerts import dagster_private, engine, incidents, store, tables
+from dags.alerts.values import Finding
 from dags.tests.alerts.fake_slack import Kind
 from dags.tests.alerts.site import DEFAULT_CHANNEL, Site, opened
 from dags.tests.alerts.world import ASSET_JOB, asset_job, op_job, user_error
@@ -391,7 +391,7 @@ def test_a_run_that_is_stranger_than_the_code_knows_is_told_of_and_holds_up_no_o
     site.world.fail(op_job("fine"))
     site.tick()
     with store.transaction(site.store) as connection:
-        connection.execute(sa.update(ingest.attempts).where(ingest.attempts.c.run_id == strange).values(detail="{"))
+        connection.execute(sa.update(tables.attempts).where(tables.attempts.c.run_id == strange).values(detail="{"))
     site.settle()
     assert len(site.posts("#a")) == 1
     assert len(site.posts(DEFAULT_CHANNEL)) == 1
@@ -505,7 +505,7 @@ def test_a_secret_in_an_error_reaches_neither_the_store_nor_slack(site: Site) ->
     assert "[redacted]" in site.posts("#a")[0].text
     assert secret not in site.posts("#a")[0].everything()
     with store.reading(site.store) as connection:
-        for table in store.metadata.sorted_tables:
+        for table in tables.metadata.sorted_tables:
             assert secret not in str(connection.execute(sa.select(table)).all())
 
 
@@ -539,9 +539,9 @@ def test_what_is_closed_and_old_is_forgotten_and_what_is_open_is_not(site: Site)
     engine.forget(site.store, site.world.now)
     with store.reading(site.store) as connection:
         threads = incidents.find_threads(connection, sa.true())
-        kept = set(connection.execute(sa.select(outbox.outbox.c.thread)).scalars())
-        names = set(connection.execute(sa.select(incidents.outcomes.c.job_name)).scalars())
-        assert connection.execute(sa.select(sa.func.count()).select_from(ingest.attempts)).scalar() == 0
+        kept = set(connection.execute(sa.select(tables.outbox.c.thread)).scalars())
+        names = set(connection.execute(sa.select(tables.outcomes.c.job_name)).scalars())
+        assert connection.execute(sa.select(sa.func.count()).select_from(tables.attempts)).scalar() == 0
     assert kept == {thread.key for thread in threads}
     assert len(threads) == 1
     assert names == {"still_open"}

@@ -7,8 +7,9 @@ from dataclasses import dataclass, field
 import pytest
 import sqlalchemy as sa
 
-from dags.alerts import outbox, store
+from dags.alerts import store, tables
 from dags.alerts.decide import thread_key
+from dags.alerts.values import OPEN_STATES
 from dags.tests.alerts.fake_slack import Stored
 from dags.tests.alerts.site import Site
 from dags.tests.alerts.ticking import Ticker
@@ -70,17 +71,17 @@ class Round:
         copies = {key: len(slack.copies(key)) for key in self.posts}
         # One that was told as failed and recovered in one message has no reply.
         both = {key for key in self.recovered if "Resolved" in first_text(slack.copies(key)[0])}
-        copies |= {f"{key}/over": len(slack.copies(f"{key}/over")) for key in self.recovered if key not in both}
+        copies |= {f"{key}/resolved": len(slack.copies(f"{key}/resolved")) for key in self.recovered if key not in both}
         assert {key: count for key, count in copies.items() if not 1 <= count <= 2} == {}
         keys = slack.all_keys()
         for key in set(self.recovered) - both:
-            assert keys.index(key) < keys.index(f"{key}/over")
+            assert keys.index(key) < keys.index(f"{key}/resolved")
         for key in self.recovered:
             assert "Resolved" in slack.copies(key)[-1].text.splitlines()[0]
         assert self.site.unaccounted() == []
         assert None not in self.site.fates().values()
         with store.reading(self.site.store) as connection:
-            still_open = sa.select(outbox.outbox.c.key).where(outbox.outbox.c.state.in_(outbox.OPEN_STATES))
+            still_open = sa.select(tables.outbox.c.key).where(tables.outbox.c.state.in_(OPEN_STATES))
             assert connection.execute(still_open).scalars().all() == []
 
 

@@ -9,8 +9,8 @@ from urllib.parse import urlsplit
 import pytest
 
 from dags.alerts import message as messages
-from dags.alerts.records import Cause, Failure, Notice, NoticeKind, Policy
 from dags.alerts.slack import SlackOutcome, make_client, post
+from dags.alerts.values import Cause, Failure, Notice, NoticeKind, Policy
 from dags.tests.alerts.fake_slack import (
     TOKEN,
     FakeSlack,
@@ -57,7 +57,7 @@ ODDITIES = [
     *["東京", "Ω" * 30, "a" * 300, " " * 50, "%s %d {} {0} {x}", "null", "', '", '"', "{", "}}", "0", "-", ""],
     *["Traceback (most recent call last):\n", '  File "/app/dags/x.py", line 3, in f\n', "DB::Exception: Code: 60. "],
 ]
-KINDS_WITH_RUNS = [NoticeKind.FAILING, NoticeKind.MORE_FAILURES, NoticeKind.STILL_FAILING, NoticeKind.RECOVERED]
+KINDS_WITH_RUNS = [NoticeKind.FAILING, NoticeKind.MORE_FAILURES, NoticeKind.STILL_FAILING, NoticeKind.RESOLVED]
 
 
 @dataclass
@@ -132,7 +132,7 @@ def odd_one(seed: int) -> Odd:
         asset_keys=[name() for _ in range(chance.choice([0, 1, 2, 40]))],
         backfill_id=chance.choice([None, None, "qwertyui", name()]),
         failures=chance.randrange(6000),
-        streak=chance.randrange(6),
+        consecutive_failures=chance.randrange(6),
         threshold=chance.randrange(1, 4),
         first_failed_at=NOW,
         last_failed_at=NOW,

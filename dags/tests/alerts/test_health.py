@@ -6,9 +6,9 @@ import pytest
 import sqlalchemy as sa
 from dagster._daemon.types import DaemonHeartbeat
 
-from dags.alerts import health, ingest, mutes, store
+from dags.alerts import health, mutes, store, tables
 from dags.alerts.health import Figures, UnknownHealthError, problems
-from dags.alerts.outbox import Waiting
+from dags.alerts.values import Waiting
 from dags.tests.alerts.fake_slack import Kind
 from dags.tests.alerts.site import Site
 from dags.tests.alerts.world import local_instance, op_job
@@ -101,7 +101,7 @@ def test_a_database_without_tables_is_no_store_and_stays_without_tables(tmp_path
 @pytest.mark.parametrize("version", [0, 99])
 def test_a_store_of_another_release_is_not_changed(site: Site, version: int) -> None:
     with store.transaction(site.store) as connection:
-        connection.execute(sa.update(store.schema_version).values(version=version))
+        connection.execute(sa.update(tables.schema_version).values(version=version))
     with pytest.raises(UnknownHealthError, match=f"at version {version}"), health.existing_store(site.world.instance):
         pass
     with store.reading(site.store) as connection:
@@ -112,7 +112,7 @@ def test_a_rescue_is_counted(site: Site) -> None:
     site.world.fail(op_job("plain"))
     site.settle()
     with store.transaction(site.store) as connection:
-        connection.execute(sa.update(ingest.attempts).values(rescued=True))
+        connection.execute(sa.update(tables.attempts).values(rescued=True))
     figures = health.read(site.world.instance, site.store, site.world())
     assert (figures.rescued, figures.rescued_in_a_day) == (1, 1)
     site.world.forward(2 * 86400)

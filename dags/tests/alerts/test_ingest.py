@@ -5,8 +5,9 @@ import pytest
 import sqlalchemy as sa
 
 from dags.alerts import ingest
-from dags.alerts.ingest import Ingested, attempts, positions
+from dags.alerts.ingest import Ingested
 from dags.alerts.store import reading
+from dags.alerts.tables import attempts, positions
 from dags.tests.alerts.site import Site
 from dags.tests.alerts.world import asset_job, op_job
 

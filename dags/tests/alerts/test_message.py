@@ -5,8 +5,8 @@ from typing import Any
 import pytest
 
 from dags.alerts import message as messages
-from dags.alerts.message import Message, code, compose, escape, shorten, with_line
-from dags.alerts.records import Cause, Failure, Notice, NoticeKind, Policy
+from dags.alerts.message import code, compose, escape, shorten, with_line
+from dags.alerts.values import Cause, Failure, Message, Notice, NoticeKind, Policy
 from dags.tests.alerts.fake_slack import check_message, units
 
 NOW = dt.datetime(2025, 11, 21, 7, 22, tzinfo=dt.UTC)
@@ -28,7 +28,7 @@ FAILING = Notice(
     job_name="web_hourly_job",
     asset_keys=["web/stats", "web/bounces"],
     failures=3,
-    streak=3,
+    consecutive_failures=3,
     threshold=3,
     first_failed_at=NOW - dt.timedelta(hours=2),
     last_failed_at=NOW,
@@ -140,7 +140,7 @@ def test_a_backfill_is_reported_with_counts_causes_and_sample_runs() -> None:
 
 
 def test_a_resolved_message_says_after_how_long() -> None:
-    resolved = replace(FAILING, kind=NoticeKind.RECOVERED, recovered_at=NOW + dt.timedelta(minutes=31))
+    resolved = replace(FAILING, kind=NoticeKind.RESOLVED, resolved_at=NOW + dt.timedelta(minutes=31))
     message = compose(resolved, POLICY)
     assert "🟢 Resolved: `web_hourly_job`" in message.text
     assert "Succeeded at *Fri 21 Nov 07:53 UTC*, after 2 h 31 min." in message.text
@@ -166,12 +166,18 @@ def test_a_failure_without_an_owner_says_how_to_assign_one() -> None:
 
 @pytest.mark.parametrize("kind", NoticeKind)
 def test_a_notice_of_any_kind_is_formatted_with_whatever_facts_it_has(kind: NoticeKind) -> None:
-    full = replace(FAILING, kind=kind, title="A title", detail="A detail", lines=["one", "two"], recovered_at=NOW)
+    full = replace(FAILING, kind=kind, title="A title", detail="A detail", lines=["one", "two"], resolved_at=NOW)
     for notice in (full, Notice(kind, None)):
         message = compose(notice, POLICY)
         check_message({"text": message.text, "blocks": list(message.blocks)})
         check_message({"text": message.stub})
-    if kind in (NoticeKind.STORM, NoticeKind.FINDING, NoticeKind.FINDING_OVER, NoticeKind.MUTE_ENDED, NoticeKind.TEST):
+    if kind in (
+        NoticeKind.STORM,
+        NoticeKind.FINDING,
+        NoticeKind.FINDING_RESOLVED,
+        NoticeKind.MUTE_ENDED,
+        NoticeKind.TEST,
+    ):
         assert all(part in compose(full, POLICY).text for part in ("A title", "A detail", "• `one`", "• `two`"))
 
 

@@ -3,9 +3,9 @@ import datetime as dt
 import pytest
 import sqlalchemy as sa
 
-from dags.alerts import incidents, mutes, store
-from dags.alerts.mutes import Mute, MuteError, MuteKind, Subject, matches, mute_of, parse_duration, parse_match
-from dags.alerts.records import Finding
+from dags.alerts import mutes, store, tables
+from dags.alerts.mutes import MuteError, matches, mute_of, parse_duration, parse_match
+from dags.alerts.values import Finding, Mute, MuteKind, MuteSubject
 from dags.tests.alerts.site import DEFAULT_CHANNEL, Site
 from dags.tests.alerts.world import ASSET_JOB, asset_job, op_job
 
@@ -26,37 +26,37 @@ def mute(site: Site, match: str, duration: dt.timedelta = HOUR) -> Mute:
 @pytest.mark.parametrize(
     ("match", "subject"),
     [
-        ("owner:team-a", Subject(owner="team-a")),
-        ("job:web_*", Subject(job_name="web_daily_job")),
-        ("location:web", Subject(location="web")),
-        ("asset:web_*", Subject(asset_keys=("web_a", "web_b"))),
-        ("asset:*", Subject(asset_keys=("raw/web_a",))),
-        ("finding:schedule/web/*", Subject(finding="schedule/web/nightly")),
+        ("owner:team-a", MuteSubject(owner="team-a")),
+        ("job:web_*", MuteSubject(job_name="web_daily_job")),
+        ("location:web", MuteSubject(location="web")),
+        ("asset:web_*", MuteSubject(asset_keys=("web_a", "web_b"))),
+        ("asset:*", MuteSubject(asset_keys=("raw/web_a",))),
+        ("finding:schedule/web/*", MuteSubject(finding="schedule/web/nightly")),
     ],
 )
-def test_a_mute_matches_what_its_pattern_names(match: str, subject: Subject) -> None:
+def test_a_mute_matches_what_its_pattern_names(match: str, subject: MuteSubject) -> None:
     assert matches(mute_on(match), subject)
 
 
 @pytest.mark.parametrize(
     ("match", "subject"),
     [
-        ("owner:team-a", Subject(owner=None)),
-        ("owner:team-a", Subject(owner="team-ab")),
-        ("owner:team-a", Subject(job_name="team-a")),
-        ("job:Web_*", Subject(job_name="web_daily_job")),
-        ("asset:*", Subject(asset_keys=())),
-        ("asset:web_*", Subject(asset_keys=("web_a", "raw"))),
+        ("owner:team-a", MuteSubject(owner=None)),
+        ("owner:team-a", MuteSubject(owner="team-ab")),
+        ("owner:team-a", MuteSubject(job_name="team-a")),
+        ("job:Web_*", MuteSubject(job_name="web_daily_job")),
+        ("asset:*", MuteSubject(asset_keys=())),
+        ("asset:web_*", MuteSubject(asset_keys=("web_a", "raw"))),
     ],
 )
-def test_in_doubt_a_mute_does_not_match(match: str, subject: Subject) -> None:
+def test_in_doubt_a_mute_does_not_match(match: str, subject: MuteSubject) -> None:
     assert not matches(mute_on(match), subject)
 
 
 def test_a_mute_holds_from_when_it_was_made_until_before_its_end() -> None:
     one = mute_on("job:a")
     held = [
-        at for at in (NOW - HOUR / 60, NOW, NOW + HOUR / 2, NOW + HOUR) if mute_of([one], at, Subject(job_name="a"))
+        at for at in (NOW - HOUR / 60, NOW, NOW + HOUR / 2, NOW + HOUR) if mute_of([one], at, MuteSubject(job_name="a"))
     ]
     assert held == [NOW, NOW + HOUR / 2]
 
@@ -91,7 +91,7 @@ def test_a_muted_failure_is_not_told_but_accounted_for_and_summed_up_at_the_end(
     site.settle()
     assert [first_line(post.text) for post in site.posts("#a")] == ["*🔴 `other` is failing*"]
     assert {site.fates()[run] for run in runs} == {f"muted by mute {made.id}"}
-    assert (site.fates()[other] or "").startswith("told")
+    assert (site.fates()[other] or "").startswith("notified")
     assert site.unaccounted() == []
     site.settle(3600)
     (summary,) = [post for post in site.posts("#a") if "mute" in post.text]
@@ -197,12 +197,12 @@ def test_a_finding_that_was_told_before_a_mute_is_not_over_by_it(site: Site) -> 
     site.tick(find=lambda: [broken])
     site.settle()
     (post,) = site.posts("#a")
-    assert "Over" not in post.text
+    assert "Resolved" not in post.text
     site.world.forward(300)
     site.tick(find=list)
     site.settle()
     (post,) = site.posts("#a")
-    assert "Over" in post.text
+    assert "Resolved" in post.text
 
 
 def test_a_mute_without_a_reason_is_refused(store_url: str) -> None:
@@ -219,9 +219,9 @@ def test_mutes_are_forgotten_after_the_retention_and_those_in_force_are_not(site
     mute(site, "job:other", dt.timedelta(days=14))
     with store.transaction(site.store) as connection:
         mutes.forget(connection, site.world.now + HOUR)
-        left = connection.execute(sa.select(mutes.mutes.c.pattern)).scalars().all()
+        left = connection.execute(sa.select(tables.mutes.c.pattern)).scalars().all()
         assert list(left) == ["other"]
-        assert connection.execute(sa.select(incidents.outcomes.c.muted)).scalars().all() == ["mute 1"]
+        assert connection.execute(sa.select(tables.outcomes.c.muted_by)).scalars().all() == ["mute 1"]
 
 
 def first_line(text: str) -> str:

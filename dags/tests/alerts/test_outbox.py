@@ -5,10 +5,9 @@ from typing import Any, cast
 import pytest
 import sqlalchemy as sa
 
-from dags.alerts import outbox
-from dags.alerts.outbox import Channel, DeliveryState
-from dags.alerts.records import Draft, Notice, NoticeKind, Operation, Policy
+from dags.alerts import outbox, tables
 from dags.alerts.store import reading, transaction
+from dags.alerts.values import Channel, DeliveryState, Draft, Notice, NoticeKind, Operation, Policy
 from dags.tests.alerts.conftest import Clock
 
 A, B = "#alerts-a", "#alerts-b"
@@ -20,7 +19,7 @@ def draft(key: str, thread: str | None = None, operation: Operation = Operation.
 
 def rows(store: sa.Engine) -> list[Mapping[str, Any]]:
     with reading(store) as connection:
-        return [dict(row) for row in connection.execute(sa.select(outbox.outbox).order_by("id")).mappings()]
+        return [dict(row) for row in connection.execute(sa.select(tables.outbox).order_by("id")).mappings()]
 
 
 def test_a_row_exists_exactly_when_its_decision_is_committed(store: sa.Engine, policy: Policy, clock: Clock) -> None:

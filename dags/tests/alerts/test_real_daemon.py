@@ -17,8 +17,9 @@ import sqlalchemy as sa
 from dagster._core.scheduler.instigation import InstigatorTick, TickStatus
 
 from dags import slack_alerts
-from dags.alerts import ingest, store
+from dags.alerts import ingest, store, tables
 from dags.alerts.decide import SETTLE
+from dags.alerts.values import AttemptState
 from dags.common.owners import JobOwners
 from dags.tests import webserver
 from dags.tests.alerts.failing_location import PARTITIONS, THRESHOLD_JOB
@@ -132,8 +133,8 @@ class Platform:
 
     def wait_until_decided(self, run_ids: Sequence[str]) -> None:
         """Waits until the engine has said of each of these failed or successful runs what becomes of it."""
-        query = sa.select(ingest.attempts.c.run_id).where(
-            ingest.attempts.c.run_id.in_(run_ids), ingest.attempts.c.state == ingest.DONE
+        query = sa.select(tables.attempts.c.run_id).where(
+            tables.attempts.c.run_id.in_(run_ids), tables.attempts.c.state == AttemptState.DONE
         )
 
         def decided(connection: sa.Connection) -> bool:

@@ -3,8 +3,8 @@ from collections.abc import Mapping
 import dagster as dg
 import pytest
 
-from dags.alerts.records import Policy
 from dags.alerts.route import channel_of, get_job_owner_for_alert, is_muted, location_of
+from dags.alerts.values import Policy
 from dags.tests.alerts.world import origin
 
 LOCATIONS = {"web": "team-of-web"}

@@ -5,8 +5,8 @@ import dagster as dg
 import pytest
 from dagster_shared.error import SerializableErrorInfo
 
-from dags.alerts.records import Cause
 from dags.alerts.steps import MAX_MESSAGE_CHARACTERS, Plans, cause_of, only_owner, read_run, shortened
+from dags.alerts.values import Cause
 from dags.common.owners import JobOwners, owned_by, owner_tags
 
 INGESTION, CLICKHOUSE = JobOwners.TEAM_INGESTION, JobOwners.TEAM_CLICKHOUSE

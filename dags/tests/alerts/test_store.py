@@ -7,15 +7,17 @@ import pytest
 import sqlalchemy as sa
 
 from dags.alerts import store as stores
-from dags.alerts.ingest import attempts, get_value, set_value
+from dags.alerts import tables
+from dags.alerts.ingest import get_value, set_value
 from dags.alerts.store import StoreVersionError, migrate, open_store, reading, transaction, version_of
+from dags.alerts.tables import attempts
 
 
 def test_a_new_store_has_every_table_at_the_latest_version(store: sa.Engine) -> None:
-    schema = stores.SCHEMA if store.dialect.name == "postgresql" else None
-    assert set(sa.inspect(store).get_table_names(schema=schema)) == set(stores.metadata.tables)
+    schema = tables.SCHEMA if store.dialect.name == "postgresql" else None
+    assert set(sa.inspect(store).get_table_names(schema=schema)) == set(tables.metadata.tables)
     with reading(store) as connection:
-        assert version_of(connection) == stores.LATEST_VERSION
+        assert version_of(connection) == tables.LATEST_VERSION
 
 
 def test_a_store_opens_again_with_what_is_in_it(store: sa.Engine, store_url: str) -> None:
@@ -66,14 +68,14 @@ def test_several_processes_may_make_the_same_store_at_once(store_url: str) -> No
     assert len(opened) == 4
     for engine in opened:
         with reading(engine) as connection:
-            assert version_of(connection) == stores.LATEST_VERSION
+            assert version_of(connection) == tables.LATEST_VERSION
         engine.dispose()
 
 
 def test_an_older_store_is_led_through_each_version_once(store: sa.Engine) -> None:
-    latest = stores.LATEST_VERSION
+    latest = tables.LATEST_VERSION
 
-    def add(name: str) -> stores.Migration:
+    def add(name: str) -> tables.Migration:
         return lambda connection: set_value(connection, name, str((get_value(connection, name) or "") + "x"))
 
     steps = {latest + 1: add("first"), latest + 2: add("second")}
@@ -85,7 +87,7 @@ def test_an_older_store_is_led_through_each_version_once(store: sa.Engine) -> No
 
 
 def test_a_migration_that_fails_leaves_the_version_of_before(store: sa.Engine) -> None:
-    latest = stores.LATEST_VERSION
+    latest = tables.LATEST_VERSION
 
     def broken(connection: sa.Connection) -> None:
         set_value(connection, "half", "done")
@@ -100,13 +102,13 @@ def test_a_migration_that_fails_leaves_the_version_of_before(store: sa.Engine) -
 
 def test_a_store_that_newer_code_has_written_is_refused(store: sa.Engine) -> None:
     with transaction(store) as connection:
-        connection.execute(sa.update(stores.schema_version).values(version=99))
+        connection.execute(sa.update(tables.schema_version).values(version=99))
     with pytest.raises(StoreVersionError, match="at version 99"):
         migrate(store)
 
 
 def test_every_version_has_its_migration() -> None:
-    assert sorted(stores.MIGRATIONS) == list(range(2, stores.LATEST_VERSION + 1))
+    assert sorted(tables.MIGRATIONS) == list(range(2, tables.LATEST_VERSION + 1))
 
 
 def test_times_come_back_aware_and_in_order(store: sa.Engine) -> None:

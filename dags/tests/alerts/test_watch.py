@@ -26,7 +26,7 @@ from dagster._core.storage.runs.schema import RunsTable
 from dagster._daemon.types import DaemonHeartbeat
 
 from dags.alerts import ingest, redact, store, watch, watch_rules, watch_sources
-from dags.alerts.records import Finding
+from dags.alerts.values import Finding
 from dags.alerts.watch import Sources
 from dags.alerts.watch_rules import Observation, WatchContext
 from dags.alerts.watch_sources import Location, WebserverError, read_workspace
