@@ -1,5 +1,5 @@
-"""The daily digest: of each team and day, its visitors, sessions, top pages, and its revenue in US dollars.
+"""The daily digest: visitors, sessions, top pages and revenue in US dollars of each team and day.
 
-`digest.py` is how a digest is read, added up and written; `assets.py` is what Dagster runs. It is small on purpose: one
-asset, one check, one job, one schedule, to copy from.
+It is small on purpose, to copy from: one asset, one check, one job, one schedule. `digest.py` computes and writes a
+digest, `report.py` shows it.
 """

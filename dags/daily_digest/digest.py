@@ -1,14 +1,12 @@
 """The digest of a day: read from the web tables and the events, added up, written to `analytics_digest_daily`.
 
-Belongs here: values, statements, and the order of the work. Not here: partitions, metadata and checks (`assets.py`).
-
 A revenue event is an event `order_placed`. Its property `revenue` is the amount, a decimal number (a JSON number, which
-holds about 15 digits, or a text, which holds them all) of less than 10^12; digits after the sixth decimal are cut off.
+holds about 15 digits, or a text, which holds them all) of less than 10^12; digits after the sixth decimal are dropped.
 A refund is a negative amount. Its property `currency` is an ISO 4217 code.
 
-The amounts of one currency are added exactly and divided by the rate of the day that the event happened on (UTC); US
-dollars need none. The sum over currencies is rounded once, to cents, a half to the even one. An event without a
-readable amount, or whose currency has no rate, is in no sum and is counted beside it.
+The amounts of one currency are added exactly and divided by the rate of the day of the event (UTC); US dollars need no
+rate. The sum over currencies is rounded once, to cents, half to even. An event without a valid amount, or whose
+currency has no rate, is in no sum and is counted separately.
 """
 
 import datetime as dt
@@ -27,13 +25,13 @@ from dags.common.clickhouse.tables import ANALYTICS_DIGEST_DAILY
 if TYPE_CHECKING:
     from clickhouse_driver import Client
 
-TOP_PAGES = 5
+MAX_TOP_PAGES = 5
 TIMEOUT_SECONDS = 1200.0
 CENT = Decimal("0.01")
-# More digits than a sum of amounts divided by a rate needs to be right to the cent.
+# Enough digits for a sum of amounts divided by a rate to be right to the cent.
 EXACT = decimal.Context(prec=60, rounding=decimal.ROUND_HALF_EVEN)
 
-# Beyond this a statement goes on on disk.
+# A larger GROUP BY spills to disk.
 SETTINGS = {"max_bytes_before_external_group_by": 400 * 2**20, "max_memory_usage": 2 * 2**30}
 
 TRAFFIC_STATEMENT = """
@@ -51,8 +49,8 @@ FROM web_stats_daily WHERE period_bucket = toDateTime(toDate(%(day)s), 'UTC')
 GROUP BY team_id, host, pathname
 ORDER BY team_id, pageviews DESC, host, pathname LIMIT %(pages)s BY team_id
 """
-# The amount is looked at first, since the conversion takes "e5" for 0. What is no code is no currency: else a sender's
-# mistake could make as many groups as it has events.
+# The amount is matched first, since the conversion reads "e5" as 0. A currency that is not a code counts as none:
+# otherwise a sender's mistake could make as many groups as there are events.
 REVENUE_STATEMENT = """
 SELECT
     team_id,
@@ -75,6 +73,10 @@ FROM (
 )
 GROUP BY team_id, currency ORDER BY team_id, currency
 """
+TOTALS_STATEMENT = """
+SELECT day, sum(ifNull(pageviews, 0)), sum(revenue_usd) FROM analytics_digest_daily
+WHERE day BETWEEN %(first)s AND %(last)s GROUP BY day
+"""
 
 
 class Page(NamedTuple):
@@ -87,7 +89,7 @@ class Page(NamedTuple):
 
 @dataclass(frozen=True)
 class Traffic:
-    """What the web tables count of a team's day."""
+    """A team's day in the web tables."""
 
     visitors: int
     sessions: int
@@ -107,7 +109,7 @@ class Revenue:
 
 @dataclass(frozen=True)
 class Digest:
-    """A row of `analytics_digest_daily`, whose columns say what each field is."""
+    """A row of `analytics_digest_daily`. The comments of the table's columns describe the fields."""
 
     team_id: int
     day: dt.date
@@ -123,10 +125,18 @@ class Digest:
     revenue_usd: Decimal | None
 
 
+@dataclass(frozen=True)
+class Totals:
+    """The sums over all teams of one day. Revenue is None when no revenue event of the day could be converted."""
+
+    pageviews: int
+    revenue_usd: float | None
+
+
 def digest_of(
     team_id: int, day: dt.date, traffic: Traffic | None, pages: Iterable[Page], revenue: Sequence[Revenue]
 ) -> Digest:
-    """Add up a team's day. What cannot be converted is counted, and is not zero."""
+    """Return a team's day, added up. An amount that cannot be converted is counted, and is not zero."""
     converted = [(one, one.rate) for one in revenue if one.rate]
     without_rate = [one for one in revenue if not one.rate]
     events = sum(one.events for one in revenue)
@@ -150,10 +160,10 @@ def digest_of(
 
 
 def write_digests(cluster: ClickhouseCluster, days: Sequence[dt.date], run_id: str) -> Mapping[dt.date, list[Digest]]:
-    """Compute these days (UTC) and put each in place of what the table has of it; return them by day.
+    """Compute days (UTC), replace the table's partition of each, and return the digests by day.
 
-    May be called again at any time. On a cluster that replicates one host works; other hosts each work on what they
-    have. Raises StagingError, and what the cluster raises.
+    Repeating a call converges. Hosts that do not replicate each compute their own rows. Raises StagingError, and what
+    the cluster raises.
     """
 
     def work(client: "Client") -> dict[dt.date, list[Digest]]:
@@ -166,6 +176,21 @@ def write_digests(cluster: ClickhouseCluster, days: Sequence[dt.date], run_id: s
         for day, of_day in found.items():
             digests[day] += of_day
     return digests
+
+
+def totals_of(digests: Sequence[Digest]) -> Totals:
+    """Return the sums over the teams of one day."""
+    known = [digest.revenue_usd for digest in digests if digest.revenue_usd is not None]
+    return Totals(
+        sum(digest.pageviews or 0 for digest in digests),
+        float(sum(known, Decimal(0))) if known or not digests else None,
+    )
+
+
+def read_totals(cluster: ClickhouseCluster, first: dt.date, last: dt.date) -> dict[dt.date, Totals]:
+    """Return the sums over all teams of each stored day from the first to the last."""
+    rows = cluster.any_host(Query(TOTALS_STATEMENT, {"first": first, "last": last})).result()
+    return {day: Totals(pageviews, None if dollars is None else float(dollars)) for day, pageviews, dollars in rows}
 
 
 def _write_day(client: "Client", day: dt.date, run_id: str, database: str) -> list[Digest]:
@@ -185,7 +210,7 @@ def _read(client: "Client", day: dt.date) -> list[Digest]:
 
     traffic = {team_id: Traffic(*counts) for team_id, *counts in ask(TRAFFIC_STATEMENT)}
     pages = defaultdict(list)
-    for team_id, *page in ask(TOP_PAGES_STATEMENT, pages=TOP_PAGES):
+    for team_id, *page in ask(TOP_PAGES_STATEMENT, pages=MAX_TOP_PAGES):
         pages[team_id].append(Page(*page))
     revenue = defaultdict(list)
     for team_id, *sums in ask(REVENUE_STATEMENT):

@@ -1,12 +1,9 @@
 """The daily digest of every team's visits and revenue, and an example to copy from."""
 
 from dags.common.owners import JobOwners
-from dags.daily_digest.assets import (
-    analytics_digest_daily,
-    analytics_digest_daily_equals_web_tables,
-    analytics_digest_daily_job,
-    analytics_digest_daily_schedule,
-)
+from dags.daily_digest.assets import analytics_digest_daily
+from dags.daily_digest.checks import analytics_digest_daily_equals_web_tables
+from dags.daily_digest.jobs import analytics_digest_daily_job, analytics_digest_daily_schedule
 from dags.locations import build_definitions
 
 defs = build_definitions(

@@ -9,7 +9,7 @@ from typing import Any
 
 from dags.common.clickhouse.query import Query
 from dags.common.partitions import range_tags
-from dags.daily_digest.assets import analytics_digest_daily_job
+from dags.daily_digest.jobs import analytics_digest_daily_job
 from dags.local.__main__ import table
 from dags.local.demo.stage import DemoError, Stage
 from dags.locations import analytics_platform

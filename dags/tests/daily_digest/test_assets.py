@@ -1,11 +1,13 @@
+import base64
 import datetime as dt
 import json
 from decimal import Decimal
+from xml.etree import ElementTree as ET
 
 import dagster as dg
 
-from dags.daily_digest.assets import digest_markdown
-from dags.daily_digest.digest import Digest, Page
+from dags.daily_digest.digest import Digest, Page, Totals
+from dags.daily_digest.report import digest_markdown, plot_markdown
 from dags.tests.daily_digest.platform import NOTHING, Order, Platform
 from dags.tests.exchange_rate.platform import failure_text
 from dags.tests.web_preaggregated.events import DAY, Event, at, person
@@ -50,9 +52,10 @@ def test_a_day_is_counted_by_team_with_its_top_pages_and_its_revenue_in_dollars(
     assert evaluation(result).passed
     metadata = platform.metadata()
     assert (metadata["teams"], metadata["visitors"], metadata["sessions"], metadata["pageviews"]) == (2, 2, 3, 4)
+    assert metadata["dagster/partition_row_count"] == 2
     assert metadata["revenue_usd"] == 20.05
-    assert "| 1 | 1 | 2 | 3 | 3 | 20.05 |  |" in metadata["digest"]
-    assert "| 1 | `example.com` | `/cart` | 2 |" in metadata["digest"]
+    assert "| 1 | 1 | 2 | 3 | 20.05 |" in metadata["digest"]
+    assert "| 1 | `example.com/cart` | 2 |" in metadata["digest"]
 
 
 def test_what_cannot_be_converted_is_counted_and_shown_and_is_not_zero(platform: Platform) -> None:
@@ -73,8 +76,8 @@ def test_what_cannot_be_converted_is_counted_and_shown_and_is_not_zero(platform:
     assert first.visitors is None
     assert (second.revenue_events, second.revenue_events_converted, second.revenue_usd) == (2, 1, Decimal(5))
     shown = platform.metadata()["digest"]
-    assert "| 1 | unknown | unknown | unknown | 14 | unknown | 5 without a rate (no currency, `JPY`, `XYZ`)" in shown
-    assert "9 without an amount" in shown
+    assert "| 1 | unknown | unknown | unknown | unknown |" in shown
+    assert "- Team 1: 14 revenue events, 5 without a rate (no currency, `JPY`, `XYZ`), 9 without an amount" in shown
     assert platform.metadata()["revenue_usd"] == 5
 
 
@@ -92,7 +95,7 @@ def test_a_day_without_any_known_revenue_has_no_sum_in_its_metadata(platform: Pl
     assert "revenue_usd" not in platform.metadata()
 
 
-def test_running_a_day_again_gives_what_is_true_by_now_and_leaves_other_days_alone(platform: Platform) -> None:
+def test_running_a_day_again_replaces_it_and_leaves_other_days_alone(platform: Platform) -> None:
     platform.web_tables_of(DAY, AFTER)
     platform.rates({"USD": "1"})
     platform.order(Order("1"), Order("2", timestamp=at("12:00:00", day=1)))
@@ -103,7 +106,7 @@ def test_running_a_day_again_gives_what_is_true_by_now_and_leaves_other_days_alo
     assert platform.digests() == before
     platform.rows("TRUNCATE TABLE events")
     assert platform.run(DAY).success
-    assert list(platform.digests()) == [(1, AFTER)], "a day that has nothing any more is emptied"
+    assert list(platform.digests()) == [(1, AFTER)], "a day that has no events any more is cleared"
     assert platform.metadata()["digest"] == "No visits and no revenue events."
     assert (
         platform.rows(
@@ -123,7 +126,7 @@ def test_a_day_whose_web_tables_were_never_computed_is_an_error_that_names_the_r
     assert platform.digests() == {}
 
 
-def test_a_table_of_another_form_is_refused_and_stays_as_it_was(platform: Platform) -> None:
+def test_a_table_that_does_not_match_the_schema_fails_the_run_and_is_not_changed(platform: Platform) -> None:
     platform.web_tables_of(DAY)
     platform.order(Order())
     assert platform.run(DAY).success
@@ -136,7 +139,7 @@ def test_a_table_of_another_form_is_refused_and_stays_as_it_was(platform: Platfo
     assert platform.digests() == before
 
 
-def test_every_query_says_which_run_job_asset_and_team_it_is_of(platform: Platform) -> None:
+def test_every_query_carries_run_job_asset_and_owner(platform: Platform) -> None:
     platform.web_tables_of(DAY)
     run_id = platform.run(DAY).run_id
     platform.rows("SYSTEM FLUSH LOGS")
@@ -150,7 +153,7 @@ def test_every_query_says_which_run_job_asset_and_team_it_is_of(platform: Platfo
     assert comment["owner"] == "team-analytics-platform"
 
 
-def test_web_tables_that_were_computed_again_fail_the_check_with_the_days_to_materialise(platform: Platform) -> None:
+def test_recomputed_web_tables_fail_the_check_with_the_days_to_materialize(platform: Platform) -> None:
     platform.web.add(Event(at("10:00:00")))
     platform.web.compute(DAY)
     assert evaluation(platform.run(DAY)).passed
@@ -158,7 +161,7 @@ def test_web_tables_that_were_computed_again_fail_the_check_with_the_days_to_mat
     platform.web.compute(DAY)
     found = evaluation(platform.run(job_name="checks_job"))
     assert not found.passed
-    assert found.description == f"The web tables were computed again since: materialise {DAY} again."
+    assert found.description == f"The web tables were recomputed after the digest: materialize {DAY} again."
     assert evaluation(platform.run(DAY)).passed
 
 
@@ -174,3 +177,41 @@ def test_only_the_busiest_teams_are_shown_and_the_others_are_counted() -> None:
     assert "| 23 | 1 | 1 | 23 |" in shown
     assert "| 3 | 1 | 1 | 3 |" not in shown
     assert "and 3 more teams" in shown
+
+
+def svg_of(markdown: str) -> str:
+    head, _, encoded = markdown.partition("(data:image/svg+xml;base64,")
+    assert head.startswith("![")
+    return base64.b64decode(encoded.removesuffix(")")).decode()
+
+
+def test_the_plot_has_a_bar_for_each_day_with_a_known_number_and_none_for_the_others() -> None:
+    totals = {DAY: Totals(1000, 5.5), DAY - dt.timedelta(days=1): Totals(500, None), AFTER: Totals(9999, 1.0)}
+    markdown = plot_markdown(totals, DAY)
+    root = ET.fromstring(svg_of(markdown))  # noqa: S314 - our own
+    namespace = "{http://www.w3.org/2000/svg}"
+    texts = [element.text for element in root.iter(f"{namespace}text")]
+    assert texts[:2] == ["Pageviews (highest 1,000)", "Revenue, US dollars (highest 5.5)"]
+    heights = [element.get("height") for element in root.iter(f"{namespace}rect")][1:]
+    assert heights == ["35", "70", "70"]
+    assert len(markdown) < 10_000
+
+
+def test_the_plot_of_days_without_numbers_says_so() -> None:
+    assert "Pageviews (none)" in svg_of(plot_markdown({DAY: Totals(0, None)}, DAY))
+
+
+def test_the_plot_of_a_day_shows_the_stored_days_before_it(platform: Platform) -> None:
+    platform.web_tables_of(DAY, AFTER)
+    platform.order(Order("1"), Order("2", timestamp=at("12:00:00", day=1)))
+    assert platform.run(DAY).success
+    assert platform.run(AFTER).success
+    assert svg_of(platform.metadata(AFTER)["plot"]).count('fill="#4f43dd"') == 2
+    assert svg_of(platform.metadata(DAY)["plot"]).count('fill="#4f43dd"') == 1
+
+
+def test_a_long_path_is_cut_to_fit_the_pane() -> None:
+    page = Page("example.com", "/" + "a" * 500, 1)
+    shown = digest_markdown([Digest(1, DAY, 1, 1, 1, (page,), 0, 0, 0, 0, (), Decimal(0))])
+    assert max(map(len, shown.splitlines())) < 100
+    assert "…` | 1 |" in shown

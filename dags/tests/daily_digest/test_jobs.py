@@ -4,7 +4,8 @@ from collections.abc import Iterator
 import dagster as dg
 import pytest
 
-from dags.daily_digest.assets import WEB_TABLES, analytics_digest_daily_schedule
+from dags.daily_digest.assets import WEB_TABLES
+from dags.daily_digest.jobs import analytics_digest_daily_schedule
 
 YESTERDAY = dt.date(2026, 3, 11)
 DAY_BEFORE = dt.date(2026, 3, 10)

@@ -35,7 +35,7 @@ DEFINITIONS = build_definitions(
     owner=OWNER,
     assets=[crane, beams_and_bolts, dg.AssetSpec("steel")],
     asset_checks=[crane_stands, crane_is_paid],
-    jobs=[dg.define_asset_job("build_job", selection="*")],
+    jobs=[dg.define_asset_job("build_job", selection=dg.AssetSelection.all())],
     resources={},
 )
 
