@@ -33,11 +33,11 @@ from pydantic import SecretStr
 
 from dags.common.clickhouse.cluster import ClickhouseCluster
 from dags.common.clickhouse.hosts import Access, Host
-from dags.common.clickhouse.rewrites import Job, new_job
 from dags.common.clickhouse.schema import apply_schema
-from dags.common.deletion_requests import prepare
+from dags.common.deletion_requests import apply_migrations
 from dags.common.postgres import Postgres
-from dags.deletes.delete import delete_requested
+from dags.common.rewrites.rewrite import Rewrite
+from dags.deletes.delete import process_requests
 from dags.local import ports, services
 from dags.person_overrides.squash import squash
 
@@ -46,8 +46,8 @@ EVENTS_PER_VISITOR = 10
 PARTS = 12
 ROUNDS = 2
 CUTOFF = dt.datetime(2026, 6, 1, tzinfo=dt.UTC)
-MOST_RATIO = 1.2
-LEAST_RATIO = 5
+MAX_RATIO = 1.2
+MIN_RATIO = 5
 
 # Visitor v came v/visitors of the way through the year, and stayed for three days.
 GENERATE = """
@@ -101,11 +101,11 @@ class Scenario:
 
 def scenarios(visitors: int, *, whole: bool) -> list[Scenario]:
     """From many to few."""
-    first = [Scenario("all persons", "1", at_most=MOST_RATIO)] if whole else []
+    first = [Scenario("all persons", "1", at_most=MAX_RATIO)] if whole else []
     return [
         *first,
-        Scenario("1 % of persons", "cityHash64(number, 7) % 100 = 0", at_most=None if whole else MOST_RATIO),
-        Scenario("0.01 % of persons", f"number >= {visitors - max(visitors // 10_000, 1)}", at_least=LEAST_RATIO),
+        Scenario("1 % of persons", "cityHash64(number, 7) % 100 = 0", at_most=None if whole else MAX_RATIO),
+        Scenario("0.01 % of persons", f"number >= {visitors - max(visitors // 10_000, 1)}", at_least=MIN_RATIO),
         Scenario("0.01 % of persons at random", "cityHash64(number, 7) % 10000 = 0"),
     ]
 
@@ -120,7 +120,7 @@ def postgres_server(directory: Path) -> Iterator[Postgres]:
         try:
             services.wait_until_healthy(started, credentials)
             postgres = Postgres(ports.LOOPBACK, port, credentials.postgres_user, SecretStr(""), "postgres")
-            prepare(postgres)
+            apply_migrations(postgres)
             yield postgres
         finally:
             services.stop(started)
@@ -144,9 +144,11 @@ def copy(client: Client, source: str, target: str) -> None:
         client.execute(f"ALTER TABLE {target} ATTACH PARTITION ID '{partition}' FROM {source}")
 
 
-def a_job(cluster: ClickhouseCluster) -> Job:
-    """An attempt of its own, which tells nobody."""
-    return new_job(cluster, str(uuid.uuid4()), deadline_seconds=3600, report=lambda _: None, still_ours=lambda: None)
+def start_rewrite(cluster: ClickhouseCluster) -> Rewrite:
+    """Start a rewrite without a lock and without reports."""
+    return Rewrite.start(
+        cluster, str(uuid.uuid4()), deadline_seconds=3600, report=lambda _: None, assert_lock_held=lambda: None
+    )
 
 
 def mutate(client: Client, command: str) -> float:
@@ -201,7 +203,9 @@ def squashes(figures: Figures, cluster: ClickhouseCluster, client: Client, visit
                 f"SELECT team_id, distinct_id, person_id FROM {database}.person_distinct_id_overrides",
             )
             copy(client, "pristine", "events")
-            times["job"].append(seconds_of(lambda: squash(a_job(cluster), cutoff=CUTOFF, hold_back={}, dry_run=False)))
+            times["job"].append(
+                seconds_of(lambda: squash(start_rewrite(cluster), cutoff=CUTOFF, hold_back={}, dry_run=False))
+            )
             new = f"dictGetOrDefault('{database}.bare_dict', 'person_id', (team_id, distinct_id), person_id)"
             times["full-table mutation"].append(mutate(client, f"UPDATE person_id = {new} WHERE 1"))
             assert client.execute(SUM.format(table="events")) == client.execute(SUM.format(table="bare"))
@@ -228,7 +232,7 @@ def deletes(figures: Figures, cluster: ClickhouseCluster, client: Client, postgr
                 cursor.execute(ASK, ([team for team, _ in persons], [key for _, key in persons]))
             copy(client, "pristine", "events")
             times["job"].append(
-                seconds_of(lambda: delete_requested(a_job(cluster), postgres, lambda days: days, dry_run=False))
+                seconds_of(lambda: process_requests(start_rewrite(cluster), postgres, lambda days: days, dry_run=False))
             )
             has = f"dictHas('{database}.bare_dict', (team_id, person_id))"
             times["full-table mutation"].append(mutate(client, f"DELETE WHERE {has}, UPDATE browser = browser WHERE 1"))

@@ -1,7 +1,6 @@
-"""Requests to delete data, in Postgres: the table that applications write to, and what becomes of each request.
+"""Requests to delete data: the table `deletion_requests` in Postgres, which applications write to.
 
-Belongs here: the table `deletion_requests` and what is read from it and written to it. Not here: the deleting
-(`dags/deletes/`), and what "deleted" means (`docs/deletes.md`).
+`dags/deletes/` processes the requests. What "deleted" means is in docs/deletes.md.
 """
 
 import datetime as dt
@@ -13,7 +12,7 @@ from typing import Any, LiteralString
 
 from dags.common.postgres import Postgres
 
-# Each is run once, in this order, and never changed after that: what is to change is a new one at the end.
+# Each runs once, in this order. Never change one: append a new one instead.
 MIGRATIONS: tuple[LiteralString, ...] = (
     """
     CREATE TABLE deletion_requests (
@@ -46,7 +45,7 @@ MIGRATIONS: tuple[LiteralString, ...] = (
 
 
 class RequestKind(StrEnum):
-    """What a request names: the value is the column `kind`, and decides what `key` is."""
+    """What a request names. The value is that of the column `kind`, and decides what `key` is."""
 
     PERSON = "person"  # key: id of the person
     TEAM = "team"  # key: empty
@@ -55,7 +54,7 @@ class RequestKind(StrEnum):
 
 
 class RequestState(StrEnum):
-    """What became of a request."""
+    """The state of a request: the value is that of the column `state`."""
 
     PENDING = "pending"
     DONE = "done"
@@ -63,7 +62,7 @@ class RequestState(StrEnum):
 
 
 class UnknownRequestError(LookupError):
-    """There is no request of that id in the state that the change needs."""
+    """There is no request of that id in the state that the change requires."""
 
 
 @dataclass(frozen=True)
@@ -87,12 +86,12 @@ REQUESTS_STATEMENT = """
 SELECT id, kind, team_id, key, requested_by, requested_at, reason, state, note, evidence, finished_at
 FROM deletion_requests
 WHERE (%(state)s IS NULL OR state = %(state)s) AND (%(ids)s::bigint[] IS NULL OR id = ANY(%(ids)s::bigint[]))
-ORDER BY requested_at, id LIMIT %(most)s
+ORDER BY requested_at, id LIMIT %(limit)s
 """
 
 
-def prepare(postgres: Postgres) -> int:
-    """Bring the tables in Postgres to the newest version, and return it. Safe at any time, and by several at once."""
+def apply_migrations(postgres: Postgres) -> int:
+    """Bring the tables in Postgres to the newest version; return it. Safe to repeat, also at the same time."""
     with postgres.connection() as connection, connection.cursor() as cursor:
         cursor.execute("SELECT pg_advisory_xact_lock(hashtext('deletion_requests_versions'))")
         cursor.execute(
@@ -108,7 +107,7 @@ def prepare(postgres: Postgres) -> int:
     return len(MIGRATIONS)
 
 
-def ask(
+def request_deletion(
     postgres: Postgres,
     kind: RequestKind,
     team_id: int,
@@ -118,10 +117,10 @@ def ask(
     reason: str = "",
     requested_at: dt.datetime | None = None,
 ) -> list[int]:
-    """Insert a request for each key (for a team, the one key ''), all or none; return the ids.
+    """Insert a request for each key (for a team, the one key ''), all or none; return their ids.
 
-    Without `requested_at` they are asked for now, by the clock of Postgres. Raises psycopg2.errors.CheckViolation when
-    a key is not one of the kind.
+    Without `requested_at` the time is now, by the clock of Postgres. Raises psycopg2.errors.CheckViolation when a key
+    does not fit the kind.
     """
     with postgres.connection() as connection, connection.cursor() as cursor:
         ids = []
@@ -136,30 +135,30 @@ def ask(
         return ids
 
 
-def requests(
+def list_requests(
     postgres: Postgres,
     *,
     state: RequestState | None = None,
     ids: Collection[int] | None = None,
-    most: int | None = None,
+    limit: int | None = None,
 ) -> list[DeletionRequest]:
-    """The requests of a state, or of these ids, or all of them; the oldest first, at most so many."""
+    """Return the requests with this state or these ids, the oldest first, at most `limit`."""
     with postgres.connection() as connection, connection.cursor() as cursor:
-        parameters = {"state": state, "ids": None if ids is None else list(ids), "most": most}
+        parameters = {"state": state, "ids": None if ids is None else list(ids), "limit": limit}
         cursor.execute(REQUESTS_STATEMENT, parameters)
         return [_request(*row) for row in cursor.fetchall()]
 
 
-def due(postgres: Postgres, most: int) -> list[DeletionRequest]:
-    """The pending requests whose time has come, by the clock of Postgres; the oldest first, at most so many."""
+def due_requests(postgres: Postgres, limit: int) -> list[DeletionRequest]:
+    """Return the pending requests that were not made for a later time, the oldest first, at most `limit`."""
     with postgres.connection() as connection, connection.cursor() as cursor:
         cursor.execute("SELECT clock_timestamp()")
         ((now,),) = cursor.fetchall()
-    return [one for one in requests(postgres, state=RequestState.PENDING, most=most) if one.requested_at <= now]
+    return [one for one in list_requests(postgres, state=RequestState.PENDING, limit=limit) if one.requested_at <= now]
 
 
 def earliest_person_requests(postgres: Postgres) -> dict[int, dt.datetime]:
-    """When the oldest pending request for a person was made, by team."""
+    """Return the time of the oldest pending request for a person, by team."""
     with postgres.connection() as connection, connection.cursor() as cursor:
         cursor.execute(
             "SELECT team_id, min(requested_at) FROM deletion_requests "
@@ -168,8 +167,8 @@ def earliest_person_requests(postgres: Postgres) -> dict[int, dt.datetime]:
         return dict(cursor.fetchall())
 
 
-def say_why_waiting(postgres: Postgres, notes: Mapping[int, str]) -> None:
-    """Write why these requests are still pending; the notes of the other pending ones are cleared."""
+def set_waiting_notes(postgres: Postgres, notes: Mapping[int, str]) -> None:
+    """Write why these requests are still pending, by id, and clear the notes of the other pending requests."""
     with postgres.connection() as connection, connection.cursor() as cursor:
         cursor.execute("UPDATE deletion_requests SET note = '' WHERE state = 'pending' AND note <> ''")
         for request_id, note in notes.items():
@@ -181,7 +180,7 @@ def say_why_waiting(postgres: Postgres, notes: Mapping[int, str]) -> None:
 def mark_done(postgres: Postgres, evidence: Mapping[int, Mapping[str, Any]]) -> None:
     """Mark these pending requests as done, each with its evidence, all or none.
 
-    Raises UnknownRequestError when one is not pending any more.
+    Raises UnknownRequestError when one is not pending anymore.
     """
     with postgres.connection() as connection, connection.cursor() as cursor:
         cursor.execute(
@@ -192,40 +191,43 @@ def mark_done(postgres: Postgres, evidence: Mapping[int, Mapping[str, Any]]) -> 
         )
         if cursor.rowcount != len(evidence):
             raise UnknownRequestError(
-                f"{len(evidence) - cursor.rowcount} of {len(evidence)} requests are not pending any more: they were "
-                "refused while they were done. None was marked; run the deletes again."
+                f"{len(evidence) - cursor.rowcount} of {len(evidence)} requests are not pending anymore: they were "
+                "refused in the meantime. None was marked as done; run deletes_job again."
             )
 
 
-def refuse(postgres: Postgres, request_id: int, why: str) -> None:
-    """End a pending request without doing it. Raises UnknownRequestError when it is not pending."""
+def refuse(postgres: Postgres, request_id: int, reason: str) -> None:
+    """Refuse a pending request. Raises UnknownRequestError when it is not pending."""
     with postgres.connection() as connection, connection.cursor() as cursor:
         cursor.execute(
             "UPDATE deletion_requests SET state = 'refused', note = %s, finished_at = clock_timestamp() "
             "WHERE id = %s AND state = 'pending'",
-            (why, request_id),
+            (reason, request_id),
         )
         if cursor.rowcount != 1:
-            raise UnknownRequestError(f"There is no pending deletion request {request_id}: see the command's list.")
+            raise UnknownRequestError(
+                f"There is no pending deletion request {request_id}. List the pending ones: "
+                "python -m dags.deletes list --state pending"
+            )
 
 
-def add_days(postgres: Postgres, days: Collection[dt.date]) -> None:
-    """Remember days that are about to lose events."""
+def add_stale_days(postgres: Postgres, days: Collection[dt.date]) -> None:
+    """Record days that are about to lose events, so that their web tables become stale."""
     with postgres.connection() as connection, connection.cursor() as cursor:
         cursor.execute(
             "INSERT INTO deletion_days (day) SELECT unnest(%s::date[]) ON CONFLICT DO NOTHING", (sorted(days),)
         )
 
 
-def remembered_days(postgres: Postgres) -> list[dt.date]:
-    """Days that have lost events, or were about to, and whose tables were not computed again."""
+def stale_days(postgres: Postgres) -> list[dt.date]:
+    """Return the days that lost events, or were about to, and whose web tables were not recomputed since."""
     with postgres.connection() as connection, connection.cursor() as cursor:
         cursor.execute("SELECT day FROM deletion_days ORDER BY day")
         return [day for (day,) in cursor.fetchall()]
 
 
-def forget_days(postgres: Postgres, days: Collection[dt.date]) -> None:
-    """The tables of these days were computed again."""
+def remove_stale_days(postgres: Postgres, days: Collection[dt.date]) -> None:
+    """Remove the days whose web tables were recomputed."""
     with postgres.connection() as connection, connection.cursor() as cursor:
         cursor.execute("DELETE FROM deletion_days WHERE day = ANY(%s::date[])", (sorted(days),))
 

@@ -1,4 +1,4 @@
-"""How errors of ClickHouse end a step: without retries where trying again cannot help."""
+"""Failing a step without retries when ClickHouse reports an error that a retry cannot fix."""
 
 import contextlib
 from collections.abc import Iterator
@@ -12,7 +12,7 @@ from dags.common.clickhouse.staging import StagingError
 
 @contextlib.contextmanager
 def fail_without_retry() -> Iterator[None]:
-    """Raise dagster.Failure, which no retry policy follows, for what will not go away; let all else through."""
+    """Raise dagster.Failure, which no retry policy retries, for errors that are permanent; let other errors through."""
     try:
         yield
     except StagingError as error:

@@ -1,6 +1,6 @@
-"""Locks that hold across processes and machines, kept by Postgres: they end with the process that holds them.
+"""Locks across processes and machines, kept by Postgres: a lock ends with the process that holds it.
 
-Who holds one, and until when at the latest, is the `application_name` of the holder's connection in pg_stat_activity.
+The `application_name` of the holder's connection in pg_stat_activity says who holds it, and until when at the latest.
 """
 
 import contextlib
@@ -15,12 +15,10 @@ from dags.common.postgres import Postgres
 if TYPE_CHECKING:
     import psycopg2.extensions
 
-# A holder whose machine has vanished is noticed after about this long: idle time, interval and probes.
+# Idle time, interval and probes after which Postgres ends the connection of a holder whose machine is gone.
 KEEPALIVE_SECONDS_AND_PROBES = (30, 10, 3)
-
-
-# What Postgres keeps of an application_name.
-APPLICATION_NAME_BYTES = 63
+# Postgres cuts an application_name to this length.
+MAX_APPLICATION_NAME_BYTES = 63
 
 HOLDERS_STATEMENT = """
 SELECT activity.application_name, activity.pid, coalesce(host(activity.client_addr), 'this machine'),
@@ -33,22 +31,22 @@ WHERE locks.locktype = 'advisory' AND locks.granted AND locks.objsubid = 1
 
 
 class LockTimeoutError(Exception):
-    """Somebody else held the lock for longer than this one waited. The message says who, and since when."""
+    """Another process held the lock for the whole wait. The message says which, and since when."""
 
 
 class LockLostError(Exception):
-    """The connection that holds the lock is gone, so somebody else may hold it now."""
+    """The connection that held the lock is gone, so another process may hold it now."""
 
 
 @dataclass(frozen=True)
 class Lock:
-    """A lock that is held."""
+    """A lock that this process holds."""
 
     name: str
     _connection: "psycopg2.extensions.connection"
 
     def assert_held(self) -> None:
-        """Raises LockLostError when the lock may be somebody else's by now. May be called on any thread."""
+        """Raise LockLostError when another process may hold the lock by now. May be called on any thread."""
         import psycopg2
 
         try:
@@ -59,7 +57,7 @@ class Lock:
 
 
 def lock_number(name: str) -> int:
-    """What Postgres knows the lock by: 64 bits, signed."""
+    """Return the key of the lock in Postgres: 64 bits, signed."""
     return int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "big", signed=True)
 
 
@@ -72,11 +70,11 @@ def exclusive(
     holder: str = "analytics-platform",
     hold_seconds: float | None = None,
 ) -> Iterator[Lock]:
-    """Holds the lock of that name until the end of the block. At most one holder at any time.
+    """Hold the lock of that name until the end of the block. It has at most one holder at any time.
 
-    `holder` is what others are told who wait in vain: a job and its run. After `hold_seconds`, if given, Postgres (17
-    or newer) takes the lock away, and `assert_held` raises. Raises LockTimeoutError after `wait_seconds`, and
-    psycopg2.OperationalError when Postgres cannot be reached.
+    `holder`, a job and its run, is named in the error of other processes that wait for the lock. After `hold_seconds`,
+    if given, Postgres (17 or newer) releases the lock, and `assert_held` raises. Raises LockTimeoutError after
+    `wait_seconds`, and psycopg2.OperationalError when Postgres cannot be reached.
     """
     import psycopg2.errors
 
@@ -86,13 +84,13 @@ def exclusive(
                 _acquire(connection, name, wait_seconds)
             except psycopg2.errors.LockNotAvailable as error:
                 raise LockTimeoutError(
-                    f"The lock '{name}' was held by somebody else for {wait_seconds:g} seconds: "
-                    f"{_holders(postgres, name)}. Look at what it does, and try again."
+                    f"The lock '{name}' was held by another process for {wait_seconds:g} seconds: "
+                    f"{_holders(postgres, name)}. Try again when that process has finished."
                 ) from error
-            _introduce(connection, holder, hold_seconds)
+            _name_connection(connection, holder, hold_seconds)
             yield Lock(name, connection)
     except psycopg2.InterfaceError as error:
-        # The end of a transaction on a connection that is gone; why it is gone was said before.
+        # Ending the transaction fails on a lost connection; the error before this one says why it was lost.
         if isinstance(error.__context__, LockLostError):
             raise error.__context__ from None
         raise
@@ -110,7 +108,7 @@ def _acquire(connection: "psycopg2.extensions.connection", name: str, wait_secon
         cursor.execute("SELECT pg_advisory_xact_lock(%s)", (lock_number(name),))
 
 
-def _introduce(connection: "psycopg2.extensions.connection", holder: str, hold_seconds: float | None) -> None:
+def _name_connection(connection: "psycopg2.extensions.connection", holder: str, hold_seconds: float | None) -> None:
     until = ""
     with connection.cursor() as cursor:
         if hold_seconds is not None:
@@ -118,8 +116,8 @@ def _introduce(connection: "psycopg2.extensions.connection", holder: str, hold_s
             cursor.execute("SELECT clock_timestamp() AT TIME ZONE 'UTC'")
             ((now,),) = cursor.fetchall()
             until = f" until {now + dt.timedelta(seconds=hold_seconds):%Y-%m-%dT%H:%M:%SZ}"
-        # Other letters would become four or more each, and push the rest out.
-        kept = holder.encode("ascii", "replace").decode()[: APPLICATION_NAME_BYTES - len(until)]
+        # Postgres would write other characters as four or more each.
+        kept = holder.encode("ascii", "replace").decode()[: MAX_APPLICATION_NAME_BYTES - len(until)]
         cursor.execute("SET LOCAL application_name = %s", (kept + until,))
 
 
@@ -127,7 +125,7 @@ def _holders(postgres: Postgres, name: str) -> str:
     with postgres.connection() as connection, connection.cursor() as cursor:
         cursor.execute(HOLDERS_STATEMENT, (lock_number(name),))
         found = [
-            f"'{holder}' (Postgres process {pid}, from {address}), which asked for it at {begun:%Y-%m-%dT%H:%M:%SZ}"
+            f"'{holder}' (Postgres process {pid}, from {address}), which requested it at {begun:%Y-%m-%dT%H:%M:%SZ}"
             for holder, pid, address, begun in cursor.fetchall()
         ]
-    return ", ".join(found) or "it has been given back in this moment"
+    return ", ".join(found) or "it has just been released"

@@ -1,5 +1,1 @@
-"""Deleting what somebody has asked to be deleted: persons, teams, events by name, single events.
-
-`registry.py` says what a request must reach, `delete.py` does it, `job.py` runs it, and `python -m dags.deletes` asks
-for it. The requests are in `dags/common/deletion_requests.py`; what "deleted" means is in docs/deletes.md.
-"""
+"""Deletion on request: of persons, teams, events by name, and single events. docs/deletes.md describes it."""

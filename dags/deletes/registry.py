@@ -1,7 +1,4 @@
-"""What a request must reach: the tables, and by which columns. A new table is entered here, or among the exempt.
-
-Belongs here: conditions. Not here: in which order they are used (`delete.py`).
-"""
+"""Which tables a deletion request covers, and by which columns. Add every new table here, to one of the lists."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -24,13 +21,13 @@ from dags.common.clickhouse.tables import (
 )
 from dags.common.deletion_requests import RequestKind
 
-# What a key is of each kind, beside the team: a column of the tables that a run makes for its requests.
+# The key of each kind of request: columns of the tables that a run makes for its requests.
 TEAM_ID = Column("team_id", "Int64", "Team.")
 KEYS: Mapping[RequestKind, tuple[Column, ...]] = {
-    RequestKind.PERSON: (TEAM_ID, Column("id", "UUID", "Of the person.")),
+    RequestKind.PERSON: (TEAM_ID, Column("id", "UUID", "Id of the person.")),
     RequestKind.TEAM: (TEAM_ID,),
-    RequestKind.EVENT: (TEAM_ID, Column("name", "String", "Of the event.")),
-    RequestKind.UUID: (TEAM_ID, Column("id", "UUID", "Of the event.")),
+    RequestKind.EVENT: (TEAM_ID, Column("name", "String", "Name of the event.")),
+    RequestKind.UUID: (TEAM_ID, Column("id", "UUID", "Uuid of the event.")),
 }
 UNTIL = Column("until", "Int64", "Rows up to this time are covered, microseconds since 1970.")
 # Before and after every time that a column can hold.
@@ -40,9 +37,9 @@ ALWAYS = 2**62
 
 @dataclass(frozen=True)
 class Target:
-    """A table that requests reach. `time` is the column that says whether a row was there when the request was made.
+    """A table that requests cover. Rows whose `time` is later than the request are not covered.
 
-    `columns` has, for each kind that reaches it, the columns that a key is compared with.
+    `columns` has, for each kind that covers the table, the columns that a key is compared with.
     """
 
     table: Table
@@ -50,13 +47,13 @@ class Target:
     columns: Mapping[RequestKind, tuple[str, ...]]
 
     def condition(self, kind: RequestKind) -> str:
-        """Which rows requests of the kind cover; the parameter `requests_<kind>` is their dictionary."""
+        """Return the condition of the rows that requests of the kind cover; `requests_<kind>` is their dictionary."""
         key = ", ".join(self.columns[kind])
         until = f"dictGetOrDefault(%(requests_{kind})s, 'until', tuple({key}), toInt64({NEVER}))"
         return f"toUnixTimestamp64Micro({self.time}) <= {until}"
 
-    def among(self, kind: RequestKind, table: str) -> str:
-        """A cheaper question, which those rows pass: whether the last of the columns is in the table of requests."""
+    def prewhere(self, kind: RequestKind, table: str) -> str:
+        """Return a cheaper condition that all these rows fulfill: the last column is in the table of requests."""
         return f"{self.columns[kind][-1]} IN (SELECT {KEYS[kind][-1].name} FROM {quoted(table)})"  # noqa: S608 - names from code
 
 
@@ -76,13 +73,13 @@ OVERRIDES_TARGET = Target(
     {RequestKind.PERSON: ("team_id", "person_id"), RequestKind.TEAM: ("team_id",)},
 )
 REJECTED_TARGET = Target(EVENTS_REJECTED, "rejected_at", {RequestKind.TEAM: ("team_id",)})
-# Counts of a team's days: nothing in it is of one person.
+# Counts of a team's days: no row is about one person.
 DIGEST_TARGET = Target(ANALYTICS_DIGEST_DAILY, "toDateTime64(day, 6, 'UTC')", {RequestKind.TEAM: ("team_id",)})
 
-# In the order of the work: events last, so that a request whose other rows failed finds its events again.
+# In the order of deletion: events last, so that a request that fails on another table still finds its events.
 TARGETS = (REJECTED_TARGET, DIGEST_TARGET, OVERRIDES_TARGET, EVENTS_TARGET)
 
-# Computed from events: their days are computed again.
+# Computed from events: their stale days are recomputed.
 DERIVED = (WEB_STATS_DAILY, WEB_STATS_HOURLY, WEB_BOUNCES_DAILY, WEB_BOUNCES_HOURLY)
 
 EXEMPT: Mapping[str, str] = {

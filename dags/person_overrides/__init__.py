@@ -1,4 +1,1 @@
-"""Squashing: the persons of the overrides are written into the events, and the overrides go.
-
-`squash.py` does it; `job.py` has the job, its schedule and the janitor of it and of the deletes.
-"""
+"""Squashing person overrides: their persons are written into the events, then the overrides are removed."""

@@ -1,6 +1,6 @@
-"""Random histories of events, merges of persons and requests, and a model in plain Python of what must become of them.
+"""Random histories of events, merges of persons and deletion requests, with a model in plain Python of the result.
 
-Several histories go through one squash or delete together, each as a team of its own: teams must not touch each other.
+Several histories go through the same squashes and deletes, each as a team of its own: teams must not affect each other.
 """
 
 import dataclasses
@@ -12,7 +12,7 @@ from uuid import UUID
 
 from hypothesis import strategies as st
 
-from dags.common.deletion_requests import RequestKind, RequestState, ask, requests
+from dags.common.deletion_requests import RequestKind, RequestState, list_requests, request_deletion
 from dags.tests.rewriting import Event, Override, World, at, person
 
 HOURS = 24
@@ -22,7 +22,7 @@ NAMES = ("$pageview", "signed up")
 
 
 @dataclass(frozen=True)
-class Asked:
+class HistoryRequest:
     """A request of a history. `number` is the person, or counts the events of the team."""
 
     kind: RequestKind
@@ -31,8 +31,8 @@ class Asked:
 
 
 @dataclass(frozen=True)
-class Written:
-    """An override of a history, the version of which comes from its place; no person for a tombstone."""
+class HistoryOverride:
+    """An override of a history; its version follows from its place. A tombstone has no person."""
 
     distinct_id: str
     person: int | None
@@ -41,16 +41,16 @@ class Written:
 
 @dataclass(frozen=True)
 class Stretch:
-    """What happens in one team before a job runs, in hours of its own: events may come late, up to two days."""
+    """What happens in one team before a job runs, in hours of its own; late events are up to two days older."""
 
     events: Sequence[Event]
-    overrides: Sequence[Written]
-    asked: Sequence[Asked]
+    overrides: Sequence[HistoryOverride]
+    requests: Sequence[HistoryRequest]
 
 
 @dataclass(frozen=True)
 class History:
-    """Stretches of all teams, by time, and after each the job that runs: a squash with a cutoff so many hours back."""
+    """Stretches of all teams, and after each a job: a squash with a cutoff so many hours back, or None for deletes."""
 
     stretches: Sequence[Sequence[Stretch]]
     jobs: Sequence[int | None]
@@ -70,9 +70,11 @@ def stretches(draw: st.DrawFn, number: int, team_id: int) -> Stretch:
         event=st.sampled_from(NAMES),
         uuid=st.uuids(version=4),
     )
-    written = st.builds(Written, st.sampled_from(VISITORS), st.one_of(st.integers(0, PERSONS - 1), st.none()), moments)
-    asked = st.builds(
-        Asked,
+    written = st.builds(
+        HistoryOverride, st.sampled_from(VISITORS), st.one_of(st.integers(0, PERSONS - 1), st.none()), moments
+    )
+    requests = st.builds(
+        HistoryRequest,
         st.sampled_from([RequestKind.PERSON] * 5 + [RequestKind.UUID, RequestKind.EVENT, RequestKind.TEAM]),
         st.integers(0, PERSONS - 1),
         moments,
@@ -80,13 +82,13 @@ def stretches(draw: st.DrawFn, number: int, team_id: int) -> Stretch:
     return Stretch(
         draw(st.lists(events, max_size=6)),
         sorted(draw(st.lists(written, max_size=4)), key=lambda one: one.at),
-        draw(st.lists(asked, max_size=2)),
+        draw(st.lists(requests, max_size=2)),
     )
 
 
 @st.composite
 def histories(draw: st.DrawFn, jobs: int, teams: int) -> History:
-    """So many jobs, and before each a stretch of so many teams."""
+    """Draw a history of so many jobs, and before each a stretch of so many teams."""
     return History(
         [[draw(stretches(number, team)) for team in range(1, teams + 1)] for number in range(jobs)],
         draw(st.lists(st.one_of(st.integers(0, 30), st.none()), min_size=jobs, max_size=jobs)),
@@ -95,7 +97,7 @@ def histories(draw: st.DrawFn, jobs: int, teams: int) -> History:
 
 @dataclass
 class ModelRequest:
-    """A request as the model knows it."""
+    """A request in the model."""
 
     kind: RequestKind
     team_id: int
@@ -106,22 +108,22 @@ class ModelRequest:
 
 @dataclass
 class Model:
-    """What the tables must hold: events by uuid, the latest override by team and distinct_id, requests by id."""
+    """The expected tables: events by uuid, overrides by team and distinct_id, requests by id."""
 
     events: dict[UUID, Event] = field(default_factory=dict)
     overrides: dict[tuple[int, str], list[Override]] = field(default_factory=dict)
     requests: dict[int, ModelRequest] = field(default_factory=dict)
 
     def squash(self, cutoff: dt.datetime) -> None:
-        """The latest override of each distinct_id counts, if it is older than the cutoff and nobody asked before it."""
+        """Apply the latest override of each distinct_id that is older than the cutoff and every pending request."""
         for key, rows in list(self.overrides.items()):
             latest = rows[-1]
-            asked = [
+            request_times = [
                 one.at
                 for one in self.requests.values()
                 if not one.is_done and one.kind is RequestKind.PERSON and one.team_id == key[0]
             ]
-            if latest.written_at >= cutoff or any(latest.written_at > moment for moment in asked):
+            if latest.written_at >= cutoff or any(latest.written_at > time for time in request_times):
                 continue
             del self.overrides[key]
             for uuid, event in self.events.items():
@@ -129,7 +131,7 @@ class Model:
                     self.events[uuid] = dataclasses.replace(event, person_id=latest.person_id)
 
     def delete(self) -> None:
-        """Requests are done that need not wait; what they cover goes."""
+        """Process the requests that need not wait: delete what they cover."""
         pending = {id_: one for id_, one in self.requests.items() if not one.is_done}
         runnable = [one for one in pending.values() if not self._waits(one, list(pending.values()))]
         self.events = {
@@ -144,34 +146,38 @@ class Model:
         for one in runnable:
             one.is_done = True
 
-    def _waits(self, asked: ModelRequest, pending: Sequence[ModelRequest]) -> bool:
-        """While an override is pending that was there when the request was made, and is about the person's events."""
-        if asked.kind is not RequestKind.PERSON:
+    def _waits(self, request: ModelRequest, pending: Sequence[ModelRequest]) -> bool:
+        """Return whether an override of the person's events is pending that is older than the request."""
+        if request.kind is not RequestKind.PERSON:
             return False
-        same = [one for one in pending if (one.kind, one.team_id, one.key) == (asked.kind, asked.team_id, asked.key)]
+        same = [
+            one for one in pending if (one.kind, one.team_id, one.key) == (request.kind, request.team_id, request.key)
+        ]
         visitors = {event.distinct_id for event in self.events.values() if any(covers(one, event) for one in same)}
         for (team_id, distinct_id), rows in self.overrides.items():
             latest = rows[-1]
-            if team_id != asked.team_id or latest.written_at > asked.at:
+            if team_id != request.team_id or latest.written_at > request.at:
                 continue
-            is_own = str(latest.person_id) == asked.key
+            is_own = str(latest.person_id) == request.key
             if is_own or (distinct_id in visitors and not latest.is_deleted):
                 return True
         return False
 
 
-def covers(asked: ModelRequest, event: Event) -> bool:
-    """Whether the request is about the event as it is."""
-    if asked.kind is RequestKind.UUID:
-        return (event.team_id, str(event.uuid)) == (asked.team_id, asked.key)
-    named = {RequestKind.PERSON: str(event.person_id), RequestKind.TEAM: "", RequestKind.EVENT: event.event}[asked.kind]
-    return (event.team_id, named) == (asked.team_id, asked.key) and event.timestamp <= asked.at
+def covers(request: ModelRequest, event: Event) -> bool:
+    """Return whether the request covers the event."""
+    if request.kind is RequestKind.UUID:
+        return (event.team_id, str(event.uuid)) == (request.team_id, request.key)
+    named = {RequestKind.PERSON: str(event.person_id), RequestKind.TEAM: "", RequestKind.EVENT: event.event}[
+        request.kind
+    ]
+    return (event.team_id, named) == (request.team_id, request.key) and event.timestamp <= request.at
 
 
-def covers_override(asked: ModelRequest, row: Override) -> bool:
-    """Whether the request is about the override."""
-    named = {RequestKind.PERSON: str(row.person_id), RequestKind.TEAM: ""}.get(asked.kind)
-    return (row.team_id, named) == (asked.team_id, asked.key) and row.written_at <= asked.at
+def covers_override(request: ModelRequest, row: Override) -> bool:
+    """Return whether the request covers the override."""
+    named = {RequestKind.PERSON: str(row.person_id), RequestKind.TEAM: ""}.get(request.kind)
+    return (row.team_id, named) == (request.team_id, request.key) and row.written_at <= request.at
 
 
 def play(history: History, world: World) -> Model:
@@ -187,10 +193,10 @@ def play(history: History, world: World) -> Model:
             for one in stretch.overrides:
                 version += 1
                 rows.append(_row(team_id, one, version))
-            _ask(world, model, team_id, stretch.asked)
+            _request(world, model, team_id, stretch.requests)
         for row in rows:
             model.overrides.setdefault((row.team_id, row.distinct_id), []).append(row)
-        # Parts of their own, so that rows of one distinct_id are merged by the server, or not yet.
+        # In several parts, so that the server may or may not have merged the rows of one distinct_id.
         for part in (rows[::2], rows[1::2]):
             world.override(part)
         if job is None:
@@ -205,20 +211,20 @@ def play(history: History, world: World) -> Model:
 
 
 def compare(world: World, model: Model) -> None:
-    """The tables hold what the model says, and nothing of a run is left."""
+    """Assert that the tables equal the model, and that no table of a run is left."""
     assert world.persons() == {uuid: event.person_id for uuid, event in model.events.items()}
     assert world.overrides() == {
         (team_id, distinct_id, rows[-1].version, rows[-1].is_deleted)
         for (team_id, distinct_id), rows in model.overrides.items()
     }
-    states = {one.id: one.state for one in requests(world.postgres)}
+    states = {one.id: one.state for one in list_requests(world.postgres)}
     assert states == {
         id_: RequestState.DONE if one.is_done else RequestState.PENDING for id_, one in model.requests.items()
     }
     assert world.run_tables() == []
 
 
-def _row(team_id: int, written: Written, version: int) -> Override:
+def _row(team_id: int, written: HistoryOverride, version: int) -> Override:
     return Override(
         person_id=person(written.person or 0),
         distinct_id=written.distinct_id,
@@ -229,20 +235,22 @@ def _row(team_id: int, written: Written, version: int) -> Override:
     )
 
 
-def _ask(world: World, model: Model, team_id: int, asked: Sequence[Asked]) -> None:
-    for one in asked:
+def _request(world: World, model: Model, team_id: int, requests: Sequence[HistoryRequest]) -> None:
+    for one in requests:
         key = _key(one, model, team_id)
         if key is not None:
-            (id_,) = ask(world.postgres, one.kind, team_id, [key], requested_by="a test", requested_at=one.at)
+            (id_,) = request_deletion(
+                world.postgres, one.kind, team_id, [key], requested_by="a test", requested_at=one.at
+            )
             model.requests[id_] = ModelRequest(one.kind, team_id, key, one.at)
 
 
-def _key(asked: Asked, model: Model, team_id: int) -> str | None:
-    if asked.kind is RequestKind.UUID:
+def _key(request: HistoryRequest, model: Model, team_id: int) -> str | None:
+    if request.kind is RequestKind.UUID:
         known: list[Any] = sorted(uuid for uuid, event in model.events.items() if event.team_id == team_id)
-        return str(known[asked.number % len(known)]) if known else None
+        return str(known[request.number % len(known)]) if known else None
     return {
-        RequestKind.PERSON: str(person(asked.number)),
+        RequestKind.PERSON: str(person(request.number)),
         RequestKind.TEAM: "",
-        RequestKind.EVENT: NAMES[asked.number % 2],
-    }[asked.kind]
+        RequestKind.EVENT: NAMES[request.number % 2],
+    }[request.kind]

@@ -1,20 +1,20 @@
 """A squash or the deletes in a process of its own, which takes one step for each line that it reads.
 
-Run: `python -m dags.tests.rewrite_worker squash|delete DSN DATABASE PORT PORT`. It prints each step, and goes on when
-it reads a line: so a test decides what dies when. Not here: what must come out.
+Run: `python -m dags.tests.rewrite_worker squash|delete DSN DATABASE PORT PORT`. It prints each step and continues when
+it reads a line, so a test decides after which step to kill it.
 """
 
 import sys
 
 from dags.common.clickhouse.cluster import ClickhouseCluster
 from dags.common.clickhouse.hosts import Access
-from dags.common.clickhouse.rewrites import LOCK
 from dags.common.locks import exclusive
+from dags.common.rewrites.run import LOCK
 from dags.tests.rewriting import World, hosts_of, postgres_of
 
 
 def step(text: str) -> None:
-    """Tell what was done, and wait."""
+    """Print the step, and wait for a line."""
     sys.stdout.write(text.replace("\n", " ") + "\n")
     sys.stdout.flush()
     if not sys.stdin.readline():

@@ -1,7 +1,4 @@
-"""Two ClickHouse nodes as two shards, and what tests of squashes and deletes put into them and read from them.
-
-Belongs here: rows, and the two jobs as a test calls them. Not here: what must come out (the models of the tests).
-"""
+"""Two ClickHouse nodes as two shards, with the rows that tests of squashes and deletes insert and read."""
 
 import contextlib
 import datetime as dt
@@ -19,26 +16,31 @@ from pydantic import SecretStr
 from dags.common.clickhouse.cluster import ClickhouseCluster
 from dags.common.clickhouse.hosts import Access, Host
 from dags.common.clickhouse.query import Insert, Query, Rows
-from dags.common.clickhouse.rewrites import Job, Report, new_job
 from dags.common.clickhouse.schema import apply_schema
-from dags.common.deletion_requests import earliest_person_requests, prepare
+from dags.common.deletion_requests import (
+    RequestKind,
+    apply_migrations,
+    earliest_person_requests,
+    request_deletion,
+)
 from dags.common.postgres import Postgres
-from dags.deletes.delete import Deleted, delete_requested
-from dags.deletes.web_tables import compute_web_tables_again
+from dags.common.rewrites.rewrite import Report, Rewrite
+from dags.deletes.delete import DeletionResult, process_requests
+from dags.deletes.web_tables import recompute_web_tables
 from dags.local import ports
-from dags.person_overrides.squash import Squashed, squash
+from dags.person_overrides.squash import SquashResult, squash
 
 START = dt.datetime(2026, 3, 30, tzinfo=dt.UTC)
 DEADLINE_SECONDS = 120.0
 
 
 def at(hours: float) -> dt.datetime:
-    """A moment so many hours after `START`; two days after it another month begins."""
+    """Return the time so many hours after `START`. Two days after `START` another month begins."""
     return START + dt.timedelta(hours=hours)
 
 
 def person(number: int) -> UUID:
-    """A person's id."""
+    """Return a person's id."""
     return UUID(int=number + 1)
 
 
@@ -72,24 +74,24 @@ class Override:
         return self._timestamp
 
 
-def nothing() -> None:
-    """Holds no lock, and has none to lose."""
+def no_lock() -> None:
+    """Check nothing: these tests need no lock."""
 
 
 def silent(_: str) -> None:
-    """Tells nobody."""
+    """Report nothing."""
 
 
 @dataclass(frozen=True)
 class World:
-    """The tables of one database on all nodes, and the requests in one Postgres."""
+    """The tables of one database on all nodes, and the deletion requests in one Postgres."""
 
     cluster: ClickhouseCluster
     postgres: Postgres
-    still_ours: Callable[[], None] = nothing
+    assert_lock_held: Callable[[], None] = no_lock
 
     def add(self, events: Iterable[Event]) -> None:
-        """Insert events as one part of each shard: all of a visitor on one shard."""
+        """Insert events as one part per shard. All events of a visitor are on one shard."""
         by_host: dict[Host, list[Event]] = {}
         for event in events:
             number = zlib.crc32(event.distinct_id.encode()) % len(self.cluster.hosts)
@@ -103,80 +105,82 @@ class World:
         if rows:
             self.cluster.map_all_hosts(_insert("person_distinct_id_overrides", Override, rows)).result()
 
+    def request(self, kind: RequestKind, team_id: int, keys: Sequence[str], requested_at: dt.datetime) -> list[int]:
+        """Request deletions; return their ids."""
+        return request_deletion(self.postgres, kind, team_id, keys, requested_by="a test", requested_at=requested_at)
+
     def everywhere(self, statement: str, parameters: Mapping[str, Any] | None = None) -> Rows:
-        """The rows of all nodes, one after the other."""
+        """Return the rows of all nodes, one node after the other."""
         answers = self.cluster.map_all_hosts(Query(statement, parameters)).result()
         return [row for host in self.cluster.hosts for row in answers[host]]
 
     def persons(self) -> dict[UUID, UUID]:
-        """The person of each event."""
+        """Return the person of each event."""
         rows = self.everywhere("SELECT uuid, person_id FROM events")
         found: dict[UUID, UUID] = dict(rows)
         assert len(rows) == len(found), "an event is there twice"
         return found
 
     def overrides(self) -> set[tuple[Any, ...]]:
-        """Team, distinct_id, version and whether it is a tombstone of each override, the same on every node."""
+        """Return team, distinct_id, version and is_deleted of each override, the same on every node."""
         statement = "SELECT team_id, distinct_id, version, is_deleted FROM person_distinct_id_overrides FINAL"
         first, *others = (set(rows) for rows in self.cluster.map_all_hosts(Query(statement)).result().values())
         assert all(other == first for other in others), "nodes have different overrides"
         return first
 
     def run_tables(self) -> list[str]:
-        """Tables and dictionaries that a run has left on any node."""
+        """Return the tables and dictionaries that runs left on any node."""
         statement = "SELECT name FROM system.tables WHERE database = currentDatabase() AND startsWith(name, 'rewrite_')"
         return [name for (name,) in self.everywhere(statement)]
 
     def squash(
         self, cutoff: dt.datetime | None = None, *, dry_run: bool = False, report: Report = silent, run_id: str = "run"
-    ) -> Squashed:
-        """Squash what is older than the cutoff; without one, everything."""
-        job = self._job(report, run_id)
+    ) -> SquashResult:
+        """Squash the overrides that are older than the cutoff; without it, all of them."""
         return squash(
-            job,
+            self._rewrite(report, run_id),
             cutoff=cutoff or at(24 * 365),
             hold_back=earliest_person_requests(self.postgres),
             dry_run=dry_run,
         )
 
-    def delete(self, *, dry_run: bool = False, report: Report = silent, run_id: str = "run") -> Deleted:
-        """Do the requests that are due."""
-        job = self._job(report, run_id)
-        return delete_requested(
-            job,
+    def delete(self, *, dry_run: bool = False, report: Report = silent, run_id: str = "run") -> DeletionResult:
+        """Process the requests that are due."""
+        return process_requests(
+            self._rewrite(report, run_id),
             self.postgres,
-            lambda days: compute_web_tables_again(self.cluster, days, run_id),
+            lambda days: recompute_web_tables(self.cluster, days, run_id),
             dry_run=dry_run,
         )
 
-    def _job(self, report: Report, run_id: str) -> Job:
-        return new_job(
+    def _rewrite(self, report: Report, run_id: str) -> Rewrite:
+        return Rewrite.start(
             self.cluster,
             run_id,
             deadline_seconds=DEADLINE_SECONDS,
             report=report,
-            still_ours=self.still_ours,
+            assert_lock_held=self.assert_lock_held,
         )
 
 
 def postgres_of(dsn: str) -> Postgres:
-    """The Postgres that a connection string names."""
+    """Return the Postgres that a connection string names."""
     parts = psycopg2.extensions.parse_dsn(dsn)
     return Postgres(parts["host"], int(parts["port"]), parts["user"], SecretStr(""), parts["dbname"])
 
 
 def hosts_of(node_ports: Sequence[int]) -> list[Host]:
-    """Each node as a shard."""
+    """Return each node as a shard."""
     return [Host(ports.LOOPBACK, port, shard) for shard, port in enumerate(node_ports, start=1)]
 
 
 @contextlib.contextmanager
 def world_on(node_ports: Sequence[int], dsn: str) -> Iterator[World]:
-    """A new database with the schema on every node, dropped at the end, and the tables of requests in Postgres."""
+    """Create a database with the schema on every node, dropped at the end, and the tables of requests in Postgres."""
     database = f"test_{uuid.uuid4().hex}"
     on_every_node(node_ports, f"CREATE DATABASE {database}")
     postgres = postgres_of(dsn)
-    prepare(postgres)
+    apply_migrations(postgres)
     with ClickhouseCluster(hosts_of(node_ports), Access(database=database)) as cluster:
         apply_schema(cluster, clustered=False)
         yield World(cluster, postgres)
@@ -184,7 +188,7 @@ def world_on(node_ports: Sequence[int], dsn: str) -> Iterator[World]:
 
 
 def on_every_node(node_ports: Sequence[int], statement: str) -> None:
-    """Run a statement on each node, outside any database of a test."""
+    """Run a statement on each node, outside the database of the test."""
     for port in node_ports:
         with Client(ports.LOOPBACK, port=port) as client:
             client.execute(statement)

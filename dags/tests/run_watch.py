@@ -1,4 +1,4 @@
-"""Runs watched from the first to the end of the last: whether limits hold, by what is seen and by their events."""
+"""Watch the runs of an instance until they have finished, to check that limits on concurrent runs hold."""
 
 import itertools
 import time
@@ -15,7 +15,7 @@ OVER = {dg.DagsterRunStatus.SUCCESS, dg.DagsterRunStatus.FAILURE, dg.DagsterRunS
 
 @dataclass(frozen=True)
 class Watched:
-    """How runs ended, and how many went on at once."""
+    """How runs ended, and how many were in progress at once."""
 
     statuses: Mapping[str, dg.DagsterRunStatus]
     jobs: Sequence[str]
@@ -25,12 +25,12 @@ class Watched:
 
     @property
     def overlap(self) -> bool:
-        """Whether two runs went on at once, by their events: what a look sees may be too late."""
+        """Whether two runs were in progress at once, by their events: polling may miss it."""
         return any(earlier[1] > later[0] for earlier, later in itertools.pairwise(self.spans))
 
 
 def watch(instance: dg.DagsterInstance, count: int, seconds: float) -> Watched:
-    """Looks at the runs of an instance until so many are over. Fails the test when that takes longer."""
+    """Poll the runs of an instance until so many have finished. Fails the test when that takes longer."""
     most_at_once, waited = 0, False
     statuses: dict[str, dg.DagsterRunStatus] = {}
     deadline = time.monotonic() + seconds

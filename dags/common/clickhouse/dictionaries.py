@@ -1,10 +1,7 @@
-"""Dictionaries made of a table of a run: made, loaded and compared on every host before anything uses them.
+"""Dictionaries over a run's own table: created, loaded and compared on every host before they are used.
 
-Belongs here: what any job does with such a dictionary. Not here: dictionaries of the schema (`tables.py`, `schema.py`),
-and what the jobs put into the tables.
-
-The table is on every host under one name, with the same rows. The dictionary never reloads by itself; it is loaded anew
-when a server starts, so the table stays as it is for as long as the dictionary is used.
+The table is on every host under one name, with the same rows. The dictionary never reloads on its own, except when a
+server starts, so the table must not change while the dictionary is in use.
 """
 
 from collections.abc import Mapping, Sequence
@@ -33,12 +30,12 @@ class DictionaryError(Exception):
 
 
 class UnequalError(Exception):
-    """Hosts that must have the same rows have not. Nothing may use them."""
+    """Hosts that must have the same rows differ. Nothing may use them."""
 
 
 @dataclass(frozen=True)
 class Checksum:
-    """Rows, and the sum of their 64-bit hashes modulo 2^64, which does not depend on their order."""
+    """The number of rows, and the sum of their 64-bit hashes modulo 2^64, which does not depend on their order."""
 
     rows: int
     hash: int
@@ -47,9 +44,9 @@ class Checksum:
 def snapshot_dictionary(
     name: str, table: str, key: Sequence[Column], values: Sequence[Column], comment: str
 ) -> Dictionary:
-    """A dictionary of `key` and `values` columns over a table of the cluster's database, with one row for each key.
+    """Return a dictionary of `key` and `values` columns over a table of the cluster's database, with one row per key.
 
-    `dictHas` tells whether it has a key; a value without a default reads as that of its type where it has not.
+    `dictHas` returns whether it has a key. For an unknown key a value reads as its default, or that of its type.
     """
     columns = ", ".join(quoted(column.name) for column in (*key, *values))
     return Dictionary(
@@ -60,21 +57,21 @@ def snapshot_dictionary(
         source_query=f"SELECT {columns} FROM {{database}}.{quoted(table)}",  # noqa: S608 - identifiers, quoted
         # Any number of key columns of any type.
         layout="COMPLEX_KEY_HASHED()",
-        # It does not reload by itself: what was compared is what is used.
+        # It never reloads on its own: what was compared is what is used.
         lifetime_seconds=(0, 0),
     )
 
 
-def make(cluster: ClickhouseCluster, dictionary: Dictionary) -> None:
-    """Makes or replaces the dictionary on every host. It is not loaded yet. Raises ClusterError."""
+def create(cluster: ClickhouseCluster, dictionary: Dictionary) -> None:
+    """Create or replace the dictionary on every host. It is not loaded yet. Raises ClusterError."""
     (statement,) = dictionary.statements(SchemaForm(cluster.database))
     cluster.map_all_hosts(Query(statement, retryable=True)).result()
 
 
 def load(cluster: ClickhouseCluster, name: str, *, deadline_seconds: float) -> None:
-    """Loads the dictionary anew on every host.
+    """Load or reload the dictionary on every host.
 
-    Raises DictionaryError with the reason of every host that cannot load it, has not done so in time or is not reached.
+    Raises DictionaryError with the reason of every host that cannot load it, is too slow or does not answer.
     """
     identifier = quoted(name)
 
@@ -98,7 +95,7 @@ def load(cluster: ClickhouseCluster, name: str, *, deadline_seconds: float) -> N
 
 
 def checksum(cluster: ClickhouseCluster, name: str, *, deadline_seconds: float = 600) -> dict[Host, Checksum]:
-    """The checksum of all columns of the dictionary as it is in memory, by host.
+    """Return the checksum of all columns of the dictionary as it is in memory, by host.
 
     Raises ClusterError when a host does not answer or has no such dictionary.
     """
@@ -115,15 +112,15 @@ def checksum(cluster: ClickhouseCluster, name: str, *, deadline_seconds: float =
 def table_checksum(
     cluster: ClickhouseCluster, table: str, columns: Sequence[str], *, deadline_seconds: float = 600
 ) -> dict[Host, Checksum]:
-    """The same of these columns of a table: equal to a dictionary's that has the same columns in the same order."""
+    """Return the checksum of these columns of a table, by host; equal to that of a dictionary with the same columns."""
     call = _TableChecksum(quoted(table), tuple(columns))
     return cluster.map_all_hosts(call, timeout_seconds=deadline_seconds).result()
 
 
 def assert_equal_everywhere(what: str, *checksums: Mapping[Host, Checksum]) -> Checksum:
-    """The one checksum that every host of every mapping has.
+    """Return the checksum that every host of every mapping has.
 
-    Raises UnequalError with what each host has when they differ, and when there is none at all.
+    Raises UnequalError with each host's checksum when they differ, and when there is no host.
     """
     every = [(host, one) for by_host in checksums for host, one in by_host.items()]
     different = {one for _, one in every}
@@ -131,11 +128,6 @@ def assert_equal_everywhere(what: str, *checksums: Mapping[Host, Checksum]) -> C
         lines = [f"- {host}: {one.rows} rows, hash {one.hash:016x}" for host, one in every]
         raise UnequalError(f"{what} must be the same on every host, and is not:\n" + "\n".join(lines or ["- no host"]))
     return different.pop()
-
-
-def drop(cluster: ClickhouseCluster, name: str) -> None:
-    """Drops the dictionary on every host, where it is there. Raises ClusterError."""
-    cluster.map_all_hosts(Query(f"DROP DICTIONARY IF EXISTS {quoted(name)} SYNC", retryable=True)).result()
 
 
 @dataclass(frozen=True)
@@ -149,7 +141,7 @@ class _TableChecksum:
 
 
 def _checksum(client: "Client", source: str, columns: Sequence[str]) -> Checksum:
-    # Inside a tuple a NULL has a hash of its own. A sum, because an XOR would not see a row that is there three times.
+    # In a tuple, NULL has a hash too. A sum, because with XOR a row that is there three times looks like a single one.
     values = ", ".join(quoted(column) for column in columns)
     ((rows, hash_sum),) = client.execute(f"SELECT count(), sum(sipHash64(tuple({values}))) FROM {source}")  # noqa: S608 - identifiers, quoted
     return Checksum(rows, hash_sum)

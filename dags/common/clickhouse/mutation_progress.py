@@ -1,16 +1,11 @@
-"""What the servers say of mutations: done, killed, failing, not found; and waiting for it with a deadline.
+"""The progress of enqueued mutations on every host, and waiting for them with a deadline."""
 
-Belongs here: what identifies an enqueued mutation, and every question about it. Not here: what a mutation does and how
-it is enqueued (`mutations.py`).
-"""
-
-import dataclasses
 import datetime as dt
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from enum import Enum
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING
 
 from dags.common.clickhouse.cluster import ClickhouseCluster
 from dags.common.clickhouse.errors import CallTimeoutError, ClusterError, one_line
@@ -20,15 +15,15 @@ from dags.common.clickhouse.retry import SERVER_ERRORS, is_transient
 if TYPE_CHECKING:
     from clickhouse_driver import Client
 
-# For one look at one host; the last one, at the deadline, gets the shortest.
-LOOK_SECONDS = 30.0
-SHORTEST_LOOK_SECONDS = 1.0
-# Between looks: a share of the time waited so far, so that a short mutation is not kept waiting for its end.
+# Timeout of one poll of one host. Near the deadline of the wait it shrinks to the minimum.
+MAX_POLL_SECONDS = 30.0
+MIN_POLL_SECONDS = 1.0
+# The pause between polls is a share of the time waited so far, so that a short mutation is noticed quickly.
 PAUSE_SHARE = 0.1
-SHORTEST_PAUSE_SECONDS = 0.01
-LONGEST_PAUSE_SECONDS = 1.0
+MIN_PAUSE_SECONDS = 0.01
+MAX_PAUSE_SECONDS = 1.0
 TRANSIENT_ERRORS = {error.name: error for error in SERVER_ERRORS.values() if error.transient}
-# Two servers with tables of their own have different paths or host names; replicas share a path in Keeper.
+# Replicas share a path in Keeper. Tables without one differ by server, host name or data path.
 STORAGE_STATEMENT = """
 SELECT
     if(replicas.zookeeper_path != '', replicas.zookeeper_path,
@@ -53,75 +48,75 @@ KEPT_STATEMENT = "SELECT toUInt64(value) FROM system.merge_tree_settings WHERE n
 
 
 class MutationState(Enum):
-    """What a host can say of a mutation."""
+    """The state of a mutation on one host."""
 
     DONE = "done"
-    RUNNING = "not done yet"
+    RUNNING = "still in progress"
     FAILING = "failing"
     KILLED = "killed"
     NOT_FOUND = "not found"
-    UNREACHABLE = "the host does not answer"
+    UNREACHABLE = "unknown, because the host does not answer"
 
 
 @dataclass(frozen=True)
 class Progress:
-    """What one host says of one mutation: `parts_to_do` parts are not rewritten yet; `reason` is the server's."""
+    """The progress of one mutation on one host. `parts_to_do` are left to rewrite; `reason` is the server's."""
 
     host: Host
     table: str
     id: str
-    answer: MutationState
+    state: MutationState
     parts_to_do: int = 0
     reason: str = ""
 
     def __str__(self) -> str:
         parts = f", {self.parts_to_do} parts to do" if self.parts_to_do else ""
         reason = f": {self.reason}" if self.reason else ""
-        return f"{self.host}: {self.id} of {self.table} is {self.answer.value}{parts}{reason}"
+        return f"{self.host}: {self.id} of {self.table} is {self.state.value}{parts}{reason}"
 
 
 class MutationError(Exception):
-    """Mutations are not done. `states` has what each host said of each."""
+    """Mutations are not done. `progress` has the state of each on each host."""
 
-    def __init__(self, headline: str, states: Sequence[Progress]) -> None:
-        self.states = tuple(states)
-        super().__init__("\n- ".join([f"{headline}:", *map(str, self.states)]))
+    def __init__(self, headline: str, progress: Sequence[Progress]) -> None:
+        self.progress = tuple(progress)
+        super().__init__("\n- ".join([f"{headline}:", *map(str, self.progress)]))
 
 
 class MutationKilledError(MutationError):
-    """Somebody killed the mutation. Parts that were rewritten before stay rewritten."""
+    """The mutation was killed. Parts that were rewritten before stay rewritten."""
 
 
 class MutationFailingError(MutationError):
-    """The server cannot rewrite a part, and says why. It tries again for ever: kill the mutation, or mend the cause."""
+    """The server cannot rewrite a part, and retries forever: fix the cause it reports, or kill the mutation."""
 
 
 class MutationNotFoundError(MutationError):
-    """The server does not know the mutation: whether it was done is unknown."""
+    """The server does not list the mutation: whether it was done is unknown."""
 
 
 class MutationTimeoutError(MutationError):
-    """The mutation was not done before the deadline. It goes on: a later wait for the same ids can find it done."""
+    """The mutation was not done before the deadline. It continues: a later wait for the same ids can succeed."""
 
 
-# In the order in which they matter when hosts say different things.
-BAD_ANSWERS: tuple[tuple[MutationState, type[MutationError], str], ...] = (
-    (MutationState.KILLED, MutationKilledError, "A mutation was killed, so some of its rows may be as they were"),
+# In the order in which they matter when hosts are in different states.
+FAILED_STATES: tuple[tuple[MutationState, type[MutationError], str], ...] = (
+    (MutationState.KILLED, MutationKilledError, "A mutation was killed, so some of its rows may not be rewritten"),
+    (MutationState.NOT_FOUND, MutationNotFoundError, "A mutation was not found, so whether it was done is unknown"),
     (
-        MutationState.NOT_FOUND,
-        MutationNotFoundError,
-        "A mutation is not known, so whether it was done is not known either",
+        MutationState.FAILING,
+        MutationFailingError,
+        "A mutation fails: fix the cause, or run KILL MUTATION",
     ),
-    (MutationState.FAILING, MutationFailingError, "A mutation fails: mend the cause, or KILL MUTATION and begin anew"),
 )
 
 
 @dataclass(frozen=True)
 class EnqueuedMutation:
-    """A mutation that a server has taken: its id on each of `hosts`, which share it by replication.
+    """A mutation that a server has accepted: its id on each of `hosts`, which share it by replication.
 
-    `commands` are the texts in the server's formatting, `created_at` is by the server's clock, `storage` tells this
-    table from an earlier or later one of the name, and `is_adopted` says that it was found and not enqueued now.
+    `commands` are the texts in the server's formatting, `created_at` is by the server's clock, `storage` distinguishes
+    this table from another table of the same name, and `is_adopted` means that it was found instead of enqueued now.
     """
 
     table: str
@@ -135,46 +130,14 @@ class EnqueuedMutation:
 
 @dataclass(frozen=True)
 class Enqueued:
-    """What `enqueue` gave, to be kept in the run: an op returns `to_value()`, the next one begins with `from_value`."""
+    """The mutations of one call of `enqueue`."""
 
     mutations: tuple[EnqueuedMutation, ...]
 
     @property
     def ids(self) -> dict[str, str]:
-        """The ids by host (`address:port`), for metadata and evidence; a host has one at most."""
+        """The ids by host (`address:port`), for metadata and evidence; each host has at most one."""
         return {str(host): mutation.id for mutation in self.mutations for host in mutation.hosts}
-
-    def to_value(self) -> list[dict[str, Any]]:
-        """All of it as what JSON can hold."""
-        values = []
-        for mutation in self.mutations:
-            value = dataclasses.asdict(mutation)
-            values.append({**value, "created_at": mutation.created_at.isoformat()})
-        return values
-
-    @classmethod
-    def from_value(cls, value: Sequence[Mapping[str, Any]]) -> Self:
-        """The inverse of `to_value`."""
-        mutations = []
-        for one in value:
-            fields = {
-                **one,
-                "commands": tuple(one["commands"]),
-                "hosts": tuple(Host(**host) for host in one["hosts"]),
-                "created_at": dt.datetime.fromisoformat(one["created_at"]),
-            }
-            mutations.append(EnqueuedMutation(**fields))
-        return cls(tuple(mutations))
-
-
-@dataclass(frozen=True)
-class Done:
-    """Every host that could be reached has done every mutation, and at least one host of each has.
-
-    `unreachable` could not be asked: a replica among them does the mutation when it is back.
-    """
-
-    unreachable: tuple[Host, ...] = ()
 
 
 def wait(
@@ -183,40 +146,42 @@ def wait(
     *,
     deadline_seconds: float,
     on_progress: Callable[[Sequence[Progress]], None] | None = None,
-) -> Done:
-    """Waits until every mutation is done on all hosts that can be reached.
+) -> tuple[Host, ...]:
+    """Wait until every mutation is done on all hosts that answer; return the hosts that do not.
 
-    A host that goes away in the middle is waited for, unless another replica has done the mutation. `on_progress` gets
-    what every host said, when that has changed. Pauses between looks grow with the time waited, to a second.
+    At least one host of each mutation must say that it is done; a replica that does not answer then runs the mutation
+    when it is back. `on_progress` gets the states of all hosts whenever one of them changes. The pauses between polls
+    grow to a second.
 
-    Raises MutationKilledError, MutationNotFoundError, MutationFailingError (a transient failure is waited out) or
+    Raises MutationKilledError, MutationNotFoundError, MutationFailingError (transient failures are waited out) or
     MutationTimeoutError, with all hosts in one message.
     """
-    begun = time.monotonic()
-    deadline = begun + deadline_seconds
-    asked = [(mutation, present_hosts(cluster, mutation)) for mutation in enqueued.mutations]
+    started = time.monotonic()
+    deadline = started + deadline_seconds
+    polled = [(mutation, _current_hosts(cluster, mutation)) for mutation in enqueued.mutations]
     reported: list[Progress] = []
     while True:
-        states_by_mutation = _ask(cluster, asked, deadline - time.monotonic())
-        states = [state for of_one in states_by_mutation for state in of_one]
-        if on_progress is not None and states != reported:
-            on_progress(states)
-            reported = states
-        for answer, error, headline in BAD_ANSWERS:
-            if any(state.answer is answer for state in states):
-                raise error(headline, states)
-        if all(_is_done(of_one) for of_one in states_by_mutation):
-            unreachable = {state.host for state in states if state.answer is MutationState.UNREACHABLE}
-            return Done(tuple(sorted(unreachable)))
+        by_mutation = _poll(cluster, polled, deadline - time.monotonic())
+        progress = [one for of_mutation in by_mutation for one in of_mutation]
+        if on_progress is not None and progress != reported:
+            on_progress(progress)
+            reported = progress
+        for state, error, headline in FAILED_STATES:
+            if any(one.state is state for one in progress):
+                raise error(headline, progress)
+        if all(_is_done(of_mutation) for of_mutation in by_mutation):
+            return tuple(sorted({one.host for one in progress if one.state is MutationState.UNREACHABLE}))
         left = deadline - time.monotonic()
         if left <= 0:
-            raise MutationTimeoutError(f"Mutations were not done within {deadline_seconds:g} seconds and go on", states)
-        pause = min(max((time.monotonic() - begun) * PAUSE_SHARE, SHORTEST_PAUSE_SECONDS), LONGEST_PAUSE_SECONDS)
+            raise MutationTimeoutError(
+                f"Mutations were not done within {deadline_seconds:g} seconds and continue", progress
+            )
+        pause = min(max((time.monotonic() - started) * PAUSE_SHARE, MIN_PAUSE_SECONDS), MAX_PAUSE_SECONDS)
         time.sleep(min(pause, left))
 
 
-def present_hosts(cluster: ClickhouseCluster, mutation: EnqueuedMutation) -> list[Host]:
-    """The hosts of the mutation that the cluster has by now. Raises LookupError when it has none of them."""
+def _current_hosts(cluster: ClickhouseCluster, mutation: EnqueuedMutation) -> list[Host]:
+    """Return the hosts of the mutation that the cluster still has. Raises LookupError when it has none of them."""
     addresses = set(map(str, mutation.hosts))
     hosts = [host for host in cluster.hosts if str(host) in addresses]
     if not hosts:
@@ -242,7 +207,7 @@ class Known:
 
 
 def known_mutations(client: "Client", table: str, id_: str | None = None) -> dict[str, Known]:
-    """The mutations of the table of the current database that this server lists, by id; or the one of an id."""
+    """Return the mutations of the table that the server lists, by id; with `id_`, that mutation alone."""
     known: dict[str, Known] = {}
     # One row for each command, in the order of the commands.
     for found, formatted, created_at, done, killed, parts, reason, error in client.execute(
@@ -253,38 +218,38 @@ def known_mutations(client: "Client", table: str, id_: str | None = None) -> dic
     return known
 
 
-def _ask(
-    cluster: ClickhouseCluster, asked: Iterable[tuple[EnqueuedMutation, list[Host]]], seconds_left: float
+def _poll(
+    cluster: ClickhouseCluster, polled: Iterable[tuple[EnqueuedMutation, list[Host]]], seconds_left: float
 ) -> list[list[Progress]]:
-    """What every host says of every mutation; all hosts are asked at once."""
-    seconds = min(max(seconds_left, SHORTEST_LOOK_SECONDS), LOOK_SECONDS)
+    """Return the progress of every mutation on each of its hosts; all hosts are polled at once."""
+    seconds = min(max(seconds_left, MIN_POLL_SECONDS), MAX_POLL_SECONDS)
     calls = [
-        (mutation, cluster.among(hosts).map_all_hosts(_Look(mutation), timeout_seconds=seconds))
-        for mutation, hosts in asked
+        (mutation, cluster.among(hosts).map_all_hosts(_Poll(mutation), timeout_seconds=seconds))
+        for mutation, hosts in polled
     ]
-    states_by_mutation = []
+    by_mutation = []
     errors: dict[Host, BaseException] = {}
     for mutation, by_host in calls:
         answers, failures = by_host.results_and_failures()
-        states = [
-            Progress(host, mutation.table, mutation.id, answer, parts, reason)
-            for host, (answer, parts, reason) in answers.items()
+        progress = [
+            Progress(host, mutation.table, mutation.id, state, parts, reason)
+            for host, (state, parts, reason) in answers.items()
         ]
         for host, error in failures.items():
             if is_transient(error) or isinstance(error, CallTimeoutError):
                 reason = one_line(error)
-                states.append(Progress(host, mutation.table, mutation.id, MutationState.UNREACHABLE, reason=reason))
+                progress.append(Progress(host, mutation.table, mutation.id, MutationState.UNREACHABLE, reason=reason))
             else:
                 errors[host] = error
-        states_by_mutation.append(sorted(states, key=lambda state: state.host))
+        by_mutation.append(sorted(progress, key=lambda one: one.host))
     if errors:
         raise ClusterError(errors, len(cluster.hosts))
-    return states_by_mutation
+    return by_mutation
 
 
 @dataclass(frozen=True)
-class _Look:
-    """A call: what this server says of the mutation, the parts to do, and why."""
+class _Poll:
+    """A call: the state of the mutation on this server, the parts left to rewrite, and the reason."""
 
     mutation: EnqueuedMutation
     retryable: bool = True
@@ -293,8 +258,8 @@ class _Look:
         mutation = self.mutation
         storages = client.execute(STORAGE_STATEMENT, {"table": mutation.table})
         if [storage for storage, _ in storages] != [mutation.storage]:
-            return MutationState.NOT_FOUND, 0, "the table was dropped, or is another one by now"
-        # Alone first: the server formats the commands of each that it lists.
+            return MutationState.NOT_FOUND, 0, "the table was dropped, or replaced by another one"
+        # By its id first: the server formats the commands of each mutation that it lists.
         one = known_mutations(client, mutation.table, mutation.id).get(mutation.id)
         if one is None:
             known = known_mutations(client, mutation.table)
@@ -308,35 +273,35 @@ class _Look:
             return MutationState.KILLED, one.parts_to_do, one.latest_fail_reason
         if one.is_done:
             return MutationState.DONE, 0, ""
-        is_failing = bool(one.latest_fail_reason) and not passes_by_itself(
+        is_failing = bool(one.latest_fail_reason) and not is_transient_failure(
             one.latest_fail_error, one.latest_fail_reason
         )
         return MutationState.FAILING if is_failing else MutationState.RUNNING, one.parts_to_do, one.latest_fail_reason
 
 
 def _gone(id_: str, finished: Sequence[str], kept: int) -> tuple[MutationState, int, str]:
-    """Killed, or forgotten: a server that has finished more mutations than it keeps forgets the oldest."""
+    """Return whether an unlisted mutation was killed, or dropped from the list, which keeps the last finished ones."""
     if len(finished) < kept or any(number_of(other) < number_of(id_) for other in finished):
-        return MutationState.KILLED, 0, "it is gone, and the server still lists what it would have forgotten before"
-    return MutationState.NOT_FOUND, 0, f"the server keeps the last {kept} that are finished"
+        return MutationState.KILLED, 0, "the server does not list it, but still lists older ones"
+    return MutationState.NOT_FOUND, 0, f"the server lists only the last {kept} finished mutations"
 
 
-def passes_by_itself(error_name: str, reason: str) -> bool:
-    """Whether the table of retries says so of what a mutation failed with."""
+def is_transient_failure(error_name: str, reason: str) -> bool:
+    """Return whether the error that a mutation failed with is transient by the table in `retry.py`."""
     known = TRANSIENT_ERRORS.get(error_name)
     return known is not None and (known.only_if is None or known.only_if in reason)
 
 
-def _is_done(states: Sequence[Progress]) -> bool:
-    answers = {state.answer for state in states}
-    return MutationState.DONE in answers and answers <= {MutationState.DONE, MutationState.UNREACHABLE}
+def _is_done(progress: Sequence[Progress]) -> bool:
+    states = {one.state for one in progress}
+    return MutationState.DONE in states and states <= {MutationState.DONE, MutationState.UNREACHABLE}
 
 
 def number_of(id_: str) -> int:
-    """Ids of one table count up: mutation_5.txt, or 0000000005 where it replicates."""
+    """Return the number in an id; ids of one table count up: mutation_5.txt, or 0000000005 if it is replicated."""
     return int("".join(character for character in id_ if character.isdigit()))
 
 
 def host_names(hosts: Iterable[Host]) -> str:
-    """The addresses, for messages."""
+    """Return the addresses, for messages."""
     return ", ".join(map(str, hosts))

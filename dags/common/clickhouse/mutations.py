@@ -1,11 +1,9 @@
-"""Mutations as values: commands that rewrite parts of a table, enqueued once, known by their ids.
+"""Mutations as values: commands that rewrite parts of a table, enqueued once and identified by their ids.
 
-Belongs here: what a mutation is, and enqueueing what is missing. Not here: waiting for it (`mutation_progress.py`),
-which rows are rewritten and why (the jobs), and counting afterwards what is left, which is the jobs' own proof.
+Waiting for a mutation is in `mutation_progress.py`.
 
-A mutation may be enqueued twice when a connection breaks in the wrong moment, so a command must be safe to do twice,
-and give the same on every replica: one that sets what a dictionary says that was compared on all hosts, or deletes what
-a condition names, is and does.
+A mutation may be enqueued twice when a connection breaks at the wrong moment. So a command must be idempotent and have
+the same effect on every replica: set what a dictionary says that was compared on all hosts, or delete by a condition.
 """
 
 import datetime as dt
@@ -29,7 +27,6 @@ from dags.common.clickhouse.mutation_progress import (
     host_names,
     known_mutations,
     number_of,
-    present_hosts,
 )
 from dags.common.clickhouse.query import Query, quoted
 
@@ -38,18 +35,18 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 PARTITION_ID = re.compile(r"[A-Za-z0-9_-]+")
-# Between looks at what a server says of a mutation that it has just taken: a replica learns of it from Keeper.
-SHORT_WAIT_SECONDS = 0.05
+# A replica learns of a mutation from Keeper, so it is in the list of the server a moment after the ALTER.
+POLL_SECONDS = 0.05
 ALTER_SETTINGS = {
-    # `wait` waits: with a deadline, and on every replica.
+    # `wait` waits, with a deadline and on every replica.
     "mutations_sync": 0,
     "alter_sync": 0,
-    # Replicated tables refuse dictGet without it; the dictionaries are compared on all hosts before.
+    # Replicated tables refuse dictGet without it. The dictionaries are compared on all hosts first.
     "allow_nondeterministic_mutations": 1,
 }
 # Both sides go through the formatter, because system.mutations prints other spaces and parentheses than were sent.
 FORMATTED_STATEMENT = "SELECT arrayMap(one -> formatQuerySingleLine(concat('ALTER TABLE t ', one)), %(commands)s)"
-# A part of many small columns in one file is written anew as a whole; of others, the columns that are assigned.
+# A compact part is rewritten as a whole; of a wide part, only the assigned columns are.
 REWRITTEN_BYTES_STATEMENT = """
 SELECT disk_name, sum(part_bytes) FROM (
     SELECT
@@ -64,24 +61,21 @@ SELECT disk_name, sum(part_bytes) FROM (
 """
 FREE_BYTES_STATEMENT = "SELECT sum(unreserved_space) FROM system.disks WHERE name IN %(disks)s"
 CLOCK_STATEMENT = "SELECT toUnixTimestamp64Micro(now64(6, 'UTC'))"
-KILL_STATEMENT = """
-KILL MUTATION WHERE database = currentDatabase() AND table = %(table)s AND mutation_id = %(id)s
-"""
 
 
 class ClockSkewError(Exception):
-    """The servers' clocks differ by more than can be waited out."""
+    """The servers' clocks differ by more than there is time to wait."""
 
 
 class CapacityError(Exception):
-    """A host has too many unfinished mutations, or too little disk, for one more. Nothing was enqueued anywhere."""
+    """A host has too many unfinished mutations, or too little free disk space. Nothing was enqueued on any host."""
 
 
 @dataclass(frozen=True)
 class Command:
-    """One command of an ALTER TABLE, without IN PARTITION: made by `update`, `delete` or `lightweight_delete`.
+    """One command of an ALTER TABLE, without IN PARTITION, as `update` and `delete` make it.
 
-    `columns` are those it writes; none stands for whole rows. `parameters` fill the `%(name)s` of all its texts.
+    `columns` are the columns it writes; none means whole rows. `parameters` fill the `%(name)s` of its texts.
     """
 
     action: str
@@ -91,9 +85,9 @@ class Command:
 
 
 def update(assignments: Mapping[str, str], where: str, parameters: Mapping[str, Any] | None = None) -> Command:
-    """Sets columns to expressions where the condition holds: `update({"person_id": "dictGet(…)"}, "dictHas(…)")`.
+    """Return a command that sets columns to expressions: `update({"person_id": "dictGet(…)"}, "dictHas(…)")`.
 
-    Dictionaries are named with their database: the server does it later, outside of any session.
+    Name dictionaries with their database: the server runs the command later, outside of any session.
     """
     if not assignments:
         raise ValueError("An update sets at least one column.")
@@ -102,27 +96,19 @@ def update(assignments: Mapping[str, str], where: str, parameters: Mapping[str, 
 
 
 def delete(where: str, parameters: Mapping[str, Any] | None = None) -> Command:
-    """Deletes rows by rewriting their parts without them: when it is done, they are not on disk any more.
+    """Return a command that deletes rows by rewriting their parts without them.
 
-    (The replaced parts are removed by the server some minutes later: `old_parts_lifetime`.)
+    The server removes the files of the replaced parts some minutes later: `old_parts_lifetime`.
     """
     return Command("DELETE", where, dict(parameters or {}))
 
 
-def lightweight_delete(where: str, parameters: Mapping[str, Any] | None = None) -> Command:
-    """Marks rows as deleted: they are seen no more, and go from the disk with some later merge.
-
-    It is what DELETE FROM does on a table without projections.
-    """
-    return Command("UPDATE `_row_exists` = 0", where, dict(parameters or {}), ("_row_exists",))
-
-
 @dataclass(frozen=True)
 class Mutation:
-    """Commands for one table, done in one ALTER.
+    """Commands for one table, run by one ALTER.
 
-    `partitions` are ids as in system.parts (partition_id); every command is done in each of them, and other partitions
-    are not touched. None stands for the whole table; an empty sequence is refused, because it would stand for nothing.
+    `partitions` are ids as in system.parts (partition_id); every command runs in each of them, and in no other. None
+    means the whole table. An empty sequence is refused: such a mutation would do nothing.
     """
 
     table: str
@@ -140,7 +126,7 @@ class Mutation:
                 raise ValueError(f"'{partition}' is not a partition_id as in system.parts.")
 
     def texts(self, client: "Client") -> list[str]:
-        """Each command with its partition and its parameters filled in, in the order of doing."""
+        """Return each command with its partition and its parameters filled in, in the order in which they run."""
         texts = []
         for partition in self.partitions or (None,):
             place = "" if partition is None else f" IN PARTITION ID {literal(partition)}"
@@ -151,47 +137,21 @@ class Mutation:
 
 
 @dataclass(frozen=True)
-class LightweightUpdate:
-    """UPDATE … SET for a few rows: seen at once, written as small patch parts that later merges apply. A call.
-
-    It is not a mutation: it is done when the call is, and is in no list. The table needs the settings
-    `enable_block_number_column` and `enable_block_offset_column`; the server refuses others (code 48).
-    """
-
-    table: str
-    assignments: Mapping[str, str]
-    where: str
-    parameters: Mapping[str, Any] | None = None
-    partition: str | None = None
-    # Setting the same again changes nothing.
-    retryable: bool = True
-
-    def __call__(self, client: "Client") -> None:
-        """Runs it on the client."""
-        if self.partition is not None and not PARTITION_ID.fullmatch(self.partition):
-            raise ValueError(f"'{self.partition}' is not a partition_id as in system.parts.")
-        place = "" if self.partition is None else f" IN PARTITION ID {literal(self.partition)}"
-        sets = ", ".join(f"{quoted(column)} = {expression}" for column, expression in self.assignments.items())
-        statement = f"UPDATE {quoted(self.table)} SET {sets}{place} WHERE {self.where}"  # noqa: S608 - texts from code
-        client.execute(statement, dict(self.parameters) if self.parameters else None)
-
-
-@dataclass(frozen=True)
 class Capacity:
-    """What must be free on a host before a mutation is enqueued there.
+    """What a host must have free before a mutation is enqueued there.
 
-    `free_space_factor` times the bytes that it may rewrite must be free on the disks of the table.
+    The disks of the table must have `free_space_factor` times the bytes free that the mutation may rewrite.
     """
 
-    most_unfinished_mutations: int = 20
+    max_unfinished_mutations: int = 20
     free_space_factor: float = 1.1
 
 
 def floor_time(cluster: ClickhouseCluster, *, timeout_seconds: float = 60) -> dt.datetime:
-    """A time by the servers' clocks that all of them have reached: the `not_before` of what this run enqueues from now.
+    """Return a time that all servers' clocks have reached: the `not_before` of what this run enqueues from now on.
 
-    It is a whole second, as times in system.mutations are, and takes up to a second. Keep it in the run. Raises
-    ClockSkewError when some server's clock is far behind another's.
+    It is a whole second, as times in system.mutations are, so the call takes up to a second. Raises ClockSkewError when
+    one server's clock is far behind another's.
     """
     deadline = time.monotonic() + timeout_seconds
     clocks = _clocks(cluster)
@@ -202,7 +162,7 @@ def floor_time(cluster: ClickhouseCluster, *, timeout_seconds: float = 60) -> dt
         if floor - clocks[behind] > left:
             raise ClockSkewError(
                 f"The clock of ClickHouse host {behind} is {floor - clocks[behind]:.1f} seconds behind another host's, "
-                f"and {max(left, 0):.1f} seconds are left to wait. Set the clocks right (NTP)."
+                f"and {max(left, 0):.1f} seconds are left to wait. Synchronize the clocks (NTP)."
             )
         time.sleep(floor - clocks[behind])
         clocks = _clocks(cluster)
@@ -217,12 +177,12 @@ def enqueue(
     capacity: Capacity = Capacity(),
     timeout_seconds: float = 120,
 ) -> Enqueued:
-    """Enqueues on each shard what is not there yet, and returns at once with the ids; `wait` waits.
+    """Enqueue on each shard what is missing, and return its ids without waiting; `wait` waits.
 
-    An identical mutation, done or not, is adopted instead when it was created at or after `not_before` (with time
-    zone, by the servers' clocks: see `floor_time`); one that is older never is. Replicas that share the table get it
-    once, servers with tables of their own get it each. All hosts are checked before anything is enqueued. An empty
-    mapping enqueues nothing. Raises CapacityError, ClusterError, and UnknownShardError.
+    An identical mutation, finished or not, is adopted instead if it was created at or after `not_before` (with time
+    zone, by the servers' clocks: see `floor_time`). Replicas that share the table get the mutation once; servers with
+    tables of their own each get it. All hosts are checked before anything is enqueued. An empty mapping enqueues
+    nothing. Raises CapacityError, ClusterError and UnknownShardError.
     """
     by_host = {host: mutation for shard, mutation in mutation_by_shard.items() for host in cluster.replicas_of(shard)}
     return _enqueue(cluster, by_host, not_before, capacity, timeout_seconds)
@@ -236,20 +196,13 @@ def enqueue_on_all_hosts(
     capacity: Capacity = Capacity(),
     timeout_seconds: float = 120,
 ) -> Enqueued:
-    """As `enqueue`, for a table that every host has with the same rows (Placement.EVERY_NODE)."""
+    """Enqueue like `enqueue`, for a table that every host has with the same rows (Placement.EVERY_NODE)."""
     return _enqueue(cluster, dict.fromkeys(cluster.hosts, mutation), not_before, capacity, timeout_seconds)
-
-
-def kill(cluster: ClickhouseCluster, enqueued: Enqueued) -> None:
-    """Ends mutations that are not done, by id: for one that fails for ever and stands in the way of later ones."""
-    for mutation in enqueued.mutations:
-        statement = Query(KILL_STATEMENT, {"table": mutation.table, "id": mutation.id}, retryable=True)
-        cluster.among(present_hosts(cluster, mutation)).any_host(statement).result()
 
 
 @dataclass(frozen=True)
 class _Group:
-    """Hosts that share the storage of one table, those that answered first, and what is to be done there."""
+    """Hosts that share the storage of one table, hosts that answered first, and their mutation."""
 
     mutation: Mutation
     storage: str
@@ -275,17 +228,17 @@ def _enqueue(
         results = cluster.map_one_host_per_group(calls, retryable=True, timeout_seconds=timeout_seconds).result()
         return list(results.values())
 
-    problems = on_each(lambda group: lambda client: _lacking(client, group, not_before, capacity))
+    problems = on_each(lambda group: lambda client: _missing_capacity(client, group, not_before, capacity))
     lines = [
         f"- {group.answering[0]}: {problem}"
         for group, problem in zip(groups, problems, strict=True)
         if problem is not None
     ]
     if lines:
-        raise CapacityError("No mutation was enqueued, because there is no room for it:\n" + "\n".join(lines))
+        raise CapacityError("No mutation was enqueued, because hosts lack capacity for it:\n" + "\n".join(lines))
     mutations = on_each(lambda group: lambda client: _enqueue_missing(client, group, not_before))
     for mutation in mutations:
-        verb = "found, and not enqueued again" if mutation.is_adopted else "enqueued"
+        verb = "found, so not enqueued again" if mutation.is_adopted else "enqueued"
         logger.info("Mutation %s of %s on %s: %s", mutation.id, mutation.table, host_names(mutation.hosts), verb)
     return Enqueued(tuple(mutations))
 
@@ -293,7 +246,7 @@ def _enqueue(
 def _groups(
     cluster: ClickhouseCluster, mutation_by_host: Mapping[Host, Mutation], timeout_seconds: float
 ) -> list[_Group]:
-    """The hosts by storage. A host that does not answer counts to the replicas of its shard, if they replicate."""
+    """Group the hosts by storage. A host that does not answer is grouped with its shard, if that is replicated."""
     queries: dict[tuple[Host, ...], Query] = {
         (host,): Query(STORAGE_STATEMENT, {"table": mutation.table}) for host, mutation in mutation_by_host.items()
     }
@@ -309,9 +262,10 @@ def _groups(
         found.setdefault(storage, []).append(host)
         if is_replicated:
             storage_of_shard[host.shard] = storage
-    alone = {host: error for host, error in silent.items() if host.shard not in storage_of_shard}
-    if alone:
-        raise ClusterError(alone, len(queries))
+    # Such a host may have rows that no other host has.
+    unreplicated = {host: error for host, error in silent.items() if host.shard not in storage_of_shard}
+    if unreplicated:
+        raise ClusterError(unreplicated, len(queries))
     groups = []
     for storage, answering in found.items():
         missing = [host for host in silent if storage_of_shard[host.shard] == storage]
@@ -322,17 +276,17 @@ def _groups(
     return groups
 
 
-def _lacking(client: "Client", group: _Group, not_before: dt.datetime, capacity: Capacity) -> str | None:
-    """Why the mutation has no room on this host; None where it has, or is there already."""
+def _missing_capacity(client: "Client", group: _Group, not_before: dt.datetime, capacity: Capacity) -> str | None:
+    """Return why the host lacks capacity for the mutation; None if it has capacity, or the mutation already."""
     mutation = group.mutation
     known = known_mutations(client, mutation.table)
     if _matching(known, _formatted(client, mutation.texts(client)), not_before) is not None:
         return None
     unfinished = sum(not one.is_done for one in known.values())
-    if unfinished >= capacity.most_unfinished_mutations:
+    if unfinished >= capacity.max_unfinished_mutations:
         return (
-            f"{mutation.table} has {unfinished} unfinished mutations, and may have "
-            f"{capacity.most_unfinished_mutations}. Wait for them, or look in system.mutations why they do not end."
+            f"{mutation.table} has {unfinished} unfinished mutations, and may have at most "
+            f"{capacity.max_unfinished_mutations}. Wait for them, or find in system.mutations why they do not finish."
         )
     parameters = {
         "table": mutation.table,
@@ -349,7 +303,7 @@ def _lacking(client: "Client", group: _Group, not_before: dt.datetime, capacity:
     if free >= needed:
         return None
     return (
-        f"rewriting {mutation.table} may take {needed:.0f} bytes, and {free} are free on {', '.join(sorted(by_disk))}."
+        f"rewriting {mutation.table} may need {needed:.0f} bytes, and {free} are free on {', '.join(sorted(by_disk))}."
     )
 
 
@@ -361,10 +315,10 @@ def _enqueue_missing(client: "Client", group: _Group, not_before: dt.datetime) -
     is_adopted = found is not None
     if found is None:
         client.execute(f"ALTER TABLE {quoted(mutation.table)} {', '.join(texts)}", settings=ALTER_SETTINGS)
-    # The deadline of the call ends this.
+    # Until the deadline of the call.
     while found is None:
         found = _matching(known_mutations(client, mutation.table), commands, not_before)
-        time.sleep(0 if found else SHORT_WAIT_SECONDS)
+        time.sleep(0 if found else POLL_SECONDS)
     return EnqueuedMutation(
         table=mutation.table,
         id=found.id,
@@ -377,7 +331,7 @@ def _enqueue_missing(client: "Client", group: _Group, not_before: dt.datetime) -
 
 
 def _matching(known: Mapping[str, Known], commands: tuple[str, ...], not_before: dt.datetime) -> Known | None:
-    """The latest identical mutation that is not older. Its recorded time is cut to seconds, so it is never later."""
+    """Return the latest identical mutation since `not_before`. Its recorded time is cut to whole seconds."""
     floor = not_before.timestamp()
     same = [
         one
@@ -388,7 +342,7 @@ def _matching(known: Mapping[str, Known], commands: tuple[str, ...], not_before:
 
 
 def _filled(client: "Client", text: str, command: Command) -> str:
-    """The text with the values in it, as the driver writes them."""
+    """Return the text with the values in it, as the driver writes them."""
     if not command.parameters:
         return text
     filled: str = client.substitute_params(text, dict(command.parameters), client.connection.context)
@@ -401,6 +355,6 @@ def _formatted(client: "Client", texts: Sequence[str]) -> tuple[str, ...]:
 
 
 def _clocks(cluster: ClickhouseCluster) -> dict[Host, float]:
-    """Seconds since 1970 by each server's clock, at the latest when it answered."""
+    """Return seconds since 1970 by each server's clock."""
     answers = cluster.map_all_hosts(Query(CLOCK_STATEMENT)).result()
     return {host: microseconds / 1e6 for host, ((microseconds,),) in answers.items()}

@@ -11,11 +11,11 @@ from dags.common.deletion_requests import (
     RequestKind,
     RequestState,
     UnknownRequestError,
-    ask,
+    apply_migrations,
+    list_requests,
     mark_done,
-    prepare,
     refuse,
-    requests,
+    request_deletion,
 )
 from dags.common.postgres import Postgres
 from dags.common.settings import describe_variables, get_settings
@@ -46,11 +46,13 @@ def command(*arguments: str) -> Result:
 
 
 @pytest.mark.usefixtures("postgres")
-def test_what_is_asked_for_is_listed_and_shown() -> None:
+def test_requests_are_listed_and_shown() -> None:
     one = str(person(1))
-    asked = command("request", "person", "--team", "2", "--by", "alice", "--reason", "ticket 7", one, str(person(2)))
-    assert asked.exit_code == 0, asked.output
-    first, second = asked.output.split()
+    requested = command(
+        "request", "person", "--team", "2", "--by", "alice", "--reason", "ticket 7", one, str(person(2))
+    )
+    assert requested.exit_code == 0, requested.output
+    first, second = requested.output.split()
     listed = command("list", "--state", "pending").output.splitlines()
     assert [line.split()[0] for line in listed] == [first, second]
     shown = command("show", first).output
@@ -64,7 +66,7 @@ def test_requests_of_every_kind_can_be_made(postgres: Postgres, tmp_path: Path) 
     path = tmp_path / "uuids"
     path.write_text(f"{person(1)}\n\n{person(2)}\n")
     assert command("request", "uuid", "--team", "2", "--by", "alice", "--file", str(path)).exit_code == 0
-    assert [(one.kind, one.key) for one in requests(postgres)] == [
+    assert [(one.kind, one.key) for one in list_requests(postgres)] == [
         (RequestKind.TEAM, ""),
         (RequestKind.EVENT, "signed up"),
         (RequestKind.UUID, str(person(1))),
@@ -72,21 +74,21 @@ def test_requests_of_every_kind_can_be_made(postgres: Postgres, tmp_path: Path) 
     ]
 
 
-def test_a_line_that_is_no_uuid_is_named_and_nothing_is_asked(postgres: Postgres, tmp_path: Path) -> None:
+def test_a_line_that_is_not_a_uuid_is_named_and_nothing_is_requested(postgres: Postgres, tmp_path: Path) -> None:
     path = tmp_path / "uuids"
     path.write_text(f"{person(1)}\nnonsense\n")
     refused = command("request", "uuid", "--team", "2", "--by", "alice", "--file", str(path))
     assert refused.exit_code != 0
     assert "line 2" in refused.output
-    prepare(postgres)
-    assert requests(postgres) == []
+    apply_migrations(postgres)
+    assert list_requests(postgres) == []
 
 
-def test_a_refused_request_is_told_why_and_cannot_be_refused_or_done_again(postgres: Postgres) -> None:
-    prepare(postgres)
-    (id_,) = ask(postgres, RequestKind.TEAM, 1, [""], requested_by="a test")
+def test_a_refused_request_has_the_reason_and_cannot_be_refused_or_done_again(postgres: Postgres) -> None:
+    apply_migrations(postgres)
+    (id_,) = request_deletion(postgres, RequestKind.TEAM, 1, [""], requested_by="a test")
     assert command("refuse", str(id_), "--why", "they have changed their mind").exit_code == 0
-    (one,) = requests(postgres)
+    (one,) = list_requests(postgres)
     assert (one.state, one.note) == (RequestState.REFUSED, "they have changed their mind")
     assert command("refuse", str(id_), "--why", "again").exit_code != 0
     with pytest.raises(UnknownRequestError):
@@ -95,8 +97,8 @@ def test_a_refused_request_is_told_why_and_cannot_be_refused_or_done_again(postg
         refuse(postgres, id_ + 1, "there is none")
 
 
-def test_what_is_unknown_is_said(postgres: Postgres) -> None:
-    prepare(postgres)
+def test_an_unknown_request_and_an_empty_list_are_reported(postgres: Postgres) -> None:
+    apply_migrations(postgres)
     assert "There is no deletion request 12" in command("show", "12").output
     assert "There is no request" in command("list").output
 
@@ -106,7 +108,7 @@ def test_what_is_unknown_is_said(postgres: Postgres) -> None:
     [("person", "nobody"), ("person", ""), ("team", "x"), ("event", ""), ("uuid", "12"), ("planet", "")],
 )
 def test_postgres_refuses_a_key_that_does_not_fit_the_kind(postgres: Postgres, kind: str, key: str) -> None:
-    prepare(postgres)
+    apply_migrations(postgres)
     with (
         pytest.raises(psycopg2.errors.CheckViolation),
         postgres.connection() as connection,
@@ -118,10 +120,10 @@ def test_postgres_refuses_a_key_that_does_not_fit_the_kind(postgres: Postgres, k
         )
 
 
-def test_the_tables_can_be_prepared_again_and_again(postgres: Postgres) -> None:
-    assert prepare(postgres) == prepare(postgres) == 1
-    (id_,) = ask(postgres, RequestKind.TEAM, 1, [""], requested_by="a test")
-    prepare(postgres)
+def test_the_migrations_can_be_applied_again_and_again(postgres: Postgres) -> None:
+    assert apply_migrations(postgres) == apply_migrations(postgres) == 1
+    (id_,) = request_deletion(postgres, RequestKind.TEAM, 1, [""], requested_by="a test")
+    apply_migrations(postgres)
     mark_done(postgres, {id_: {"run_id": "a run"}})
-    (one,) = requests(postgres, ids=[id_])
+    (one,) = list_requests(postgres, ids=[id_])
     assert json.dumps(one.evidence) == '{"run_id": "a run"}'

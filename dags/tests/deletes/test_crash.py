@@ -1,4 +1,4 @@
-"""Whatever is killed after whichever step, the next run makes of it what one run would have made."""
+"""Whatever process is killed after whichever step, the next run ends with the result of one complete run."""
 
 import contextlib
 import subprocess
@@ -14,7 +14,13 @@ from dags.common.clickhouse.cluster import ClickhouseCluster
 from dags.common.clickhouse.hosts import Access
 from dags.common.clickhouse.query import Query
 from dags.common.clickhouse.schema import apply_schema
-from dags.common.deletion_requests import RequestKind, RequestState, ask, prepare, remembered_days, requests
+from dags.common.deletion_requests import (
+    RequestKind,
+    RequestState,
+    apply_migrations,
+    list_requests,
+    stale_days,
+)
 from dags.person_overrides.jobs import squash_person_overrides
 from dags.tests.local.clickhouse.nodes import RunningNode, running_node
 from dags.tests.resources import clickhouse_resource, postgres_resource
@@ -25,8 +31,8 @@ from dags.web_preaggregated.statements import DAILY
 
 ROOT = Path(__file__).parents[3]
 DATABASE = "default"
-# More than the longest job has; a worker that ends before is seen by its end.
-MOST_STEPS = 40
+# More than any job has; the test stops when the worker ends before.
+MAX_STEPS = 40
 BULK_EVENTS = 300_000
 BULK_TEAM = 99
 
@@ -45,7 +51,7 @@ FROM events WHERE team_id = %(team)s
 
 @dataclass
 class Nodes:
-    """Two nodes with data of their own, which a test may kill and start again."""
+    """Two nodes with data of their own, which a test may kill and restart."""
 
     directory: Path
     running: list[RunningNode]
@@ -55,7 +61,7 @@ class Nodes:
     def ports(self) -> list[int]:
         return [node.port for node in self.running]
 
-    def start_again(self, number: int) -> None:
+    def restart(self, number: int) -> None:
         port = self.running[number].port
         self.running[number] = self.stack.enter_context(running_node(self.directory / str(number), port=port))
 
@@ -70,7 +76,7 @@ def nodes(tmp_path: Path) -> Iterator[Nodes]:
 @contextlib.contextmanager
 def world_of(nodes: Nodes, dsn: str) -> Iterator[World]:
     postgres = postgres_of(dsn)
-    prepare(postgres)
+    apply_migrations(postgres)
     with ClickhouseCluster(hosts_of(nodes.ports), Access(database=DATABASE)) as cluster:
         apply_schema(cluster, clustered=False)
         yield World(cluster, postgres)
@@ -78,7 +84,7 @@ def world_of(nodes: Nodes, dsn: str) -> Iterator[World]:
 
 @contextlib.contextmanager
 def worker(job: str, nodes: Nodes, dsn: str) -> Iterator["subprocess.Popen[str]"]:
-    """A job that has taken its first step, and waits. Killed at the end of the block unless it has ended before."""
+    """Start a job, which waits after its first step. It is killed at the end of the block unless it has ended."""
     command = [sys.executable, "-m", "dags.tests.rewrite_worker", job, dsn, DATABASE, *map(str, nodes.ports)]
     with subprocess.Popen(command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
         try:
@@ -89,33 +95,33 @@ def worker(job: str, nodes: Nodes, dsn: str) -> Iterator["subprocess.Popen[str]"
             process.kill()
 
 
-def go_on(process: "subprocess.Popen[str]") -> str:
-    """Let it take one more step; return what it says, which is nothing when it has ended."""
-    let_go(process)
-    return heard(process)
+def take_step(process: "subprocess.Popen[str]") -> str:
+    """Let it take one more step; return the line that it prints, which is empty when it has ended."""
+    release(process)
+    return next_line(process)
 
 
-def let_go(process: "subprocess.Popen[str]") -> None:
+def release(process: "subprocess.Popen[str]") -> None:
     assert process.stdin is not None
     process.stdin.write("\n")
     process.stdin.flush()
 
 
-def heard(process: "subprocess.Popen[str]") -> str:
+def next_line(process: "subprocess.Popen[str]") -> str:
     assert process.stdout is not None
     return process.stdout.readline()
 
 
 def run_to(process: "subprocess.Popen[str]", steps: int) -> bool:
-    """Let it take so many steps; whether it is still under way then."""
-    return all(go_on(process) for _ in range(steps))
+    """Let it take so many steps; return whether it is still in progress."""
+    return all(take_step(process) for _ in range(steps))
 
 
 def fill(world: World, round_: int) -> tuple[Event, ...]:
-    """Events of three persons over two months, overrides of both sorts in chains; return the events of the squash."""
+    """Insert events over two months, with overrides and tombstones in chains; return the events."""
     events = tuple(
         Event(person(number), f"{round_} {visitor}", timestamp=at(hours), session_id=f"{round_} {visitor}")
-        for number, visitor in ((1, "chained"), (2, "buried"), (3, "single"), (4, "nobody's"))
+        for number, visitor in ((1, "chained"), (2, "buried"), (3, "single"), (4, "without override"))
         for hours in (0, 1, 60)
     )
     world.add(events)
@@ -149,15 +155,15 @@ def assert_web_tables_equal_the_events(world: World) -> None:
 
 
 def assert_deleted(world: World, events: tuple[Event, ...]) -> None:
-    """Of persons 1 and 3 what there was an hour after the start; the request is done, and says so with evidence."""
-    gone = {event.uuid for event in events if event.person_id in (person(1), person(3)) and event.timestamp <= at(1)}
+    """Assert that events of persons 1 and 3 up to an hour after the start are deleted, with evidence."""
+    deleted = {event.uuid for event in events if event.person_id in (person(1), person(3)) and event.timestamp <= at(1)}
     kept = world.persons()
-    assert {event.uuid for event in events if event.uuid not in kept} == gone
-    for request in requests(world.postgres):
+    assert {event.uuid for event in events if event.uuid not in kept} == deleted
+    for request in list_requests(world.postgres):
         assert request.state is RequestState.DONE
         assert request.evidence is not None
         assert request.evidence["rows_after"]["events"] == 0
-    assert remembered_days(world.postgres) == []
+    assert stale_days(world.postgres) == []
     assert_web_tables_equal_the_events(world)
     assert world.run_tables() == []
 
@@ -168,23 +174,21 @@ def prepare_deletes(world: World, round_: int) -> tuple[Event, ...]:
     days = [at(24 * day).date() for day in range(4)]
     pre_aggregate(world.cluster, DAILY, days, run_id="before")
     for number in (1, 3):
-        ask(world.postgres, RequestKind.PERSON, 1, [str(person(number))], requested_by="a test", requested_at=at(1))
+        world.request(RequestKind.PERSON, 1, [str(person(number))], at(1))
     return events
 
 
 def kill_after(job: str, step: int, nodes: Nodes, dsn: str) -> bool:
-    """Kill the worker of the job after that step; whether it had got so far."""
+    """Kill the worker of the job after that step; return whether it was still in progress."""
     with worker(job, nodes, dsn) as process:
-        under_way = run_to(process, step)
+        in_progress = run_to(process, step)
         process.kill()
         process.wait()
-    return under_way
+    return in_progress
 
 
 @pytest.mark.parametrize("job", ["squash", "delete"])
-def test_a_worker_that_is_killed_in_the_middle_is_made_good_by_the_next(
-    job: str, nodes: Nodes, postgres_dsn: str
-) -> None:
+def test_the_next_run_completes_the_work_of_a_worker_that_was_killed(job: str, nodes: Nodes, postgres_dsn: str) -> None:
     with world_of(nodes, postgres_dsn) as world:
         events = fill(world, 0) if job == "squash" else prepare_deletes(world, 0)
         assert kill_after(job, 5, nodes, postgres_dsn)
@@ -203,7 +207,7 @@ def test_a_worker_that_is_killed_in_the_middle_is_made_good_by_the_next(
 def test_a_worker_may_be_killed_after_any_step(job: str, nodes: Nodes, postgres_dsn: str) -> None:
     killed = 0
     with world_of(nodes, postgres_dsn) as world:
-        for step in range(MOST_STEPS):
+        for step in range(MAX_STEPS):
             events = fill(world, step) if job == "squash" else prepare_deletes(world, step)
             killed += kill_after(job, step, nodes, postgres_dsn)
             if job == "squash":
@@ -221,11 +225,11 @@ def test_a_worker_may_be_killed_after_any_step(job: str, nodes: Nodes, postgres_
 @pytest.mark.timeout(1800)
 @pytest.mark.parametrize("job", ["squash", "delete"])
 def test_a_node_may_be_killed_after_any_step(job: str, nodes: Nodes, postgres_dsn: str) -> None:
-    """It comes back while the worker goes on, or has given up; what the worker left is made good then."""
+    """The node restarts while the worker continues or has failed; the next run completes the work."""
     killed = 0
     with world_of(nodes, postgres_dsn) as world:
         world.cluster.map_all_hosts(Query(BULK_STATEMENT, {"team": BULK_TEAM, "events": BULK_EVENTS})).result()
-        for step in range(MOST_STEPS):
+        for step in range(MAX_STEPS):
             events = fill(world, step) if job == "squash" else prepare_deletes(world, step)
             if job == "squash":
                 bulk = [
@@ -234,16 +238,16 @@ def test_a_node_may_be_killed_after_any_step(job: str, nodes: Nodes, postgres_ds
                 ]
                 world.override(bulk)
             with worker(job, nodes, postgres_dsn) as process:
-                under_way = run_to(process, step)
+                in_progress = run_to(process, step)
                 nodes.running[step % 2].kill()
-                if under_way:
-                    let_go(process)
-                nodes.start_again(step % 2)
-                while under_way and heard(process):
-                    let_go(process)
+                if in_progress:
+                    release(process)
+                nodes.restart(step % 2)
+                while in_progress and next_line(process):
+                    release(process)
                 process.kill()
                 process.wait()
-            killed += under_way
+            killed += in_progress
             if job == "squash":
                 world.squash()
                 assert_squashed(world, step, events)
@@ -252,12 +256,12 @@ def test_a_node_may_be_killed_after_any_step(job: str, nodes: Nodes, postgres_ds
             else:
                 world.delete()
                 assert_deleted(world, events)
-            if not under_way:
+            if not in_progress:
                 break
     assert killed > 8, "the job has more steps than that"
 
 
-def test_a_second_job_is_refused_with_the_name_of_the_one_that_works(nodes: Nodes, postgres_dsn: str) -> None:
+def test_a_second_job_is_refused_with_the_name_of_the_job_that_holds_the_lock(nodes: Nodes, postgres_dsn: str) -> None:
     with world_of(nodes, postgres_dsn) as world:
         events = fill(world, 0)
         config = {"ops": {"squash_overrides": {"config": {"dry_run": False, "lock_wait_seconds": 1, "cutoff_days": 0}}}}
@@ -272,7 +276,7 @@ def test_a_second_job_is_refused_with_the_name_of_the_one_that_works(nodes: Node
             description = str(failure.step_failure_data.user_failure_data.description)
             assert "Only one run at a time" in description
             assert "worker of delete" in description
-            while go_on(process):
+            while take_step(process):
                 pass
             assert process.wait() == 0
         with dg.DagsterInstance.ephemeral() as instance:

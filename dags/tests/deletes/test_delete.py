@@ -6,8 +6,8 @@ from dags.common.clickhouse.cluster import ClickhouseCluster
 from dags.common.clickhouse.errors import ClusterError
 from dags.common.clickhouse.hosts import Access, Host
 from dags.common.clickhouse.query import Insert
-from dags.common.deletion_requests import RequestKind, RequestState, ask, remembered_days, requests
-from dags.deletes.delete import MOST_DAY_RANGES, day_ranges
+from dags.common.deletion_requests import RequestKind, RequestState, list_requests, stale_days
+from dags.deletes.delete import MAX_DAY_RANGES, day_ranges
 from dags.local import ports
 from dags.tests.rewriting import Event, Override, World, at, person
 from dags.web_preaggregated.aggregate import pre_aggregate
@@ -19,10 +19,10 @@ def test_the_events_of_a_person_until_the_request_are_deleted_and_later_ones_are
     gone, later, other = Event(person(1)), Event(person(1), timestamp=at(2)), Event(person(2))
     other_team = Event(person(1), team_id=2)
     world.add([gone, later, other, other_team])
-    ask(world.postgres, RequestKind.PERSON, 1, [str(person(1))], requested_by="a test", requested_at=at(1))
+    world.request(RequestKind.PERSON, 1, [str(person(1))], at(1))
     deleted = world.delete()
     assert set(world.persons()) == {later.uuid, other.uuid, other_team.uuid}
-    (request,) = requests(world.postgres)
+    (request,) = list_requests(world.postgres)
     assert request.state is RequestState.DONE
     assert request.finished_at is not None
     assert request.evidence is not None
@@ -35,30 +35,30 @@ def test_the_events_of_a_person_until_the_request_are_deleted_and_later_ones_are
     assert world.run_tables() == []
 
 
-def test_an_event_that_comes_late_and_before_the_run_is_covered(world: World) -> None:
-    ask(world.postgres, RequestKind.PERSON, 1, [str(person(1))], requested_by="a test", requested_at=at(1))
+def test_a_late_event_that_arrives_before_the_run_is_covered(world: World) -> None:
+    world.request(RequestKind.PERSON, 1, [str(person(1))], at(1))
     world.add([Event(person(1))])
     world.delete()
     assert world.persons() == {}
 
 
-def test_an_event_that_comes_in_while_the_run_deletes_is_covered_with_its_day(world: World) -> None:
+def test_an_event_that_arrives_while_the_run_deletes_is_covered_with_its_day(world: World) -> None:
     world.add([Event(person(1))])
-    ask(world.postgres, RequestKind.PERSON, 1, [str(person(1))], requested_by="a test", requested_at=at(1))
+    world.request(RequestKind.PERSON, 1, [str(person(1))], at(1))
     days: list[list[dt.date]] = []
 
-    def come_late(step: str) -> None:
-        if step.startswith("Remembered"):
-            days.append(remembered_days(world.postgres))
+    def arrive_late(step: str) -> None:
+        if step.startswith("Recorded"):
+            days.append(stale_days(world.postgres))
             if len(days) == 1:
                 world.add([Event(person(1), timestamp=at(-24 * 5))])
 
-    world.delete(report=come_late)
+    world.delete(report=arrive_late)
     assert world.persons() == {}
     assert days == [[at(0).date()], [at(-24 * 5).date(), at(0).date()]]
 
 
-def test_a_team_goes_with_its_overrides_and_the_lines_that_were_no_events(world: World) -> None:
+def test_a_team_is_deleted_with_its_overrides_and_rejected_lines(world: World) -> None:
     kept = Event(person(1), team_id=2)
     world.add([Event(person(1)), Event(person(2), "b"), kept])
     world.override([Override(person(9)), Override(person(9), team_id=2)])
@@ -68,20 +68,20 @@ def test_a_team_goes_with_its_overrides_and_the_lines_that_were_no_events(world:
         [(team, "object", 1, "no event", "a line", 1, "a run", at(0)) for team in (1, 2)],
     )
     world.cluster.only(world.cluster.hosts[0]).any_host(rejected).result()
-    ask(world.postgres, RequestKind.TEAM, 1, [""], requested_by="a test", requested_at=at(1))
+    world.request(RequestKind.TEAM, 1, [""], at(1))
     world.delete()
     assert set(world.persons()) == {kept.uuid}
     assert world.overrides() == {(2, "visitor", 1, 0)}
     assert world.everywhere("SELECT team_id FROM events_rejected") == [(2,)]
 
 
-def test_single_events_and_events_of_a_name_go_and_their_neighbours_stay(world: World) -> None:
+def test_single_events_and_events_of_a_name_are_deleted_and_others_stay(world: World) -> None:
     single, future = Event(person(1)), Event(person(1), timestamp=at(1000))
     named, kept = Event(person(1), event="it's"), Event(person(1))
     world.add([single, future, named, kept])
     keys = [str(single.uuid), str(future.uuid)]
-    ask(world.postgres, RequestKind.UUID, 1, keys, requested_by="a test", requested_at=at(1))
-    ask(world.postgres, RequestKind.EVENT, 1, ["it's"], requested_by="a test", requested_at=at(1))
+    world.request(RequestKind.UUID, 1, keys, at(1))
+    world.request(RequestKind.EVENT, 1, ["it's"], at(1))
     world.delete()
     assert set(world.persons()) == {kept.uuid}
 
@@ -90,33 +90,33 @@ def test_a_request_waits_while_an_override_of_the_person_is_pending_and_says_so(
     merged_into, merged_away = Event(person(1), "a"), Event(person(3), "c")
     world.add([merged_into, merged_away])
     world.override([Override(person(2), "a", _timestamp=at(0)), Override(person(4), "c", _timestamp=at(0))])
-    # Person 2 owns the event of person 1 by now; what says person 3 is of person 4.
+    # By the overrides the event of person 1 belongs to person 2, and that of person 3 to person 4.
     wanted = [str(person(2)), str(person(3))]
-    ask(world.postgres, RequestKind.PERSON, 1, wanted, requested_by="a test", requested_at=at(1))
+    world.request(RequestKind.PERSON, 1, wanted, at(1))
     world.delete()
     assert set(world.persons()) == {merged_into.uuid, merged_away.uuid}
-    for request in requests(world.postgres):
+    for request in list_requests(world.postgres):
         assert request.state is RequestState.PENDING
         assert "Waits for squash_person_overrides" in request.note
     world.squash()
     world.delete()
     assert set(world.persons()) == {merged_away.uuid}
-    assert {(request.state, request.note) for request in requests(world.postgres)} == {(RequestState.DONE, "")}
+    assert {(request.state, request.note) for request in list_requests(world.postgres)} == {(RequestState.DONE, "")}
 
 
 def test_a_request_does_not_wait_for_an_override_that_was_written_after_it(world: World) -> None:
     event = Event(person(1))
     world.add([event])
     world.override([Override(person(2), _timestamp=at(2))])
-    ask(world.postgres, RequestKind.PERSON, 1, [str(person(1))], requested_by="a test", requested_at=at(1))
+    world.request(RequestKind.PERSON, 1, [str(person(1))], at(1))
     world.delete()
     assert world.persons() == {}
 
 
-def test_a_request_of_the_future_is_not_done_before_its_time(world: World) -> None:
+def test_a_request_for_a_later_time_is_not_processed_before_it(world: World) -> None:
     world.add([Event(person(1))])
     later = dt.datetime.now(dt.UTC) + dt.timedelta(hours=1)
-    ask(world.postgres, RequestKind.TEAM, 1, [""], requested_by="a test", requested_at=later)
+    world.request(RequestKind.TEAM, 1, [""], later)
     assert world.delete().done == ()
     assert len(world.persons()) == 1
 
@@ -124,43 +124,43 @@ def test_a_request_of_the_future_is_not_done_before_its_time(world: World) -> No
 def test_a_dry_run_counts_and_changes_nothing(world: World) -> None:
     event = Event(person(1))
     world.add([event])
-    (id_,) = ask(world.postgres, RequestKind.PERSON, 1, [str(person(1))], requested_by="a test", requested_at=at(1))
+    (id_,) = world.request(RequestKind.PERSON, 1, [str(person(1))], at(1))
     deleted = world.delete(dry_run=True)
     assert deleted.rows_by_request == {id_: {"events": 1, "person_distinct_id_overrides": 0}}
     assert set(world.persons()) == {event.uuid}
-    assert requests(world.postgres)[0].state is RequestState.PENDING
-    assert remembered_days(world.postgres) == []
+    assert list_requests(world.postgres)[0].state is RequestState.PENDING
+    assert stale_days(world.postgres) == []
     assert world.run_tables() == []
 
 
 def test_with_a_host_that_does_not_answer_the_request_stays_pending(world: World) -> None:
     world.add([Event(person(1))])
-    ask(world.postgres, RequestKind.PERSON, 1, [str(person(1))], requested_by="a test", requested_at=at(1))
+    world.request(RequestKind.PERSON, 1, [str(person(1))], at(1))
     hosts = [*world.cluster.hosts, Host(ports.LOOPBACK, ports.free_port(), 3)]
     with ClickhouseCluster(hosts, Access(database=world.cluster.database)) as cluster, pytest.raises(ClusterError):
         World(cluster, world.postgres).delete()
-    assert requests(world.postgres)[0].state is RequestState.PENDING
+    assert list_requests(world.postgres)[0].state is RequestState.PENDING
 
 
-def test_the_days_of_the_web_tables_are_computed_again(world: World) -> None:
+def test_stale_days_of_the_web_tables_are_recomputed(world: World) -> None:
     days = [at(24 * day).date() for day in range(5)]
     world.add(
         [
-            # A visit over midnight, the first day of which goes.
+            # A session over midnight, whose first day is deleted.
             Event(person(1), timestamp=at(23.5), session_id="over midnight"),
             Event(person(1), timestamp=at(24.5), session_id="over midnight"),
             Event(person(2), "b", timestamp=at(24 * 3), session_id="of another"),
         ]
     )
     pre_aggregate(world.cluster, DAILY, days, run_id="before")
-    ask(world.postgres, RequestKind.PERSON, 1, [str(person(1))], requested_by="a test", requested_at=at(24))
+    world.request(RequestKind.PERSON, 1, [str(person(1))], at(24))
     deleted = world.delete()
     assert len(world.persons()) == 2
-    assert deleted.days_computed_again == tuple(days[:2])
-    (request,) = requests(world.postgres)
+    assert deleted.days_recomputed == tuple(days[:2])
+    (request,) = list_requests(world.postgres)
     assert request.evidence is not None
     assert request.evidence["days_computed_again"] == {"count": 2, "first": str(days[0]), "last": str(days[1])}
-    assert remembered_days(world.postgres) == []
+    assert stale_days(world.postgres) == []
     for host in world.cluster.hosts:
         for subject in ("stats", "bounces"):
             found = compare_with_raw(world.cluster.only(host), subject, days[0], days[-1])
@@ -171,7 +171,7 @@ def test_ranges_hold_every_day_and_close_the_smallest_gaps_first() -> None:
     first = dt.date(2026, 1, 1)
     days = [first + dt.timedelta(days=n * n) for n in range(40)]
     ranges = day_ranges(days)
-    assert len(ranges) == MOST_DAY_RANGES
+    assert len(ranges) == MAX_DAY_RANGES
     assert all(any(begin <= day <= end for begin, end in ranges) for day in days)
     assert ranges[-1] == (days[-1], days[-1])
     assert day_ranges([]) == []

@@ -3,7 +3,7 @@ from typing import Any
 
 import dagster as dg
 
-from dags.common.deletion_requests import RequestKind, RequestState, ask, requests
+from dags.common.deletion_requests import RequestKind, RequestState, list_requests
 from dags.deletes.jobs import deletes_job, deletes_schedule, start_deletes_after_squash
 from dags.person_overrides.jobs import squash_person_overrides
 from dags.tests.resources import clickhouse_resource, postgres_resource
@@ -27,7 +27,7 @@ def run(world: World, config: dict[str, Any] | None = None) -> dict[str, Any]:
 
 def test_a_run_by_hand_is_a_dry_run_that_shows_what_it_would_delete(world: World) -> None:
     world.add([Event(person(1))])
-    (id_,) = ask(world.postgres, RequestKind.TEAM, 1, [""], requested_by="a test", requested_at=at(1))
+    (id_,) = world.request(RequestKind.TEAM, 1, [""], at(1))
     metadata = run(world)
     assert metadata["dry_run"] is True
     assert metadata["requests_that_would_be_done"] == 1
@@ -36,9 +36,9 @@ def test_a_run_by_hand_is_a_dry_run_that_shows_what_it_would_delete(world: World
     assert len(world.persons()) == 1
 
 
-def test_the_schedule_asks_for_deletes_that_are_no_dry_run(world: World) -> None:
+def test_the_schedule_requests_deletes_that_are_not_a_dry_run(world: World) -> None:
     world.add([Event(person(1))])
-    ask(world.postgres, RequestKind.TEAM, 1, [""], requested_by="a test", requested_at=at(1))
+    world.request(RequestKind.TEAM, 1, [""], at(1))
     with (
         dg.instance_for_test() as instance,
         dg.build_schedule_context(instance=instance, scheduled_execution_time=NOW) as context,
@@ -47,7 +47,7 @@ def test_the_schedule_asks_for_deletes_that_are_no_dry_run(world: World) -> None
     metadata = run(world, dict(request.run_config))
     assert metadata["requests_done"] == 1
     assert metadata["events_rows_deleted"] == 1
-    assert requests(world.postgres)[0].state is RequestState.DONE
+    assert list_requests(world.postgres)[0].state is RequestState.DONE
     assert world.persons() == {}
 
 

@@ -4,13 +4,13 @@ from dags.common.clickhouse.cluster import ClickhouseCluster
 from dags.common.clickhouse.errors import ClusterError
 from dags.common.clickhouse.hosts import Access, Host
 from dags.common.clickhouse.query import Query
-from dags.common.clickhouse.rewrites import PREFIX
-from dags.common.deletion_requests import RequestKind, ask
+from dags.common.deletion_requests import RequestKind
+from dags.common.rewrites.rewrite import PREFIX
 from dags.local import ports
 from dags.tests.rewriting import Event, Override, World, at, person
 
 
-def test_an_override_is_written_into_the_events_of_its_distinct_id_and_goes(world: World) -> None:
+def test_an_override_is_written_into_the_events_of_its_distinct_id_and_removed(world: World) -> None:
     mine, others = Event(person(1)), [Event(person(1), "other"), Event(person(1), team_id=2)]
     world.add([mine, *others])
     world.override([Override(person(9))])
@@ -21,7 +21,7 @@ def test_an_override_is_written_into_the_events_of_its_distinct_id_and_goes(worl
     assert world.run_tables() == []
 
 
-def test_of_overrides_in_a_chain_the_latest_version_counts_and_all_of_them_go(world: World) -> None:
+def test_of_overrides_in_a_chain_the_latest_version_counts_and_all_are_removed(world: World) -> None:
     event = Event(person(1))
     world.add([event])
     for version, number in ((1, 5), (3, 7), (2, 6)):
@@ -31,7 +31,7 @@ def test_of_overrides_in_a_chain_the_latest_version_counts_and_all_of_them_go(wo
     assert world.overrides() == set()
 
 
-def test_a_tombstone_rewrites_nothing_and_goes_with_what_it_buries(world: World) -> None:
+def test_a_tombstone_rewrites_nothing_and_is_removed_with_the_older_override(world: World) -> None:
     event = Event(person(1))
     world.add([event])
     world.override([Override(person(5), version=1)])
@@ -57,7 +57,7 @@ def test_an_override_or_tombstone_as_young_as_the_cutoff_is_left(world: World) -
     assert world.overrides() == {(1, "young", 1, 0), (1, "dead", 1, 1)}
 
 
-def test_what_is_overridden_anew_while_a_squash_runs_is_kept_for_the_next(world: World) -> None:
+def test_an_override_written_while_a_squash_runs_is_kept_for_the_next_one(world: World) -> None:
     event = Event(person(1))
     world.add([event])
     world.override([Override(person(5), version=1)])
@@ -74,18 +74,18 @@ def test_what_is_overridden_anew_while_a_squash_runs_is_kept_for_the_next(world:
     assert world.overrides() == set()
 
 
-def test_an_event_that_comes_in_behind_the_mutation_is_rewritten_in_another_round(world: World) -> None:
+def test_an_event_that_arrives_after_the_mutation_is_rewritten_in_another_round(world: World) -> None:
     early, late = Event(person(1)), Event(person(1), timestamp=at(-24 * 60))
     world.add([early])
     world.override([Override(person(5))])
-    came: list[Event] = []
+    arrived: list[Event] = []
 
-    def come_late(step: str) -> None:
-        if step.startswith("events: rewritten") and not came:
-            came.append(late)
+    def arrive_late(step: str) -> None:
+        if step.startswith("events: rewritten") and not arrived:
+            arrived.append(late)
             world.add([late])
 
-    squashed = world.squash(report=come_late)
+    squashed = world.squash(report=arrive_late)
     assert world.persons() == {early.uuid: person(5), late.uuid: person(5)}
     assert squashed.rounds == 2
     assert world.overrides() == set()
@@ -95,7 +95,7 @@ def test_an_override_that_is_younger_than_a_request_for_a_person_of_its_team_wai
     held, other_team = Event(person(1), "a"), Event(person(1), "a", team_id=2)
     world.add([held, other_team])
     world.override([Override(person(5), "a", _timestamp=at(3)), Override(person(5), "a", 2, _timestamp=at(3))])
-    ask(world.postgres, RequestKind.PERSON, 1, [str(person(1))], requested_by="a test", requested_at=at(2))
+    world.request(RequestKind.PERSON, 1, [str(person(1))], at(2))
     squashed = world.squash()
     assert world.persons() == {held.uuid: person(1), other_team.uuid: person(5)}
     assert squashed.held_teams == (1,)
@@ -110,7 +110,7 @@ def test_a_dry_run_counts_rows_parts_and_partitions_and_changes_nothing(world: W
     squashed = world.squash(dry_run=True)
     assert (world.persons(), world.overrides()) == before
     assert squashed.is_dry_run
-    (partitions,) = squashed.found.values()
+    (partitions,) = squashed.matches.values()
     assert {name: (touched.rows, touched.parts) for name, touched in partitions.items()} == {
         "202603": (1, 1),
         "202605": (1, 1),
@@ -137,7 +137,7 @@ def test_squashing_again_finds_nothing_to_do(world: World) -> None:
     assert (again.overrides, again.rows_rewritten, again.mutations) == (0, 0, {})
 
 
-def test_with_a_host_that_does_not_answer_no_override_goes(world: World) -> None:
+def test_with_a_host_that_does_not_answer_no_override_is_removed(world: World) -> None:
     event = Event(person(1))
     world.add([event])
     world.override([Override(person(5))])
@@ -149,7 +149,7 @@ def test_with_a_host_that_does_not_answer_no_override_goes(world: World) -> None
     assert world.persons() == {event.uuid: person(5)}
 
 
-def test_a_mutation_of_a_dead_run_that_fails_is_killed_and_does_not_stand_in_the_way(world: World) -> None:
+def test_a_failing_mutation_of_a_dead_run_is_killed_and_does_not_block_the_squash(world: World) -> None:
     event = Event(person(1))
     world.add([event])
     world.override([Override(person(5))])

@@ -8,8 +8,8 @@ from collections.abc import Iterator
 import pytest
 
 
-class BreakableWay:
-    """A port that leads to a server until it is told to break: what a network does to connections."""
+class BreakableProxy:
+    """A TCP proxy to a server, with connections that a test can break."""
 
     def __init__(self, server_port: int) -> None:
         self._server_port = server_port
@@ -21,7 +21,7 @@ class BreakableWay:
         threading.Thread(target=self._accept, daemon=True).start()
 
     def break_connections(self) -> None:
-        """Cuts every connection; new ones are still let through."""
+        """Cut every connection; new ones still work."""
         with self._lock:
             sockets, self._sockets = self._sockets, []
         for one in sockets:
@@ -29,7 +29,7 @@ class BreakableWay:
                 one.shutdown(socket.SHUT_RDWR)
 
     def close(self) -> None:
-        """Cuts every connection and takes no new ones."""
+        """Cut every connection and accept no new ones."""
         # Closing alone would leave the thread in accept() with the port still open.
         with contextlib.suppress(OSError):
             self._listener.shutdown(socket.SHUT_RDWR)
@@ -60,8 +60,8 @@ def _forward(source: socket.socket, target: socket.socket) -> None:
 
 
 @pytest.fixture
-def breakable_way(clickhouse_port: int) -> Iterator[BreakableWay]:
-    """A way to the shared node that a test may break."""
-    way = BreakableWay(clickhouse_port)
-    yield way
-    way.close()
+def breakable_proxy(clickhouse_port: int) -> Iterator[BreakableProxy]:
+    """A proxy to the shared node, with connections that the test can break."""
+    proxy = BreakableProxy(clickhouse_port)
+    yield proxy
+    proxy.close()

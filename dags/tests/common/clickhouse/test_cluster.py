@@ -27,7 +27,7 @@ from dags.common.clickhouse.query_tags import QueryTags
 from dags.common.clickhouse.retry import RetryPolicy
 from dags.common.settings import Settings
 from dags.local.ports import free_port
-from dags.tests.common.clickhouse.conftest import BreakableWay
+from dags.tests.common.clickhouse.conftest import BreakableProxy
 from dags.tests.local.clickhouse.nodes import running_node
 
 QUICK = RetryPolicy(attempts=3, first_wait_seconds=0.01, max_wait_seconds=0.02)
@@ -92,7 +92,7 @@ def test_roles_come_from_the_macro_and_a_host_without_it_has_data(tmp_path: Path
         second.kill()
         with connect(Access(), "127.0.0.1", ports[0], "local") as cluster:
             assert [host.role for host in cluster.hosts] == ["ingestion", UNKNOWN_ROLE]
-            # A host that may have rows is not left out of what is asked of every shard.
+            # A host that may have rows is not left out of queries of every shard.
             assert cluster.shards == [2]
 
 
@@ -124,7 +124,7 @@ def test_one_host_of_each_shard_is_called_and_replicas_take_turns(shards: Clickh
     assert {host for one in results for host in one} == set(shards.hosts[:3])
 
 
-def test_each_shard_gets_the_function_that_is_meant_for_it(shards: ClickhouseCluster) -> None:
+def test_each_shard_gets_its_own_function(shards: ClickhouseCluster) -> None:
     results = shards.map_any_host_in_shards({2: Query("SELECT 'second'"), 1: Query("SELECT 'first'")}).result()
     assert {host.shard: rows for host, rows in results.items()} == {1: [("first",)], 2: [("second",)]}
     assert list(shards.map_any_host_in_shards({2: SHARD}).result()) == [shards.hosts[2]]
@@ -152,7 +152,7 @@ def test_a_write_runs_on_every_host_unless_the_table_is_replicated(shards: Click
     assert {host for result in results for host in result} == set(shards.hosts)
 
 
-def test_a_replica_that_is_gone_is_passed_over_also_for_a_call_that_may_not_be_repeated(
+def test_a_replica_that_is_gone_is_skipped_also_for_a_call_that_may_not_be_repeated(
     clickhouse_cluster_ports: tuple[int, ...],
 ) -> None:
     hosts = [Host("127.0.0.1", free_port(), 1, 1), Host("127.0.0.1", clickhouse_cluster_ports[0], 1, 2)]
@@ -165,17 +165,17 @@ def test_a_replica_that_is_gone_is_passed_over_also_for_a_call_that_may_not_be_r
             assert called == [hosts[1].port]
 
 
-def test_a_call_that_breaks_goes_on_at_the_other_replica_on_another_connection_if_it_is_retryable(
+def test_a_call_that_breaks_continues_on_the_other_replica_and_another_connection_if_it_is_retryable(
     clickhouse_cluster_ports: tuple[int, ...],
 ) -> None:
-    way = BreakableWay(clickhouse_cluster_ports[0])
-    hosts = [Host("127.0.0.1", way.port, 1, 1), Host("127.0.0.1", clickhouse_cluster_ports[0], 1, 2)]
+    proxy = BreakableProxy(clickhouse_cluster_ports[0])
+    hosts = [Host("127.0.0.1", proxy.port, 1, 1), Host("127.0.0.1", clickhouse_cluster_ports[0], 1, 2)]
     seen: list[int] = []
 
     def breaks_on_the_first(client: Client) -> object:
         seen.append(client.connection.port)
-        if client.connection.port == way.port:
-            way.break_connections()
+        if client.connection.port == proxy.port:
+            proxy.break_connections()
         return client.execute("SELECT 1")
 
     with ClickhouseCluster(hosts, policy=QUICK) as cluster:
@@ -184,7 +184,7 @@ def test_a_call_that_breaks_goes_on_at_the_other_replica_on_another_connection_i
         assert cluster.map_one_host_per_shard(SHARD).result() == {hosts[1]: [("1",)]}
         with pytest.raises(ClusterError, match=f"- {hosts[0]}: "):
             cluster.map_one_host_per_shard(breaks_on_the_first).result()
-    way.close()
+    proxy.close()
 
 
 def test_when_no_replica_of_a_shard_answers_the_other_shards_answer_and_the_error_names_the_host(
@@ -261,17 +261,17 @@ def test_a_host_that_succeeds_is_not_among_the_errors(cluster: ClickhouseCluster
     assert list(failures) == [cluster.hosts[1]]
 
 
-def test_the_error_of_a_call_keeps_its_type_and_tells_the_host(cluster: ClickhouseCluster) -> None:
+def test_the_error_of_a_call_keeps_its_type_and_names_the_host(cluster: ClickhouseCluster) -> None:
     with pytest.raises(errors.ServerException) as caught:
         cluster.any_host(Query("SELECT no_such_column")).result()
     assert caught.value.code == 47
     assert "On ClickHouse host" in "".join(traceback.format_exception(caught.value))
 
 
-# Trying again
+# Retries
 
 
-def test_an_unreachable_host_is_passed_over_even_for_a_call_that_may_not_be_repeated(clickhouse_port: int) -> None:
+def test_an_unreachable_host_is_skipped_even_for_a_call_that_may_not_be_repeated(clickhouse_port: int) -> None:
     hosts = [Host("127.0.0.1", free_port()), Host("127.0.0.1", clickhouse_port)]
     with ClickhouseCluster(hosts, policy=QUICK) as cluster:
         calls: list[int] = []
@@ -289,22 +289,22 @@ def test_when_no_host_can_be_reached_the_error_names_each() -> None:
     assert "attempt 3" in text
 
 
-def test_a_read_is_made_again_after_its_connection_broke(breakable_way: BreakableWay) -> None:
+def test_a_read_is_retried_after_its_connection_broke(breakable_proxy: BreakableProxy) -> None:
     attempts = []
 
     def broken_once(client: Client) -> object:
         attempts.append(client)
         if len(attempts) == 1:
-            breakable_way.break_connections()
+            breakable_proxy.break_connections()
         return client.execute("SELECT 1")
 
-    with ClickhouseCluster([Host("127.0.0.1", breakable_way.port)], policy=QUICK) as cluster:
+    with ClickhouseCluster([Host("127.0.0.1", breakable_proxy.port)], policy=QUICK) as cluster:
         assert cluster.any_host(broken_once, retryable=True).result() == [(1,)]
     assert len(attempts) == 2
     assert attempts[0] is not attempts[1]
 
 
-def test_a_call_that_has_begun_is_not_made_again_unless_it_is_retryable(cluster: ClickhouseCluster) -> None:
+def test_a_call_that_has_started_is_not_retried_unless_it_is_retryable(cluster: ClickhouseCluster) -> None:
     calls = []
 
     def fails(_: Client) -> None:
@@ -319,7 +319,7 @@ def test_a_call_that_has_begun_is_not_made_again_unless_it_is_retryable(cluster:
     assert len(calls) == 1 + QUICK.attempts
 
 
-def test_a_permanent_error_is_not_tried_again(cluster: ClickhouseCluster) -> None:
+def test_a_permanent_error_is_not_retried(cluster: ClickhouseCluster) -> None:
     calls = []
 
     def wrong(client: Client) -> None:
@@ -373,7 +373,7 @@ def test_a_call_that_hangs_without_a_query_ends_at_its_deadline_too(cluster: Cli
     forever.set()
 
 
-def test_after_its_deadline_a_call_can_ask_nothing_more(cluster: ClickhouseCluster) -> None:
+def test_after_its_deadline_a_call_can_send_no_query(cluster: ClickhouseCluster) -> None:
     outcome: list[object] = []
 
     def stubborn(client: Client) -> None:
@@ -405,7 +405,7 @@ def test_the_deadline_of_a_whole_map_ends_every_call(cluster: ClickhouseCluster)
     assert set(caught.value.errors) == set(cluster.hosts)
 
 
-def test_a_map_that_is_in_time_is_not_touched_by_its_deadline(cluster: ClickhouseCluster) -> None:
+def test_a_map_that_is_in_time_is_not_affected_by_its_deadline(cluster: ClickhouseCluster) -> None:
     assert list(cluster.map_all_hosts(Query("SELECT 1")).result(WAIT_SECONDS).values()) == [[(1,)], [(1,)]]
 
 
@@ -415,7 +415,7 @@ def test_an_impossible_deadline_is_refused(cluster: ClickhouseCluster, seconds: 
         cluster.any_host(Query("SELECT 1"), timeout_seconds=seconds)
 
 
-def test_closing_kills_the_queries_under_way(clickhouse_port: int) -> None:
+def test_closing_kills_the_queries_in_progress(clickhouse_port: int) -> None:
     query_id = uuid.uuid4().hex
     with ClickhouseCluster([Host("127.0.0.1", clickhouse_port)]) as watching:
         running = Query("SELECT count() FROM system.processes WHERE query_id = %(id)s", {"id": query_id})
@@ -427,7 +427,7 @@ def test_closing_kills_the_queries_under_way(clickhouse_port: int) -> None:
 
 
 def test_a_server_may_be_silent_until_the_deadline_also_on_the_connection_after_an_error(clickhouse_port: int) -> None:
-    def fails_and_goes_on(client: Client) -> tuple[float, float]:
+    def fails_and_continues(client: Client) -> tuple[float, float]:
         first = client.connection.socket.gettimeout()
         with pytest.raises(errors.ServerException):
             client.execute("SELECT no_such_column")
@@ -435,24 +435,24 @@ def test_a_server_may_be_silent_until_the_deadline_also_on_the_connection_after_
         return first, client.connection.socket.gettimeout()
 
     with ClickhouseCluster([Host("127.0.0.1", clickhouse_port)]) as cluster:
-        assert cluster.any_host(fails_and_goes_on).result() == (MAX_CALL_SECONDS, MAX_CALL_SECONDS)
+        assert cluster.any_host(fails_and_continues).result() == (MAX_CALL_SECONDS, MAX_CALL_SECONDS)
 
 
 # Connections
 
 
-def test_connections_are_reused_and_no_more_than_allowed(breakable_way: BreakableWay) -> None:
-    host = Host("127.0.0.1", breakable_way.port)
+def test_connections_are_reused_and_no_more_than_allowed(breakable_proxy: BreakableProxy) -> None:
+    host = Host("127.0.0.1", breakable_proxy.port)
     with ClickhouseCluster([host], connections_per_host=2) as cluster:
         futures = [cluster.any_host(Query("SELECT sleep(0.05)")) for _ in range(8)]
         assert [future.result() for future in futures] == [[(0,)]] * 8
-    assert breakable_way.connections <= 2
+    assert breakable_proxy.connections <= 2
 
 
-def test_an_idle_connection_that_broke_is_replaced(breakable_way: BreakableWay) -> None:
-    with ClickhouseCluster([Host("127.0.0.1", breakable_way.port)], policy=QUICK) as cluster:
+def test_an_idle_connection_that_broke_is_replaced(breakable_proxy: BreakableProxy) -> None:
+    with ClickhouseCluster([Host("127.0.0.1", breakable_proxy.port)], policy=QUICK) as cluster:
         cluster.any_host(Query("SELECT 1")).result()
-        breakable_way.break_connections()
+        breakable_proxy.break_connections()
         calls: list[object] = []
         cluster.any_host(lambda client: calls.append(client.execute("SELECT 2"))).result()
         assert calls == [[(2,)]]
@@ -510,10 +510,10 @@ def test_tags_do_not_stay_on_a_shared_connection(clickhouse_port: int) -> None:
         assert cluster.any_host(comment).result() == [("",)]
 
 
-# The end
+# Closing
 
 
-def test_closing_ends_the_calls_under_way_and_refuses_new_ones(clickhouse_port: int) -> None:
+def test_closing_ends_the_calls_in_progress_and_refuses_new_ones(clickhouse_port: int) -> None:
     cluster = ClickhouseCluster([Host("127.0.0.1", clickhouse_port)], connections_per_host=1)
     tagged = cluster.tagged(QueryTags(run_id="r"))
     running, waiting = tagged.any_host(Query(ENDLESS)), cluster.any_host(Query("SELECT 1"))
@@ -526,12 +526,12 @@ def test_closing_ends_the_calls_under_way_and_refuses_new_ones(clickhouse_port: 
 
 
 def test_a_waiting_call_can_be_cancelled(clickhouse_port: int) -> None:
-    go_on = threading.Event()
+    release = threading.Event()
     with ClickhouseCluster([Host("127.0.0.1", clickhouse_port)], connections_per_host=1) as cluster:
-        first = cluster.any_host(lambda _: go_on.wait(WAIT_SECONDS))
+        first = cluster.any_host(lambda _: release.wait(WAIT_SECONDS))
         second = cluster.any_host(Query("SELECT 1"))
         assert second.cancel()
-        go_on.set()
+        release.set()
         assert first.result() is True
         assert cluster.any_host(Query("SELECT 2")).result() == [(2,)]
 

@@ -45,15 +45,15 @@ def fill(cluster: ClickhouseCluster, first: Any, second: Any) -> None:
         cluster.only(host).any_host(Insert("people", COLUMNS, rows)).result()
 
 
-def make_and_load(cluster: ClickhouseCluster) -> None:
-    dictionaries.make(cluster, DICTIONARY)
+def create_and_load(cluster: ClickhouseCluster) -> None:
+    dictionaries.create(cluster, DICTIONARY)
     dictionaries.load(cluster, "people_dict", deadline_seconds=60)
 
 
 def test_a_dictionary_equals_its_table_on_every_host_whatever_the_order_of_the_rows(cluster: ClickhouseCluster) -> None:
     fill(cluster, ROWS[:500], ROWS[::-1])
     cluster.only(cluster.hosts[0]).any_host(Insert("people", COLUMNS, ROWS[500:])).result()
-    make_and_load(cluster)
+    create_and_load(cluster)
     in_memory = dictionaries.checksum(cluster, "people_dict")
     in_tables = dictionaries.table_checksum(cluster, "people", COLUMNS)
     assert set(in_memory) == set(cluster.hosts)
@@ -62,7 +62,7 @@ def test_a_dictionary_equals_its_table_on_every_host_whatever_the_order_of_the_r
 
 def test_it_answers_for_the_keys_it_has(cluster: ClickhouseCluster) -> None:
     fill(cluster, ROWS, ROWS)
-    make_and_load(cluster)
+    create_and_load(cluster)
     name = f"{cluster.database}.people_dict"
     query = Query(
         "SELECT dictGet(%(name)s, 'person_id', tuple(2::Int64, 'visitor 2')), "
@@ -86,7 +86,7 @@ def test_hosts_that_differ_in_anything_are_an_error_that_names_them_all(
     cluster: ClickhouseCluster, changed: list[Any]
 ) -> None:
     fill(cluster, ROWS, changed)
-    make_and_load(cluster)
+    create_and_load(cluster)
     for checksums in (
         dictionaries.checksum(cluster, "people_dict"),
         dictionaries.table_checksum(cluster, "people", COLUMNS),
@@ -111,7 +111,7 @@ def test_hosts_without_rows_are_equal_and_no_host_at_all_is_not(cluster: Clickho
 
 def test_it_does_not_follow_its_table_until_it_is_loaded_again(cluster: ClickhouseCluster) -> None:
     fill(cluster, ROWS[:5], ROWS[:5])
-    make_and_load(cluster)
+    create_and_load(cluster)
     fill(cluster, ROWS[5:], ROWS[5:])
     assert assert_equal_everywhere("people", dictionaries.checksum(cluster, "people_dict")).rows == 5
     dictionaries.load(cluster, "people_dict", deadline_seconds=60)
@@ -121,7 +121,7 @@ def test_it_does_not_follow_its_table_until_it_is_loaded_again(cluster: Clickhou
 def test_a_dictionary_that_one_host_cannot_load_is_an_error_with_its_host_and_reason(
     cluster: ClickhouseCluster,
 ) -> None:
-    dictionaries.make(cluster, DICTIONARY)
+    dictionaries.create(cluster, DICTIONARY)
     # The server keeps a table that a dictionary is made of, unless it is told not to.
     drop = Query("DROP TABLE people SYNC", settings={"check_table_dependencies": 0})
     cluster.only(cluster.hosts[1]).any_host(drop).result()
@@ -141,24 +141,22 @@ def test_a_dictionary_that_takes_too_long_is_an_error(cluster: ClickhouseCluster
         layout="HASHED()",
         lifetime_seconds=(0, 0),
     )
-    dictionaries.make(cluster, slow)
+    dictionaries.create(cluster, slow)
     with pytest.raises(DictionaryError, match="CallTimeoutError"):
         dictionaries.load(cluster, "slow_dict", deadline_seconds=0.5)
 
 
 def test_a_checksum_needs_the_dictionary_on_every_host(cluster: ClickhouseCluster) -> None:
     fill(cluster, ROWS, ROWS)
-    make_and_load(cluster)
-    dictionaries.drop(cluster.only(cluster.hosts[1]), "people_dict")
+    create_and_load(cluster)
+    cluster.only(cluster.hosts[1]).any_host(Query("DROP DICTIONARY people_dict SYNC")).result()
     with pytest.raises(ClusterError, match=f"- {cluster.hosts[1]}: LookupError: There is no dictionary people_dict"):
         dictionaries.checksum(cluster, "people_dict")
-    dictionaries.drop(cluster, "people_dict")
-    dictionaries.drop(cluster, "people_dict")
 
 
 def test_a_mutation_rewrites_what_the_dictionary_says(cluster: ClickhouseCluster) -> None:
     fill(cluster, ROWS, ROWS)
-    make_and_load(cluster)
+    create_and_load(cluster)
     events = (
         "CREATE TABLE events (team_id Int64, distinct_id String, person_id UUID) ENGINE = MergeTree ORDER BY team_id"
     )

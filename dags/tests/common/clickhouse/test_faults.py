@@ -1,4 +1,4 @@
-"""What no fault of the network may lead to: a wrong answer, a second effect, or a call that outlives its deadline."""
+"""No fault of the network leads to a wrong answer, a second effect, or a call that outlives its deadline."""
 
 import random
 import socket
@@ -19,7 +19,7 @@ from dags.common.clickhouse.errors import CallTimeoutError
 from dags.common.clickhouse.hosts import Access, Host
 from dags.common.clickhouse.query import Insert, Query
 from dags.common.clickhouse.retry import RetryPolicy, is_transient
-from dags.tests.common.clickhouse.faulty_way import DELAY, DROP, END, RESET_BOTH, Fault, FaultyWay, random_faults
+from dags.tests.common.clickhouse.faulty_proxy import DELAY, DROP, END, RESET_BOTH, Fault, FaultyProxy, random_faults
 
 TIMEOUT_SECONDS = 1.5
 # A busy machine may be late with a timer; a call that hangs is later than that.
@@ -34,7 +34,7 @@ SETTINGS non_replicated_deduplication_window = 10000
 
 @dataclass
 class Calls:
-    """What was called, and what came of it; and how many rows each insert had."""
+    """The calls by kind with their futures, and the number of rows of each insert."""
 
     sizes: dict[int, int] = field(default_factory=dict)
     reads: "dict[int, Future[Any]]" = field(default_factory=dict)
@@ -74,7 +74,7 @@ def make_calls(cluster: ClickhouseCluster, tables: tuple[str, str], count: int, 
 
 
 def outcome_of(future: "Future[Any]") -> str:
-    """`right` or how it failed. A call that is not over is the failure of this test."""
+    """Return `right` or how the call failed. A call that has not ended fails the test."""
     error = future.exception(timeout=LATE_SECONDS)
     if error is None:
         return "right"
@@ -92,9 +92,9 @@ def test_no_answer_is_wrong_no_call_takes_effect_twice_and_none_hangs(
     tables = f"tokens_{name}", f"plain_{name}"
     for table in tables:
         plain_client.execute(TABLE.format(name=table))
-    # Two addresses of one node: what one loses, the other can do.
-    ways = [FaultyWay(clickhouse_cluster_ports[0], random_faults(seed, 600_000, 0.3)) for seed in range(2)]
-    hosts = [Host("127.0.0.1", way.port, replica=number) for number, way in enumerate(ways, 1)]
+    # Two addresses of one node: a call that one loses, the other can run.
+    proxies = [FaultyProxy(clickhouse_cluster_ports[0], random_faults(seed, 600_000, 0.3)) for seed in range(2)]
+    hosts = [Host("127.0.0.1", proxy.port, replica=number) for number, proxy in enumerate(proxies, 1)]
     try:
         with ClickhouseCluster(hosts, Access(), policy=POLICY) as cluster:
             calls = make_calls(cluster, tables, count, seed=1)
@@ -105,9 +105,9 @@ def test_no_answer_is_wrong_no_call_takes_effect_twice_and_none_hangs(
         for number, future in calls.reads.items():
             if outcomes["reads"][number] == "right":
                 assert future.result() == [(row * number, str(row)) for row in range(ROWS)]
-        for way in ways:
-            # Now the server learns that its clients are gone, which it still waits for.
-            way.close()
+        for proxy in proxies:
+            # Now the server notices that its clients are gone.
+            proxy.close()
         for table, kind in zip(tables, ("tokens", "plain"), strict=True):
             stored = settled(plain_client, table)
             for number in getattr(calls, kind):
@@ -117,13 +117,13 @@ def test_no_answer_is_wrong_no_call_takes_effect_twice_and_none_hangs(
                 assert stored.get(number, (0, 0)) in possible
         tally = Counter(outcome for of_kind in outcomes.values() for outcome in of_kind.values())
         assert sum(tally.values()) == count
-        # The faults were there, and most calls got through all the same.
-        seen = ways[0].counts + ways[1].counts
+        # The faults happened, and most calls succeeded all the same.
+        seen = proxies[0].counts + proxies[1].counts
         assert set(seen) == {DROP, DELAY, RESET_BOTH, END}
         assert tally["right"] > count * 0.7
     finally:
-        for way in ways:
-            way.close()
+        for proxy in proxies:
+            proxy.close()
         for table in tables:
             plain_client.execute(f"DROP TABLE {table}")
 
@@ -136,12 +136,12 @@ def test_wherever_the_connection_of_an_insert_ends_its_rows_are_there_once_or_no
     plain_client.execute(TABLE.format(name=table))
 
     def insert(number: int, faults: list[Fault]) -> tuple[bool, int]:
-        way = FaultyWay(clickhouse_cluster_ports[0], lambda count: list(faults) if count == 0 else [])
+        proxy = FaultyProxy(clickhouse_cluster_ports[0], lambda count: list(faults) if count == 0 else [])
         call = Insert(table, ["call", "row"], [(number, row) for row in range(50)], token and token.format(number))
-        with ClickhouseCluster([Host("127.0.0.1", way.port)], policy=POLICY) as cluster:
+        with ClickhouseCluster([Host("127.0.0.1", proxy.port)], policy=POLICY) as cluster:
             is_right = cluster.any_host(call).exception(LATE_SECONDS) is None
-        way.close()
-        return is_right, way.passed_bytes()
+        proxy.close()
+        return is_right, proxy.passed_bytes()
 
     _, conversation = insert(0, [])
     right = [0]
@@ -157,7 +157,7 @@ def test_wherever_the_connection_of_an_insert_ends_its_rows_are_there_once_or_no
 
 
 def settled(client: Client, table: str) -> dict[int, tuple[int, int]]:
-    """Rows and different rows of each call, once no insert into the table is under way."""
+    """Rows and different rows of each call, once no insert into the table is in progress."""
     deadline = time.monotonic() + LATE_SECONDS
     running = "SELECT count() FROM system.processes WHERE position(query, %(table)s) > 0 AND query LIKE 'INSERT%%'"
     while client.execute(running, {"table": table}) != [(0,)]:
@@ -167,13 +167,13 @@ def settled(client: Client, table: str) -> dict[int, tuple[int, int]]:
     return {call: (count, different) for call, count, different in rows}
 
 
-def test_a_query_is_killed_by_its_id_when_its_deadline_passes_and_nobody_told_the_server(
+def test_a_query_is_killed_by_its_id_at_its_deadline_although_the_server_did_not_notice(
     clickhouse_cluster_ports: tuple[int, ...], plain_client: Client
 ) -> None:
-    way = FaultyWay(clickhouse_cluster_ports[0])
+    proxy = FaultyProxy(clickhouse_cluster_ports[0])
     query_id = uuid.uuid4().hex
     running = "SELECT count() FROM system.processes WHERE query_id = %(id)s"
-    with ClickhouseCluster([Host("127.0.0.1", way.port)], policy=POLICY) as cluster:
+    with ClickhouseCluster([Host("127.0.0.1", proxy.port)], policy=POLICY) as cluster:
         future = cluster.any_host(
             lambda client: client.execute(
                 "SELECT sleepEachRow(1) FROM numbers(600) SETTINGS max_block_size = 1", query_id=query_id
@@ -183,30 +183,30 @@ def test_a_query_is_killed_by_its_id_when_its_deadline_passes_and_nobody_told_th
         deadline = time.monotonic() + LATE_SECONDS
         while plain_client.execute(running, {"id": query_id}) != [(1,)]:
             assert time.monotonic() < deadline, "the query does not begin"
-        # From now on the server does not learn that its client is gone.
-        way.drop_open_connections()
+        # From now on the server does not notice that its client is gone.
+        proxy.drop_open_connections()
         with pytest.raises(CallTimeoutError):
             future.result(LATE_SECONDS)
         while plain_client.execute(running, {"id": query_id}) != [(0,)]:
             assert time.monotonic() < deadline + 2 * LATE_SECONDS, "the server still runs the query"
-    way.close()
+    proxy.close()
 
 
-def test_a_server_that_never_greets_holds_no_call_beyond_its_deadline() -> None:
+def test_a_server_without_a_handshake_holds_no_call_beyond_its_deadline() -> None:
     with socket.create_server(("127.0.0.1", 0), backlog=16) as silent:
         host = Host("127.0.0.1", silent.getsockname()[1])
         with ClickhouseCluster([host], policy=POLICY, connections_per_host=1) as cluster:
-            # The second one gets the thread of the first, so that one is not stuck either.
+            # The second call gets the thread of the first, so the thread does not hang either.
             for _ in range(2):
                 with pytest.raises(CallTimeoutError):
                     cluster.any_host(Query("SELECT 1"), timeout_seconds=0.3).result(LATE_SECONDS)
 
 
-def test_a_host_that_is_stuck_takes_no_thread_from_the_others(clickhouse_cluster_ports: tuple[int, ...]) -> None:
+def test_a_host_that_hangs_takes_no_thread_from_the_others(clickhouse_cluster_ports: tuple[int, ...]) -> None:
     with socket.create_server(("127.0.0.1", 0), backlog=16) as silent:
-        stuck = Host("127.0.0.1", silent.getsockname()[1])
-        well = Host("127.0.0.1", clickhouse_cluster_ports[1], shard=2)
-        with ClickhouseCluster([stuck, well]) as cluster:
-            blocked = [cluster.only(stuck).any_host(Query("SELECT 1"), timeout_seconds=30) for _ in range(20)]
-            assert cluster.only(well).any_host(Query("SELECT 1"), timeout_seconds=20).result() == [(1,)]
+        hanging = Host("127.0.0.1", silent.getsockname()[1])
+        healthy = Host("127.0.0.1", clickhouse_cluster_ports[1], shard=2)
+        with ClickhouseCluster([hanging, healthy]) as cluster:
+            blocked = [cluster.only(hanging).any_host(Query("SELECT 1"), timeout_seconds=30) for _ in range(20)]
+            assert cluster.only(healthy).any_host(Query("SELECT 1"), timeout_seconds=20).result() == [(1,)]
             assert not any(future.done() for future in blocked)

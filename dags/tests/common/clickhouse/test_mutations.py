@@ -1,6 +1,5 @@
 import datetime as dt
 import itertools
-import json
 import signal
 import subprocess
 import sys
@@ -25,27 +24,24 @@ from dags.common.clickhouse.mutation_progress import (
     MutationTimeoutError,
     Progress,
     _gone,
-    passes_by_itself,
+    is_transient_failure,
     wait,
 )
 from dags.common.clickhouse.mutations import (
     Capacity,
     CapacityError,
     ClockSkewError,
-    LightweightUpdate,
     Mutation,
     delete,
     enqueue,
     enqueue_on_all_hosts,
     floor_time,
-    kill,
-    lightweight_delete,
     update,
 )
 from dags.common.clickhouse.query import Insert, Query, Rows
 from dags.common.clickhouse.retry import RetryPolicy
-from dags.tests.common.clickhouse.conftest import BreakableWay
-from dags.tests.common.clickhouse.faulty_way import END, Fault, FaultyWay
+from dags.tests.common.clickhouse.conftest import BreakableProxy
+from dags.tests.common.clickhouse.faulty_proxy import END, Fault, FaultyProxy
 from dags.tests.local.clickhouse.nodes import running_node
 
 QUICK = RetryPolicy(attempts=3, first_wait_seconds=0.01, max_wait_seconds=0.02)
@@ -97,6 +93,13 @@ def on_shards(mutation: Mutation) -> dict[int, Mutation]:
     return {1: mutation, 2: mutation}
 
 
+def kill(cluster: ClickhouseCluster, enqueued: Enqueued) -> None:
+    statement = "KILL MUTATION WHERE database = currentDatabase() AND table = %(table)s AND mutation_id = %(id)s"
+    for mutation in enqueued.mutations:
+        query = Query(statement, {"table": mutation.table, "id": mutation.id})
+        cluster.among(mutation.hosts).any_host(query).result()
+
+
 def wait_for(cluster: ClickhouseCluster, enqueued: Enqueued) -> None:
     wait(cluster, enqueued, deadline_seconds=WAIT_SECONDS)
 
@@ -119,8 +122,7 @@ def stopped(cluster: ClickhouseCluster) -> Iterator[Callable[[], None]]:
 def test_several_commands_are_done_in_the_partitions_named_and_nowhere_else(cluster: ClickhouseCluster) -> None:
     commands = [
         update({"v": "concat(v, %(suffix)s)"}, "k < %(n)s OR k = 99", {"suffix": "it's\\ 100%\n", "n": 4}),
-        delete("k = 20"),
-        lightweight_delete("k IN %(ks)s", {"ks": (30, 31)}),
+        delete("k IN %(ks)s", {"ks": (20, 30, 31)}),
     ]
     enqueued = enqueue(cluster, on_shards(Mutation("t", commands, ["202601"])), not_before=LONG_AGO)
     wait_for(cluster, enqueued)
@@ -145,12 +147,6 @@ def test_a_table_that_every_host_has_is_rewritten_on_every_host(cluster: Clickho
     wait_for(cluster, enqueue_on_all_hosts(cluster, SET_Y, not_before=LONG_AGO))
     assert rows_of(cluster, "SELECT countIf(v = 'y') FROM t") == [[(10,)], [(10,)]]
     assert [len(ids) for ids in mutation_ids(cluster)] == [1, 1]
-
-
-def test_a_lightweight_update_is_done_when_the_call_is(cluster: ClickhouseCluster) -> None:
-    on_each_node(cluster, LightweightUpdate("t", {"v": "%(v)s"}, "k < 4", {"v": "y"}, partition="202601"))
-    assert rows_of(cluster, "SELECT k FROM t WHERE v = 'y' ORDER BY k") == [[(0,), (2,)]] * 2
-    assert mutation_ids(cluster) == [[], []]
 
 
 def test_nothing_to_do_enqueues_nothing(cluster: ClickhouseCluster) -> None:
@@ -210,7 +206,7 @@ def test_only_the_shard_that_lacks_it_gets_it(cluster: ClickhouseCluster) -> Non
         Mutation("t", [update({"v": "'z'"}, "k < 10")]),
         Mutation("t", [update({"v": "'y'"}, "k < 10")], ["202601"]),
         Mutation("t", [update({"v": "'y'"}, "k < 10"), delete("k = 1")]),
-        Mutation("t", [lightweight_delete("k < 10")]),
+        Mutation("t", [delete("k < 10")]),
     ],
     ids=["value", "partition", "one command more", "another command"],
 )
@@ -227,7 +223,7 @@ def test_a_mutation_is_found_however_its_text_was_written(cluster: ClickhouseClu
     assert enqueued.is_adopted
 
 
-def test_the_mutation_of_a_process_that_was_killed_before_it_could_tell_its_id_is_found(
+def test_the_mutation_of_a_process_that_was_killed_before_it_could_report_its_id_is_found(
     cluster: ClickhouseCluster,
 ) -> None:
     floor = floor_time(cluster)
@@ -252,18 +248,18 @@ def test_at_whatever_byte_the_connection_ends_the_mutation_is_there_and_its_id_k
     cluster: ClickhouseCluster, stopped: Callable[[], None]
 ) -> None:
     def enqueue_through(number: int, byte: int | None) -> int:
-        # The first two connections end at that byte, one after the other; then the way is clear.
-        way = FaultyWay(
+        # The first two connections end at that byte, one after the other; then the others work.
+        proxy = FaultyProxy(
             cluster.hosts[0].port, lambda count: [Fault(END, byte)] if byte is not None and count < 2 else []
         )
-        host = Host("127.0.0.1", way.port)
+        host = Host("127.0.0.1", proxy.port)
         with ClickhouseCluster([host], Access(database=cluster.database), policy=QUICK) as through:
             mutation = Mutation("t", [update({"v": f"'{number}'"}, f"k = {number}")])
-            room = Capacity(most_unfinished_mutations=1000)
-            (enqueued,) = enqueue(through, {1: mutation}, not_before=LONG_AGO, capacity=room).mutations
-        way.close()
+            capacity = Capacity(max_unfinished_mutations=1000)
+            (enqueued,) = enqueue(through, {1: mutation}, not_before=LONG_AGO, capacity=capacity).mutations
+        proxy.close()
         assert enqueued.id in mutation_ids(cluster)[0]
-        return way.passed_bytes()
+        return proxy.passed_bytes()
 
     conversation = enqueue_through(0, None)
     for number, byte in enumerate(range(0, conversation, conversation // 25), 1):
@@ -298,29 +294,29 @@ def test_a_shard_and_a_table_that_are_not_there_are_named(cluster: ClickhouseClu
 
 
 def test_a_server_that_may_have_rows_of_its_own_and_is_not_reached_stops_everything(cluster: ClickhouseCluster) -> None:
-    way = BreakableWay(cluster.hosts[0].port)
-    way.close()
-    hosts = [*cluster.hosts, Host("127.0.0.1", way.port, 2, 2)]
+    proxy = BreakableProxy(cluster.hosts[0].port)
+    proxy.close()
+    hosts = [*cluster.hosts, Host("127.0.0.1", proxy.port, 2, 2)]
     access = Access(database=cluster.database)
-    with ClickhouseCluster(hosts, access, policy=QUICK) as larger, pytest.raises(ClusterError, match=str(way.port)):
+    with ClickhouseCluster(hosts, access, policy=QUICK) as larger, pytest.raises(ClusterError, match=str(proxy.port)):
         enqueue(larger, on_shards(SET_Y), not_before=LONG_AGO)
     assert mutation_ids(cluster) == [[], []]
 
 
-# Room
+# Capacity
 
 
 @pytest.mark.usefixtures("stopped")
 def test_where_too_many_mutations_are_unfinished_nothing_is_enqueued_anywhere(cluster: ClickhouseCluster) -> None:
-    room = Capacity(most_unfinished_mutations=1)
-    kept = enqueue(cluster, {2: SET_Y}, not_before=LONG_AGO, capacity=room)
+    capacity = Capacity(max_unfinished_mutations=1)
+    kept = enqueue(cluster, {2: SET_Y}, not_before=LONG_AGO, capacity=capacity)
     another = Mutation("t", [delete("k = 1")])
-    with pytest.raises(CapacityError, match=r":\d+: t has 1 unfinished mutations, and may have 1") as caught:
-        enqueue(cluster, on_shards(another), not_before=LONG_AGO, capacity=room)
+    with pytest.raises(CapacityError, match=r":\d+: t has 1 unfinished mutations, and may have at most 1") as caught:
+        enqueue(cluster, on_shards(another), not_before=LONG_AGO, capacity=capacity)
     assert f":{cluster.hosts[0].port}:" not in str(caught.value)
     assert mutation_ids(cluster) == [[], [kept.mutations[0].id]]
-    # What is there already needs no room.
-    assert enqueue(cluster, {2: SET_Y}, not_before=LONG_AGO, capacity=room).ids == kept.ids
+    # What is there already needs no capacity.
+    assert enqueue(cluster, {2: SET_Y}, not_before=LONG_AGO, capacity=capacity).ids == kept.ids
 
 
 def test_where_the_disk_is_too_small_nothing_is_enqueued_and_only_what_is_rewritten_counts(
@@ -331,50 +327,47 @@ def test_where_the_disk_is_too_small_nothing_is_enqueued_and_only_what_is_rewrit
         cluster, "SELECT sum(bytes_on_disk) FROM system.parts WHERE active AND database = currentDatabase()"
     )
     ((free,),) = rows_of(cluster, "SELECT unreserved_space FROM system.disks WHERE name = 'default'")[0]
-    room = Capacity(free_space_factor=free / size * 3)
-    with pytest.raises(CapacityError, match=r"rewriting t may take \d+ bytes, and \d+ are free on default"):
-        enqueue(cluster, {1: Mutation("t", [delete("k = 1")])}, not_before=LONG_AGO, capacity=room)
+    capacity = Capacity(free_space_factor=free / size * 3)
+    with pytest.raises(CapacityError, match=r"rewriting t may need \d+ bytes, and \d+ are free on default"):
+        enqueue(cluster, {1: Mutation("t", [delete("k = 1")])}, not_before=LONG_AGO, capacity=capacity)
     assert mutation_ids(cluster) == [[], []]
     for one in (SET_Y, Mutation("t", [delete("k = 1")], ["202601"])):
-        assert enqueue(cluster, {1: one}, not_before=LONG_AGO, capacity=room).mutations
+        assert enqueue(cluster, {1: one}, not_before=LONG_AGO, capacity=capacity).mutations
 
 
-# Four answers
+# Waiting
 
 
-def test_progress_is_told_from_parts_to_do_to_done(cluster: ClickhouseCluster, stopped: Callable[[], None]) -> None:
-    told: list[list[Progress]] = []
+def test_progress_is_reported_from_parts_to_do_to_done(cluster: ClickhouseCluster, stopped: Callable[[], None]) -> None:
+    reported: list[list[Progress]] = []
 
     def on_progress(progress: Any) -> None:
-        told.append(list(progress))
+        reported.append(list(progress))
         stopped()
 
     enqueued = enqueue(cluster, on_shards(SET_Y), not_before=LONG_AGO)
-    done = wait(cluster, enqueued, deadline_seconds=WAIT_SECONDS, on_progress=on_progress)
-    assert done.unreachable == ()
-    assert {one.host for one in told[0]} == set(cluster.hosts)
-    assert {(one.answer, one.parts_to_do) for one in told[0]} == {(MutationState.RUNNING, 2)}
-    assert {(one.answer, one.parts_to_do) for one in told[-1]} == {(MutationState.DONE, 0)}
-    assert all(before != after for before, after in itertools.pairwise(told))
+    assert wait(cluster, enqueued, deadline_seconds=WAIT_SECONDS, on_progress=on_progress) == ()
+    assert {one.host for one in reported[0]} == set(cluster.hosts)
+    assert {(one.state, one.parts_to_do) for one in reported[0]} == {(MutationState.RUNNING, 2)}
+    assert {(one.state, one.parts_to_do) for one in reported[-1]} == {(MutationState.DONE, 0)}
+    assert all(before != after for before, after in itertools.pairwise(reported))
 
 
-def test_a_mutation_that_is_not_done_in_time_goes_on_and_can_be_waited_for_again(
+def test_a_mutation_that_is_not_done_in_time_continues_and_can_be_waited_for_again(
     cluster: ClickhouseCluster, stopped: Callable[[], None]
 ) -> None:
     enqueued = enqueue(cluster, on_shards(SET_Y), not_before=LONG_AGO)
     with pytest.raises(MutationTimeoutError, match=r"within 0\.2 seconds") as caught:
         wait(cluster, enqueued, deadline_seconds=0.2)
     for host in cluster.hosts:
-        assert f"- {host}: {enqueued.ids[str(host)]} of t is not done yet, 2 parts to do" in str(caught.value)
+        assert f"- {host}: {enqueued.ids[str(host)]} of t is still in progress, 2 parts to do" in str(caught.value)
     stopped()
-    kept = Enqueued.from_value(json.loads(json.dumps(enqueued.to_value())))
-    assert kept == enqueued
-    wait_for(cluster, kept)
+    wait_for(cluster, enqueued)
     assert rows_of(cluster, "SELECT countIf(v = 'y') FROM t") == [[(10,)], [(10,)]]
 
 
 @pytest.mark.usefixtures("stopped")
-def test_a_mutation_that_somebody_kills_is_an_error_at_once(cluster: ClickhouseCluster) -> None:
+def test_a_mutation_that_is_killed_is_an_error_at_once(cluster: ClickhouseCluster) -> None:
     enqueued = enqueue(cluster, on_shards(SET_Y), not_before=LONG_AGO)
     seen = threading.Event()
 
@@ -393,13 +386,13 @@ def test_a_mutation_that_somebody_kills_is_an_error_at_once(cluster: ClickhouseC
         )
     killer.join(WAIT_SECONDS)
     assert f"- {cluster.hosts[2]}: {enqueued.ids[str(cluster.hosts[2])]} of t is killed" in str(caught.value)
-    assert {one.host.shard: one.answer for one in caught.value.states} == {
+    assert {one.host.shard: one.state for one in caught.value.progress} == {
         1: MutationState.RUNNING,
         2: MutationState.KILLED,
     }
 
 
-def test_a_mutation_that_fails_is_an_error_with_the_servers_reason_and_once_killed_bars_no_other(
+def test_a_mutation_that_fails_is_an_error_with_the_servers_reason_and_once_killed_blocks_no_other(
     cluster: ClickhouseCluster,
 ) -> None:
     failing = Mutation("t", [delete("throwIf(k = 17, 'seventeen is wrong') > 0")])
@@ -413,7 +406,7 @@ def test_a_mutation_that_fails_is_an_error_with_the_servers_reason_and_once_kill
         wait_for(cluster, enqueued)
 
 
-def test_a_mutation_of_a_table_that_was_made_anew_is_not_found(cluster: ClickhouseCluster) -> None:
+def test_a_mutation_of_a_table_that_was_recreated_is_not_found(cluster: ClickhouseCluster) -> None:
     enqueued = enqueue(cluster, on_shards(SET_Y), not_before=LONG_AGO)
     on_each_node(cluster, Query("DROP TABLE t SYNC"))
     with pytest.raises(MutationNotFoundError, match="not found: the table was dropped"):
@@ -424,11 +417,11 @@ def test_a_mutation_of_a_table_that_was_made_anew_is_not_found(cluster: Clickhou
     again = enqueue(cluster, on_shards(SET_Y), not_before=LONG_AGO)
     wait_for(cluster, again)
     assert again.ids == enqueued.ids
-    with pytest.raises(MutationNotFoundError, match="whether it was done is not known"):
+    with pytest.raises(MutationNotFoundError, match="whether it was done is unknown"):
         wait_for(cluster, enqueued)
 
 
-def test_one_that_is_gone_was_killed_unless_the_server_may_have_forgotten_it() -> None:
+def test_an_unlisted_mutation_was_killed_unless_the_list_may_have_dropped_it() -> None:
     assert _gone("mutation_5.txt", [], 100)[0] is MutationState.KILLED
     assert (
         _gone("mutation_5.txt", [f"mutation_{number}.txt" for number in range(6, 106)], 100)[0]
@@ -441,37 +434,36 @@ def test_one_that_is_gone_was_killed_unless_the_server_may_have_forgotten_it() -
     assert _gone("0000000005", [f"{number:010}" for number in range(6, 106)], 100)[0] is MutationState.NOT_FOUND
 
 
-def test_a_failure_that_passes_by_itself_is_told_by_the_table_of_retries() -> None:
-    assert passes_by_itself("NETWORK_ERROR", "lost")
-    assert passes_by_itself("MEMORY_LIMIT_EXCEEDED", "Memory limit (total) exceeded")
-    assert not passes_by_itself("MEMORY_LIMIT_EXCEEDED", "Memory limit (for query) exceeded")
-    assert not passes_by_itself("UNKNOWN_TABLE", "no such table")
-    assert not passes_by_itself("", "of an old server")
+def test_a_failure_is_transient_as_the_table_of_retries_says() -> None:
+    assert is_transient_failure("NETWORK_ERROR", "lost")
+    assert is_transient_failure("MEMORY_LIMIT_EXCEEDED", "Memory limit (total) exceeded")
+    assert not is_transient_failure("MEMORY_LIMIT_EXCEEDED", "Memory limit (for query) exceeded")
+    assert not is_transient_failure("UNKNOWN_TABLE", "no such table")
+    assert not is_transient_failure("", "of an old server")
 
 
-# Hosts that go away
+# Hosts that do not answer
 
 
-def test_a_replica_that_cannot_be_asked_is_reported_and_does_not_hold_up_the_others(
+def test_a_replica_that_does_not_answer_is_reported_and_does_not_delay_the_others(
     cluster: ClickhouseCluster,
 ) -> None:
-    way = BreakableWay(cluster.hosts[0].port)
-    hosts = [cluster.hosts[0], Host("127.0.0.1", way.port, 1, 2)]
+    proxy = BreakableProxy(cluster.hosts[0].port)
+    hosts = [cluster.hosts[0], Host("127.0.0.1", proxy.port, 1, 2)]
     with ClickhouseCluster(hosts, Access(database=cluster.database), policy=QUICK) as replicas:
         enqueued = enqueue(replicas, {1: SET_Y}, not_before=LONG_AGO)
         assert set(enqueued.ids) == set(map(str, hosts))
-        way.close()
-        done = wait(replicas, enqueued, deadline_seconds=WAIT_SECONDS)
-    assert done.unreachable == (hosts[1],)
+        proxy.close()
+        assert wait(replicas, enqueued, deadline_seconds=WAIT_SECONDS) == (hosts[1],)
 
 
 def test_a_shard_of_which_no_host_answers_is_never_done(cluster: ClickhouseCluster) -> None:
-    way = BreakableWay(cluster.hosts[0].port)
-    host = Host("127.0.0.1", way.port)
+    proxy = BreakableProxy(cluster.hosts[0].port)
+    host = Host("127.0.0.1", proxy.port)
     with ClickhouseCluster([host], Access(database=cluster.database), policy=QUICK) as alone:
         enqueued = enqueue(alone, {1: SET_Y}, not_before=LONG_AGO)
-        way.close()
-        with pytest.raises(MutationTimeoutError, match=f"{host}: .* the host does not answer"):
+        proxy.close()
+        with pytest.raises(MutationTimeoutError, match=f"{host}: .* unknown, because the host does not answer"):
             wait(alone, enqueued, deadline_seconds=0.5)
 
 
@@ -499,7 +491,7 @@ def test_a_mutation_goes_on_after_its_node_was_killed_and_the_wait_finds_it_done
                         cluster,
                         enqueued,
                         deadline_seconds=WAIT_SECONDS,
-                        on_progress=lambda progress: answers.extend(one.answer for one in progress),
+                        on_progress=lambda progress: answers.extend(one.state for one in progress),
                     )
                 )
 

@@ -10,7 +10,7 @@ def server_error(code: int, message: str = "DB::Exception") -> errors.ServerExce
     return errors.ServerException(message, code)
 
 
-# Written out a second time on purpose: a change of the table has to be a decision here too.
+# Repeated on purpose, so that a change of the table is a decision in the test too.
 TRANSIENT_CODES = [
     32, 202, 203, 209, 210, 225, 236, 242, 252, 279, 285, 286, 319, 439, 473, 517, 529, 733, 745, 999,
 ]  # fmt: skip
@@ -18,13 +18,13 @@ PERMANENT_CODES = [47, 57, 60, 62, 81, 158, 159, 160, 164, 243, 307, 341, 394, 4
 
 
 @pytest.mark.parametrize("code", TRANSIENT_CODES)
-def test_a_transient_server_error_may_be_tried_again(code: int) -> None:
+def test_a_transient_server_error_may_be_retried(code: int) -> None:
     assert is_transient(server_error(code))
     assert not is_connection_error(server_error(code))
 
 
 @pytest.mark.parametrize("code", PERMANENT_CODES)
-def test_a_permanent_server_error_is_not_tried_again(code: int) -> None:
+def test_a_permanent_server_error_is_not_retried(code: int) -> None:
     assert not is_transient(server_error(code))
 
 
@@ -64,7 +64,7 @@ def test_every_code_has_the_name_that_the_server_gives_it(clickhouse_port: int) 
         OSError(errno.EHOSTUNREACH, "No route to host"),
     ],
 )
-def test_a_failed_connection_may_be_tried_again(error: Exception) -> None:
+def test_a_failed_connection_may_be_retried(error: Exception) -> None:
     assert is_connection_error(error)
     assert is_transient(error)
 
@@ -72,12 +72,12 @@ def test_a_failed_connection_may_be_tried_again(error: Exception) -> None:
 @pytest.mark.parametrize(
     "error", [ValueError(), KeyError(), FileNotFoundError(errno.ENOENT, "no such file"), errors.TypeMismatchError("x")]
 )
-def test_an_error_of_the_calling_code_is_not_taken_for_a_failed_connection(error: Exception) -> None:
+def test_an_error_of_the_calling_code_is_not_a_failed_connection(error: Exception) -> None:
     assert not is_connection_error(error)
     assert not is_transient(error)
 
 
-def test_waits_double_up_to_the_longest_with_some_jitter() -> None:
+def test_waits_double_up_to_the_maximum_with_some_jitter() -> None:
     from tenacity import RetryCallState, Retrying
 
     policy = RetryPolicy(first_wait_seconds=1, max_wait_seconds=8)

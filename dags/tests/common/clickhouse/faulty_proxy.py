@@ -1,7 +1,4 @@
-"""A TCP proxy on loopback that does to connections what networks do: it drops, delays and resets them, by a seed.
-
-Belongs here: faults between a client and a server. What they must not lead to is in the tests.
-"""
+"""A TCP proxy on loopback with the faults of a network: it drops, delays and resets connections, by a seed."""
 
 import contextlib
 import random
@@ -27,24 +24,24 @@ class Fault:
     seconds: float = 0.0
 
 
-# Everything is swallowed from then on, and both ends stay open, so nobody is told.
+# Everything is dropped from then on, and both ends stay open, so neither notices.
 DROP = "drop"
 DELAY = "delay"
 RESET_BOTH = "reset"
-# An orderly end in the middle of whatever was under way.
+# An orderly end in the middle of a transfer.
 END = "end"
 
 
-def random_faults(seed: int, most_bytes: int, longest_delay_seconds: float) -> Callable[[int], list[Fault]]:
-    """The faults of each connection by its number: perhaps a delay, and an end of one kind or another."""
+def random_faults(seed: int, max_bytes: int, max_delay_seconds: float) -> Callable[[int], list[Fault]]:
+    """Return the faults of each connection by its number: perhaps a delay, and one kind of end."""
 
     def faults_of(number: int) -> list[Fault]:
         choice = random.Random(f"{seed} {number}")  # noqa: S311 - repeatable on purpose
-        # Some so early that they hit the greeting or the first query.
-        end = choice.randrange(400 if choice.random() < 0.3 else most_bytes)
+        # Some so early that they hit the handshake or the first query.
+        end = choice.randrange(400 if choice.random() < 0.3 else max_bytes)
         faults = [Fault(choice.choice([DROP, RESET_BOTH, END]), end)]
         if choice.random() < 0.5:
-            faults.insert(0, Fault(DELAY, choice.randrange(end + 1), choice.uniform(0, longest_delay_seconds)))
+            faults.insert(0, Fault(DELAY, choice.randrange(end + 1), choice.uniform(0, max_delay_seconds)))
         return faults
 
     return faults_of
@@ -52,7 +49,7 @@ def random_faults(seed: int, most_bytes: int, longest_delay_seconds: float) -> C
 
 @dataclass
 class _Pair:
-    """The two sockets of one connection, and its faults to come, in order. A drop is for good."""
+    """The two sockets of one connection, and its next faults, in order. A drop is permanent."""
 
     faults: list[Fault]
     client: socket.socket
@@ -67,13 +64,13 @@ class _Pair:
                 if reset:
                     one.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET)
                 one.shutdown(socket.SHUT_RD if reset else socket.SHUT_RDWR)
-        # A thread in recv() keeps a closed socket alive, so it is woken before.
+        # A thread in recv() keeps a closed socket alive, so it is woken first.
         for one in (self.client, self.server):
             one.close()
 
 
-class FaultyWay:
-    """A port that leads to a server, with faults. `counts` are those that came about, by kind."""
+class FaultyProxy:
+    """A TCP proxy to a server, with faults. `counts` has the faults that happened, by kind."""
 
     def __init__(self, server_port: int, faults_of: Callable[[int], list[Fault]] = lambda _: []) -> None:
         self._server_port = server_port
@@ -87,18 +84,18 @@ class FaultyWay:
         threading.Thread(target=self._accept, daemon=True).start()
 
     def passed_bytes(self) -> int:
-        """How much has gone through, both ways together."""
+        """Return the bytes that passed, in both directions together."""
         with self._lock:
             return sum(pair.passed_bytes for pair in self._pairs)
 
     def drop_open_connections(self) -> None:
-        """Swallows everything on the connections of now, both ways, and keeps them open; new ones are let through."""
+        """Drop everything on the open connections, in both directions, and keep them open; new ones work."""
         with self._lock:
             for pair in self._pairs:
                 pair.is_dropping = True
 
     def close(self) -> None:
-        """Ends every connection and takes no new ones."""
+        """End every connection and accept no new ones."""
         with contextlib.suppress(OSError):
             self._listener.shutdown(socket.SHUT_RDWR)
         self._listener.close()
@@ -127,12 +124,12 @@ class FaultyWay:
             while data := source.recv(CHUNK_BYTES):
                 if not self._let_through(pair, target, data):
                     return
-        # While it drops, the end of one side is not told to the other one either.
+        # While it drops, the other side does not notice the end either.
         if not pair.is_dropping:
             pair.close()
 
     def _let_through(self, pair: _Pair, target: socket.socket, data: bytes) -> bool:
-        """Sends the data on, as far as the faults let it; whether to go on."""
+        """Send the data on, as far as the faults allow; return whether to continue."""
         with pair.lock:
             if pair.is_dropping:
                 return True

@@ -1,0 +1,1 @@
+"""Rewrites of ClickHouse tables in place: mutations in rounds, until no row on any host matches their condition."""
