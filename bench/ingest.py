@@ -1,15 +1,15 @@
-"""How fast events are loaded, against the engine itself reading the same lines from a local file.
+"""The speed of loading events, compared with the bare engine reading the same lines from a local file.
 
 Run: `python bench/ingest.py` (some minutes, 6 GB of disk; `--lines 100000 --large-lines 300000 --objects 200` for a
-smaller one). What is measured:
+smaller one). It measures:
 
 - a million lines of each format as one object, against the floor: one INSERT … SELECT with the same expressions, in the
-  engine without a server, from a plain file, into a table of the same form. The load has all that the floor has not:
-  object storage, the server, staging, the manifest, the lock, the checks;
-- one object of 2 GB, and ten thousand of 100 KB in the sensor's batches: time, statements, and the highest memory of
-  any statement, that of the large object against that of the million lines.
+  engine without a server, from a plain file into a table with the same columns and keys. The load also has object
+  storage, the server, staging, the manifest, the lock and the checks;
+- one object of 2 GB, and ten thousand of 100 KB in the sensor's batches: time, statements, and the peak memory of any
+  statement. That of the large object is compared with that of the million lines.
 
-Each time of the first is the best of three. Ends with one line a figure: `name value unit aim AIM ok|short`.
+Times of the first are the best of three. The output ends with one line per figure: `name value unit aim AIM ok|short`.
 """
 
 import argparse
@@ -60,12 +60,12 @@ AGENTS = [
 
 
 def clock(number: int) -> str:
-    """A time of day, a second later for each number."""
+    """Return a time of day, one second later for each number."""
     return f"{number // 3600 % 24:02d}:{number // 60 % 60:02d}:{number % 60:02d}"
 
 
 def json_line(number: int) -> str:
-    """An event as a browser sends it."""
+    """Return an event as a browser sends it."""
     dice = random.Random(number)  # noqa: S311 - not for secrets
     properties = {
         "$session_id": f"0190a1b2-0000-7000-8000-{number // 9:012d}",
@@ -97,7 +97,7 @@ def json_line(number: int) -> str:
 
 
 def log_line(number: int) -> str:
-    """A line of an access log: about half of them are page views."""
+    """Return a line of an access log. About half of the lines are page views."""
     dice = random.Random(number)  # noqa: S311 - not for secrets
     visitor = number // 12 % 50_000
     target = f"/page/{dice.randrange(400)}" if dice.random() < 0.5 else f"/static/{dice.randrange(400)}.png"
@@ -111,7 +111,7 @@ def log_line(number: int) -> str:
 
 
 def bound(statement: str, parameters: dict[str, Any]) -> str:
-    """A statement with its parameters in it, for the engine without a server."""
+    """Return a statement with its parameters inserted, for the engine without a server."""
     from clickhouse_driver.util.escape import escape_params
 
     class Server:
@@ -121,7 +121,7 @@ def bound(statement: str, parameters: dict[str, Any]) -> str:
 
 
 def floor_seconds(kind: Format, file: Path, directory: Path) -> tuple[float, int]:
-    """The shortest of a few INSERT … SELECT from a local file in the bare engine, and the rows that it inserts."""
+    """Return the shortest time of an INSERT … SELECT from a local file in the bare engine, and the inserted rows."""
     from chdb.state.sqlitelike import connect
 
     settings = ", ".join(f"{name} = {value}" for name, value in SETTINGS.items() if isinstance(value, int))
@@ -140,11 +140,11 @@ def floor_seconds(kind: Format, file: Path, directory: Path) -> tuple[float, int
         columns = "agent String, browser String, os String, device_type String, is_bot Bool"
         engine.query(f"CREATE TABLE agents ({columns}) ENGINE = Memory")
         values = ", ".join(
-            f"('{agent}', '{told.browser}', '{told.os}', '{told.device_type}', {int(told.is_bot)})"
-            for agent, told in parse_user_agents(AGENTS)
+            f"('{agent}', '{parsed.browser}', '{parsed.os}', '{parsed.device_type}', {int(parsed.is_bot)})"
+            for agent, parsed in parse_user_agents(AGENTS)
         )
         engine.query(f"INSERT INTO agents VALUES {values}")
-        # The same visits of the same lines, without a table in between and without events that are there already.
+        # The same visits of the same lines, without a staging table and without already loaded events.
         views = access_logs.page_views_statement("STAGED", "agents").replace("object IN %(objects)s", "1")
         head, _, rest = views.partition("UNION ALL")
         views = f"{head}), starts AS ({rest.partition('starts AS (')[2]}"
@@ -163,7 +163,7 @@ def floor_seconds(kind: Format, file: Path, directory: Path) -> tuple[float, int
 
 @contextmanager
 def stack(directory: Path) -> Iterator[tuple[ClickhouseCluster, Postgres, Any, ObjectStorage]]:
-    """The services on free ports, with the schema applied."""
+    """Run the services on free ports, with the schema applied."""
     credentials = services.Credentials()
     chosen = [ports.free_port() for _ in range(3)]
     with services.Lifeline.opened() as lifeline:
@@ -193,7 +193,7 @@ def stack(directory: Path) -> Iterator[tuple[ClickhouseCluster, Postgres, Any, O
 
 
 def write_lines(file: Path, make: Callable[[int], str], numbers: range) -> None:
-    """The lines of these numbers as a file."""
+    """Write the lines of these numbers to a file."""
     with file.open("w") as opened:
         opened.writelines(f"{make(number)}\n" for number in numbers)
 
@@ -208,7 +208,7 @@ def load(cluster: ClickhouseCluster, postgres: Postgres, s3: Any, storage: Objec
 
 
 def cost(cluster: ClickhouseCluster) -> tuple[float, int]:
-    """The highest memory of any statement of a load, in MiB, and how many statements there were."""
+    """Return the peak memory of any statement of a load in MiB, and the number of statements."""
     cluster.any_host(Query("SYSTEM FLUSH LOGS")).result()
     found = Query(
         "SELECT max(memory_usage) / 1048576, count() FROM system.query_log "
@@ -218,12 +218,12 @@ def cost(cluster: ClickhouseCluster) -> tuple[float, int]:
 
 
 def stored_rows(cluster: ClickhouseCluster) -> int:
-    """Rows of `events`, duplicates and all."""
+    """Return the number of rows of `events`, including duplicates."""
     return cluster.any_host(Query("SELECT count() FROM events")).result()[0][0]
 
 
 def load_seconds(name: str, file: Path, directory: Path) -> tuple[float, int, float]:
-    """The shortest of a few loads of the file as one object, the rows in `events`, and the highest memory in MiB."""
+    """Return the shortest time of loading the file as one object, the rows in `events`, and the peak memory in MiB."""
     key = f"events/team=1/{name}"
     seconds = []
     with stack(directory) as services_of_load:
@@ -237,7 +237,7 @@ def load_seconds(name: str, file: Path, directory: Path) -> tuple[float, int, fl
 
 
 def measure_format(figures: Figures, name: str, kind: Format, file: Path, lines: int) -> float:
-    """A file of one format against the floor; returns the highest memory in MiB."""
+    """Measure a file of one format against the floor; return the peak memory in MiB."""
     loaded, rows, memory = load_seconds(file.name, file, file.parent / f"{name}-stack")
     floor, floor_rows = floor_seconds(kind, file, file.parent / f"{name}-engine")
     assert rows == floor_rows, (rows, floor_rows)
@@ -252,7 +252,7 @@ def measure_format(figures: Figures, name: str, kind: Format, file: Path, lines:
 
 
 def measure_large_object(figures: Figures, directory: Path, lines: int, memory_of_less: float) -> None:
-    """One large object. Memory is of the statement that needs most, and must not grow with the object."""
+    """Measure one large object. Its peak memory must not grow with the object."""
     file = directory / "large.jsonl"
     write_lines(file, json_line, range(lines))
     with stack(directory / "large-stack") as services_of_load:
@@ -270,7 +270,7 @@ def measure_large_object(figures: Figures, directory: Path, lines: int, memory_o
 
 
 def measure_many_objects(figures: Figures, directory: Path, objects: int) -> None:
-    """Many small objects of several teams, in batches as the sensor cuts them."""
+    """Measure many small objects of several teams, in the batches of the sensor."""
     with stack(directory / "many-stack") as services_of_load:
         cluster, _, s3, storage = services_of_load
         keys = [f"events/team={1 + number % 7}/{number:05d}.jsonl" for number in range(objects)]

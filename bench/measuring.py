@@ -1,4 +1,4 @@
-"""What the benchmarks share: figures with their aims, a ClickHouse node, time and memory. Not a program."""
+"""Helpers of the benchmarks: figures with their aims, a ClickHouse node, time and memory."""
 
 import os
 import subprocess
@@ -12,20 +12,20 @@ from time import perf_counter
 from typing import Any
 
 ROOT = Path(__file__).parents[1]
-# The programs are started by their path, and the project is not installed.
+# The benchmarks are started by path, and the project is not installed.
 sys.path.insert(0, str(ROOT))
 
 
 @dataclass
 class Figures:
-    """Figures in the order of measuring: each is printed at once for people, and all at the end, one a line."""
+    """Figures in the order of measurement. Each is printed when it is added, and all at the end, one per line."""
 
     lines: list[str] = field(default_factory=list)
 
     def add(
         self, name: str, value: float, unit: str, *, at_most: float | None = None, at_least: float | None = None
     ) -> None:
-        """One figure; without an aim it is for information."""
+        """Add a figure. Without an aim it is for information."""
         print(f"  {name}: {value:.2f} {unit}", flush=True)
         if at_most is not None:
             verdict = f"<={at_most:g} {'ok' if value <= at_most else 'short'}"
@@ -36,13 +36,13 @@ class Figures:
         self.lines.append(f"{name} {value:.2f} {unit} aim {verdict}")
 
     def print_all(self) -> None:
-        """One line a figure: `name value unit aim AIM ok|short`."""
+        """Print one line per figure: `name value unit aim AIM ok|short`."""
         print("", *self.lines, sep="\n", flush=True)
 
 
 @contextmanager
 def node(directory: Path) -> Iterator[tuple[int, int]]:
-    """A ClickHouse node on a free port until the end of the block; yields the port and the process id."""
+    """Run a ClickHouse node on a free port until the end of the block; yield the port and the process id."""
     command = [sys.executable, "-m", "dags.local.clickhouse", "--port", "0", "--path", str(directory)]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=ROOT)
     assert process.stdout is not None
@@ -54,21 +54,21 @@ def node(directory: Path) -> Iterator[tuple[int, int]]:
 
 
 def seconds_of(work: Callable[[], Any]) -> float:
-    """How long it takes."""
+    """Return the duration of a call."""
     start = perf_counter()
     work()
     return perf_counter() - start
 
 
 def resident_mebibytes(pid: int) -> float:
-    """Resident memory of a process now."""
+    """Return the current resident memory of a process."""
     pages = int(Path(f"/proc/{pid}/statm").read_text().split()[1])
     return pages * os.sysconf("SC_PAGE_SIZE") / 2**20
 
 
 @contextmanager
 def highest_memory(pid: int) -> Iterator[list[float]]:
-    """Yields a list whose last element, afterwards, is the highest resident memory seen, in MiB."""
+    """Yield a list whose last element is, after the block, the highest resident memory in MiB."""
     seen = [resident_mebibytes(pid)]
     done = threading.Event()
 

@@ -1,19 +1,18 @@
-"""Pre-aggregation of the web tables beside the bare engine.
+"""Computing the web tables, compared with the bare engine.
 
-Run: `python bench/web_preaggregated.py` (some minutes; `--events 1000000` for a smaller one). What is measured, all in
-one run on one machine, on events over three days (of 20 teams, 5 events a session, loaded in 12 parts) and twice as
-many:
+Run: `python bench/web_preaggregated.py` (some minutes; `--events 1000000` for a smaller one). In one run,
+on events of three days (20 teams, 5 events per session, loaded in 12 parts) and on twice as many, it measures:
 
-- the middle day, both tables: the call that the asset makes, with staging, checks, swap and the day's numbers. It reads
-  all three days: the one before, because a session that began there is not of the middle day, and the 24 hours after;
-- the floor: the bare engine reads the same columns of the same three days once, into nowhere, and copies the two
+- the middle day of both tables: the call of the asset, with staging, checks, swap and the numbers of the day. It reads
+  all three days: the day before, for sessions that started there, and the 24 hours after;
+- the floor: the bare engine reads the same columns of the same three days once, into a Null table, and copies the two
   finished partitions into empty tables;
-- the highest memory of any statement, and the most rows that one statement read, against the events of the three days;
-- 30 days of fewer events as one Dagster run of the asset, with the share of it that is Dagster's, against a
-  call for each day.
+- the peak memory of any statement, and the most rows that one statement read, compared with the events of the days;
+- 30 days of fewer events as one Dagster run of the asset, with the share of Dagster in it, compared with one call per
+  day.
 
-Each time is the best of three; those of the floor and of the middle day are taken in turns. Ends with one line a
-figure: `name value unit aim AIM ok|short`.
+Each time is the best of three, with floor and middle day in turns. The output ends with one line per figure: `name
+value unit aim AIM ok|short`.
 """
 
 import argparse
@@ -51,7 +50,7 @@ COLUMNS = (
 )
 DAGSTER_RANGE = ("dagster/asset_partition_range_start", "dagster/asset_partition_range_end")
 
-# Events of session s, which begins at a moment of its own; 5 events within some minutes, 4 of them pageviews or so.
+# Sessions s start at random times and have 5 events within some minutes, about 4 of them pageviews.
 GENERATE = """
 INSERT INTO events (
     uuid, event, team_id, distinct_id, person_id, session_id, timestamp, host, pathname, referring_domain, browser, os,
@@ -61,7 +60,7 @@ INSERT INTO events (
 WITH
     intDiv(number, 5) AS s, number % 5 AS i, cityHash64(s, 1) AS hash, cityHash64(number, 2) AS event_hash,
     hash % {visitors} AS visitor, cityHash64(visitor, 3) AS visitor_hash,
-    toUInt64({seconds} * 1000000 * (hash % 1000003) / 1000003.) AS begin
+    toUInt64({seconds} * 1000000 * (hash % 1000003) / 1000003.) AS session_start
 SELECT
     reinterpretAsUUID(concat(reinterpretAsString(event_hash), reinterpretAsString(cityHash64(number, 4)))),
     multiIf(i = 4 AND event_hash % 3 = 0, '$pageleave', i = 3 AND event_hash % 4 = 0, 'signed_up', '$pageview'),
@@ -69,7 +68,7 @@ SELECT
     reinterpretAsUUID(concat(reinterpretAsString(visitor_hash), reinterpretAsString(visitor))),
     toString(reinterpretAsUUID(concat(reinterpretAsString(hash), reinterpretAsString(s)))),
     toDateTime64('{first} 00:00:00', 6, 'UTC')
-        + toIntervalMicrosecond(least(begin + i * (15000000 + hash % 400000000), {seconds} * 1000000 - 1)),
+        + toIntervalMicrosecond(least(session_start + i * (15000000 + hash % 400000000), {seconds} * 1000000 - 1)),
     ['www.example.com', 'app.example.com', 'docs.example.com'][1 + (hash % 10 > 6) + (hash % 10 > 8)],
     concat('/', ['blog', 'docs', 'pricing', 'product', 'p'][1 + event_hash % 5], '/',
         toString(toUInt64(pow(event_hash % 1000 / 1000., 3) * 400))),
@@ -82,13 +81,13 @@ SELECT
     if(hash % 5 = 0, ['cpc', 'email', 'social'][1 + hash % 3], ''),
     if(hash % 5 = 0, concat('campaign-', toString(hash % 40)), ''), '', '',
     ['US', 'DE', 'GB', 'FR', 'IN', 'BR', 'JP'][1 + toUInt64(pow(visitor_hash % 83 / 83., 2) * 7)]
-FROM numbers({begin}, {count})
+FROM numbers({number}, {count})
 """
 
 
 @dataclass(frozen=True)
 class Middle:
-    """Figures of the middle day of three."""
+    """The figures of the middle day of three."""
 
     seconds: float
     floor_seconds: float
@@ -98,7 +97,7 @@ class Middle:
 
 @contextmanager
 def database(port: int) -> Iterator[tuple[ClickhouseCluster, Client]]:
-    """A new database with the schema, dropped at the end."""
+    """Create a database with the schema; drop it after the block."""
     name = f"bench_{uuid.uuid4().hex}"
     with Client("127.0.0.1", port=port) as outside:
         outside.execute(f"CREATE DATABASE {name}")
@@ -112,28 +111,28 @@ def database(port: int) -> Iterator[tuple[ClickhouseCluster, Client]]:
 
 
 def fill(client: Client, events: int, days: int) -> None:
-    """Load events over some days in parts, and let the engine merge as it does."""
+    """Insert events of some days in parts, and wait for the merges."""
     part = events // PARTS
     for n in range(PARTS):
         client.execute(
-            GENERATE.format(visitors=events // 12, seconds=days * 86_400, first=FIRST, begin=n * part, count=part),
+            GENERATE.format(visitors=events // 12, seconds=days * 86_400, first=FIRST, number=n * part, count=part),
             settings={"max_insert_threads": 1, "min_insert_block_size_rows": 500_000},
         )
     wait_for_merges(client)
 
 
 def wait_for_merges(client: Client) -> None:
-    """A machine of two cores measures nothing while it merges."""
+    """Merge all parts and wait, because merges distort measurements on two cores."""
     client.execute("OPTIMIZE TABLE events FINAL")
     while client.execute("SELECT count() FROM system.merges WHERE database = currentDatabase()") != [(0,)]:
         client.execute("SELECT sleep(0.2)")
 
 
 def floor(client: Client, first: dt.date, last: dt.date, partition: dt.date) -> float:
-    """The bare engine: one scan of the window's columns into nowhere, and a copy of both finished partitions."""
+    """Return the seconds of one scan of the window into a Null table, and of a copy of both finished partitions."""
     condition = f"timestamp >= '{first} 00:00:00' AND timestamp <= '{last} 23:59:59.999999'"
-    client.execute("CREATE TABLE IF NOT EXISTS nowhere AS events ENGINE = Null")
-    scan = f"INSERT INTO nowhere ({COLUMNS}) SELECT {COLUMNS} FROM events WHERE {condition}"
+    client.execute("CREATE TABLE IF NOT EXISTS discarded AS events ENGINE = Null")
+    scan = f"INSERT INTO discarded ({COLUMNS}) SELECT {COLUMNS} FROM events WHERE {condition}"
     seconds = seconds_of(lambda: client.execute(scan))
     for table in DAILY.tables:
         client.execute(f"CREATE OR REPLACE TABLE copy_of_{table.name} AS {table.name}")
@@ -147,7 +146,7 @@ def floor(client: Client, first: dt.date, last: dt.date, partition: dt.date) -> 
 
 
 def compute(cluster: ClickhouseCluster, grain: Grain, *days: dt.date) -> AggregationOutcome:
-    """What the asset does, without Dagster."""
+    """Compute days as the asset does, without Dagster."""
     return pre_aggregate(cluster, grain, days, run_id=str(uuid.uuid4()))
 
 
@@ -172,7 +171,7 @@ def middle_day(port: int, events: int) -> Middle:
 
 
 def backfill(port: int, events: int) -> tuple[float, float, float]:
-    """Seconds of 30 days in one Dagster run, of its statements alone, and of 30 calls of one day each."""
+    """Return the seconds of 30 days in one Dagster run, of its statements, and of 30 calls of one day each."""
     days = [FIRST + dt.timedelta(days=n) for n in range(BACKFILL_DAYS)]
     with database(port) as (cluster, client), dg.DagsterInstance.ephemeral() as instance:
         fill(client, events, BACKFILL_DAYS)
@@ -185,7 +184,7 @@ def backfill(port: int, events: int) -> tuple[float, float, float]:
         tags = dict(zip(DAGSTER_RANGE, (str(days[0]), str(days[-1])), strict=True))
         quiet = {"loggers": {"console": {"config": {"log_level": "ERROR"}}}}
         run = seconds_of(lambda: definitions.execute_in_process(instance=instance, tags=tags, run_config=quiet))
-        # As the run itself tells: another call would measure the machine's mood.
+        # From the metadata of the same run: another call would add the noise between two measurements.
         event = instance.get_latest_materialization_event(STATS_DAILY)
         assert event is not None
         assert event.asset_materialization is not None
@@ -193,7 +192,7 @@ def backfill(port: int, events: int) -> tuple[float, float, float]:
         ((stored,),) = cluster.any_host(Query("SELECT uniqExact(toDate(period_bucket)) FROM web_stats_daily")).result()
         assert stored == BACKFILL_DAYS, stored
         bare = sum(seconds_of(lambda day=day: compute(cluster, DAILY, day)) for day in days)
-    print(f"  30 days in one run: {run:.2f} s; its statements alone {alone:.2f} s; day by day {bare:.2f} s", flush=True)
+    print(f"  30 days in one run: {run:.2f} s; its statements {alone:.2f} s; day by day {bare:.2f} s", flush=True)
     return run, alone, bare
 
 

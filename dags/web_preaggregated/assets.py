@@ -13,7 +13,7 @@ from dags.common.clickhouse.tables import WEB_PRE_AGGREGATED_TEAMS
 from dags.common.failures import fail_without_retry
 from dags.common.markdown import code, markdown_table
 from dags.common.metadata import PARTITION_ROW_COUNT, table_metadata
-from dags.common.owners import JobOwners, owned_by, owner_tags
+from dags.common.owners import JobOwners, owner_tags
 from dags.common.resources import ClickhouseResource
 from dags.common.schedules import run_is_over
 from dags.common.settings import Settings, SettingsError
@@ -70,7 +70,6 @@ def _spec(key: dg.AssetKey, table: Table, description: str, metadata: Mapping[st
         group_name=GROUP,
         kinds={"clickhouse"},
         metadata={**table_metadata(table), **(metadata or {})},
-        **owned_by(OWNER),
     )
 
 
