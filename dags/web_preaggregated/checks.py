@@ -51,8 +51,8 @@ Evaluation = Callable[[ClickhouseCluster, Sequence[dt.date] | None], dg.AssetChe
 def equality(cluster: ClickhouseCluster, days: Sequence[dt.date] | None, subject: Subject) -> dg.AssetCheckResult:
     """Compare the closed days of the run, or all stored closed days, with the raw events."""
     teams = selected_teams(cluster)
-    asked = _stored_days(cluster, subject) if days is None else days
-    closed = closed_days(asked, dt.datetime.now(dt.UTC))
+    wanted = _stored_days(cluster, subject) if days is None else days
+    closed = closed_days(wanted, dt.datetime.now(dt.UTC))
     comparisons = [
         compare_with_raw(cluster, subject, part[0], part[-1], teams)
         for window in windows_of(closed)
@@ -68,7 +68,7 @@ def equality(cluster: ClickhouseCluster, days: Sequence[dt.date] | None, subject
         else "None of these days is closed: sessions may continue for 24 hours after the end of a day.",
         metadata={
             "days_compared": len(closed),
-            "days_not_closed": len(asked) - len(closed),
+            "days_not_closed": len(wanted) - len(closed),
             "groups_compared": sum(comparison.compared for comparison in comparisons),
             "groups_different": different,
         },
@@ -77,14 +77,14 @@ def equality(cluster: ClickhouseCluster, days: Sequence[dt.date] | None, subject
 
 def has_data(cluster: ClickhouseCluster, days: Sequence[dt.date] | None, subject: Subject) -> dg.AssetCheckResult:
     """Look for days without rows among those of the run, or between the first and the last stored day."""
-    asked = _stored_days(cluster, subject) if days is None else days
+    wanted = _stored_days(cluster, subject) if days is None else days
     statement = STORED_DAYS_STATEMENT.format(table=TABLES[subject])
     rows_by_day: dict[dt.date, int] = {}
-    for window in windows_of(asked):
+    for window in windows_of(wanted):
         parameters = {"first": window.first, "last": window.last}
         rows_by_day |= dict(cluster.any_host(Query(statement, parameters)).result())
-    without = sorted(set(asked) - rows_by_day.keys())
-    passed = bool(asked) and not without
+    without = sorted(set(wanted) - rows_by_day.keys())
+    passed = bool(wanted) and not without
     return dg.AssetCheckResult(
         passed=passed,
         # A day may really have no visitors, so this is less severe than wrong numbers.
@@ -92,7 +92,7 @@ def has_data(cluster: ClickhouseCluster, days: Sequence[dt.date] | None, subject
         description=None
         if passed
         else f"No rows: {', '.join(map(str, without)) or 'the table is empty'}. Check that events were loaded.",
-        metadata={"rows": sum(rows_by_day.values()), "days": len(asked), "days_without_rows": len(without)},
+        metadata={"rows": sum(rows_by_day.values()), "days": len(wanted), "days_without_rows": len(without)},
     )
 
 

@@ -142,16 +142,16 @@ def test_an_object_that_is_replaced_while_it_is_read_is_detected_and_leaves_no_r
 ) -> None:
     unmerged.put("a.jsonl", many(0, 10))
     unmerged.put("b.jsonl", many(50, 10))
-    asked = 0
+    listings = 0
 
     def list_versions(keys: Sequence[str]) -> Mapping[str, ObjectVersion]:
-        nonlocal asked
-        asked += 1
-        if asked == 2 and moment == 2:
+        nonlocal listings
+        listings += 1
+        if listings == 2 and moment == 2:
             # Already read: the last listing of the bucket shows the change.
             unmerged.put("a.jsonl", many(0, 12))
         found = current_versions(unmerged.s3, unmerged.storage.bucket, keys)
-        if asked == 1 and moment == 1:
+        if listings == 1 and moment == 1:
             # Already listed: ClickHouse reads other content.
             unmerged.put("a.jsonl", many(0, 12))
         return found
@@ -182,12 +182,12 @@ def test_concurrent_loads_load_each_object_once(unmerged: World) -> None:
 
 def test_a_load_that_has_lost_its_lock_writes_nothing(world: World) -> None:
     world.put("a.jsonl", many(0, 10))
-    asked = 0
+    listings = 0
 
     def list_versions(keys: Sequence[str]) -> Mapping[str, ObjectVersion]:
-        nonlocal asked
-        asked += 1
-        if asked == 2:
+        nonlocal listings
+        listings += 1
+        if listings == 2:
             with world.postgres.connection() as connection, connection.cursor() as cursor:
                 cursor.execute(
                     "SELECT pg_terminate_backend(pid) FROM pg_locks WHERE locktype = 'advisory' AND granted "
@@ -198,7 +198,7 @@ def test_a_load_that_has_lost_its_lock_writes_nothing(world: World) -> None:
 
     with pytest.raises(LockLostError):
         world.load(list_versions=list_versions)
-    assert asked == 2
+    assert listings == 2
     assert numbers(world) == []
     world.load()
     assert numbers(world) == list(range(10))

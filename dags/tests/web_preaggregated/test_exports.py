@@ -47,7 +47,7 @@ def storage(s3_endpoint: str, s3_bucket: str) -> ObjectStorage:
     return ObjectStorage(s3_bucket, f"{s3_endpoint}/{s3_bucket}", "key-of-the-bucket", SECRET)
 
 
-def ask(cluster: ClickhouseCluster, statement: str, **parameters: Any) -> Rows:
+def query_rows(cluster: ClickhouseCluster, statement: str, **parameters: Any) -> Rows:
     return cluster.any_host(Query(statement, parameters)).result()
 
 
@@ -59,7 +59,7 @@ def add_visits(cluster: ClickhouseCluster, day: dt.date, *team_ids: int, visits:
         initializeAggregation('uniqExactState', concat('session ', toString(number)))
     """
     for team_id in team_ids:
-        ask(
+        query_rows(
             cluster,
             f"""
             INSERT INTO web_stats_daily (team_id, period_bucket, host, entry_pathname, persons_uniq_state,
@@ -72,7 +72,7 @@ def add_visits(cluster: ClickhouseCluster, day: dt.date, *team_ids: int, visits:
             team_id=team_id,
             visits=visits,
         )
-        ask(
+        query_rows(
             cluster,
             f"""
             INSERT INTO web_bounces_daily (team_id, period_bucket, host, entry_pathname, persons_uniq_state,
@@ -161,7 +161,7 @@ def test_the_same_rows_give_the_same_bytes_before_and_after_merges(
     add_visits(cluster, FIRST, 1, 2)
     run_export(cluster, s3_client, storage, STATS_EXPORT, FIRST)
     before = etags(s3_client, storage)
-    ask(cluster, "OPTIMIZE TABLE web_stats_daily FINAL")
+    query_rows(cluster, "OPTIMIZE TABLE web_stats_daily FINAL")
     run_export(cluster, s3_client, storage, STATS_EXPORT, FIRST)
     assert etags(s3_client, storage) == before
 
@@ -175,7 +175,7 @@ def test_the_objects_of_an_empty_day_and_of_a_removed_team_are_removed_and_other
     run_export(cluster, s3_client, storage, STATS_EXPORT, FIRST, SECOND, THIRD)
     neighbour = "exports/web_stats_daily/team=1/day=2026-10-02.parquet.md5"
     s3_client.put_object(Bucket=storage.bucket, Key=neighbour, Body=b"of somebody else")
-    ask(cluster, "TRUNCATE TABLE web_stats_daily")
+    query_rows(cluster, "TRUNCATE TABLE web_stats_daily")
     add_visits(cluster, FIRST, 2)
     exported = run_export(cluster, s3_client, storage, STATS_EXPORT, FIRST, SECOND)
     assert (exported[FIRST].objects_removed, exported[SECOND].objects_removed) == (1, 2)
@@ -265,9 +265,9 @@ def test_no_statement_in_the_log_has_the_secret(
 ) -> None:
     add_visits(cluster, FIRST, 1)
     run_export(cluster, s3_client, storage, STATS_EXPORT, FIRST)
-    ask(cluster, "SYSTEM FLUSH LOGS")
+    query_rows(cluster, "SYSTEM FLUSH LOGS")
     key = STATS_EXPORT.key(1, FIRST)
-    texts = ask(
+    texts = query_rows(
         cluster,
         "SELECT query, exception FROM system.query_log WHERE has(databases, currentDatabase()) OR query LIKE %(key)s",
         key=f"%{key}%",
@@ -333,8 +333,8 @@ def test_each_day_of_a_run_has_numbers_and_a_location_in_its_metadata(
     }
     place = f"s3://{storage.bucket}/exports/web_stats_daily/team=*/day=2026-10-01.parquet"
     assert found["2026-10-01"][URI].value == place
-    ask(cluster, "SYSTEM FLUSH LOGS")
-    ((owners, steps),) = ask(
+    query_rows(cluster, "SYSTEM FLUSH LOGS")
+    ((owners, steps),) = query_rows(
         cluster,
         """
         SELECT groupUniqArray(JSONExtractString(log_comment, 'owner')),
@@ -352,7 +352,7 @@ def test_an_empty_day_that_was_never_computed_keeps_its_objects_and_fails_with_t
 ) -> None:
     add_visits(cluster, FIRST, 1)
     assert materialize_stats(instance, cluster, s3_client, FIRST, FIRST).success
-    ask(cluster, "TRUNCATE TABLE web_stats_daily")
+    query_rows(cluster, "TRUNCATE TABLE web_stats_daily")
     result = materialize_stats(instance, cluster, s3_client, FIRST, SECOND)
     description = failure_of(result)
     assert "web_stats_daily has no rows of 2026-10-01, 2026-10-02" in description
