@@ -112,7 +112,9 @@ def main(context: click.Context, policy_module: str) -> None:
 @click.option("--json", "as_json", is_flag=True, help="Print JSON, with the message as Slack gets it.")
 @click.pass_obj
 def preview(policy_module: str, run_id: str, *, as_json: bool) -> None:
-    """Print the message about RUN_ID for each owner, and why it looks like this. Sends and changes nothing.
+    """Print the message about RUN_ID and the reasons.
+
+    Nothing is sent or changed.
 
     For each owner: the series and its consecutive failures, the threshold, the incident, the disposition, what the
     router has on record, and the whole message.
@@ -141,10 +143,10 @@ def preview(policy_module: str, run_id: str, *, as_json: bool) -> None:
 @click.option("--owner", required=True, help="The team whose channel is tested, such as team-web-analytics.")
 @click.pass_obj
 def send_test(policy_module: str, owner: str) -> None:
-    """Post a test message to an owner's channel, and print Slack's answer.
+    """Post a test message to an owner's channel.
 
-    Outside production the message is only logged. For an owner without a channel, the message goes to the default
-    channel, as an alert would.
+    Slack's answer is printed. Outside production the message is only logged. For an owner without a channel, it goes to
+    the default channel, as an alert would.
     """
     from dags.alerts import message, route, slack
     from dags.alerts.values import Notice, NoticeKind
@@ -269,7 +271,7 @@ def unmute(policy_module: str, mute_id: int) -> None:
 @main.command(name="mutes")
 @click.pass_obj
 def list_mutes(policy_module: str) -> None:
-    """List the mutes in force, and how many alerts each has suppressed."""
+    """List the mutes, and what each has suppressed."""
     from dags.alerts import report
 
     with open_site(policy_module) as site:

@@ -1,7 +1,4 @@
-"""What the router makes of one run, and why: for people who ask, by the code and the rows that the router itself uses.
-
-Belongs here: putting the answer together. Nothing is written, and nothing is sent.
-"""
+"""What the router makes of one run, and why: by the code and the rows that the router itself uses, without writing."""
 
 import datetime as dt
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -37,12 +34,12 @@ BACKFILL_SERIES = "backfill:"
 
 
 class NoSuchRunError(Exception):
-    """The instance has no run of this id, or its record cannot be read."""
+    """The instance has no run with this id, or its record cannot be read."""
 
 
 @dataclass(frozen=True)
 class Preview:
-    """What one owner is told of a run: why, fact by fact, and the message. Without a message nothing would be told."""
+    """The message that one owner gets about a run, and the facts that explain it. There may be no message."""
 
     facts: Sequence[tuple[str, str]]
     message: Message | None = None
@@ -50,8 +47,8 @@ class Preview:
 
 
 @dataclass(frozen=True)
-class _Question:
-    """What the answer is put together from."""
+class _Subject:
+    """The run of a preview, and what the previews are made from."""
 
     instance: dg.DagsterInstance
     policy: Policy
@@ -60,7 +57,11 @@ class _Question:
     connection: sa.Connection
     reader: Reader
     run: dg.DagsterRun
-    settled: ClassifiedAttempt
+    classified: ClassifiedAttempt
+
+
+# A failure and the consecutive failures that it is part of: none when it is muted.
+_Counted = tuple[ExecutionOutcome, Streak | None]
 
 
 def previews(
@@ -73,15 +74,15 @@ def previews(
     *,
     secrets: Collection[str] = (),
 ) -> Sequence[Preview]:
-    """What each owner is told of a run, by the store as it is now. Raises NoSuchRunError."""
+    """Return a preview for each owner that a run concerns, by the store as it is now. Raises NoSuchRunError."""
     records, _ = ingest.read_records(instance, [run_id])
     record = records.get(run_id)
     if record is None:
-        raise NoSuchRunError(f"This instance has no run {run_id} that can be read. Is DAGSTER_HOME the right one?")
+        raise NoSuchRunError(f"This instance has no run {run_id} that can be read. Check the run id and DAGSTER_HOME.")
     run = record.dagster_run
     status = STATUSES.get(run.status)
     if status is None:
-        return [Preview([("Run", f"{run_id}, {run.status.value}"), ("Disposition", "not ended: nothing to tell yet")])]
+        return [Preview([("Run", f"{run_id}, {run.status.value}"), ("Disposition", "none: the run has not ended")])]
     retry_id = run.tags.get(RETRY_RUN_TAG)
     retries, _ = ingest.read_records(instance, [retry_id] if retry_id else [])
     reader = Reader(instance, policy, redact)
@@ -91,12 +92,12 @@ def previews(
         )
         parent = _attempt(connection, run.parent_run_id or "", AttemptStatus.FAILED)
         parents = {} if parent is None else {parent.run_id: parent}
-        settled = settle.settle(reader, attempt, parents, {**records, **retries}, now)
-        question = _Question(instance, policy, now, secrets, connection, reader, run, settled)
-        found = [one for one in mutes.apply(connection, settled.outcomes) if one.failed]
-        if found:
-            return [_failure(question, group) for group in _by_owner(found)]
-        return [_quiet(question)]
+        classified = settle.settle(reader, attempt, parents, {**records, **retries}, now)
+        subject = _Subject(instance, policy, now, secrets, connection, reader, run, classified)
+        failed = [one for one in mutes.apply(connection, classified.outcomes) if one.failed]
+        if failed:
+            return [_failure(subject, outcomes) for outcomes in _by_owner(failed)]
+        return [_no_failure(subject)]
 
 
 def _attempt(connection: sa.Connection, run_id: str, status: str) -> Attempt | None:
@@ -120,164 +121,161 @@ def _attempt(connection: sa.Connection, run_id: str, status: str) -> Attempt | N
     )
 
 
-def _by_owner(found: Sequence[ExecutionOutcome]) -> Sequence[Sequence[ExecutionOutcome]]:
+def _by_owner(outcomes: Sequence[ExecutionOutcome]) -> Sequence[Sequence[ExecutionOutcome]]:
     groups: dict[str, list[ExecutionOutcome]] = {}
-    for one in found:
+    for one in outcomes:
         groups.setdefault(one.owner or "", []).append(one)
     return list(groups.values())
 
 
-def _quiet(question: _Question) -> Preview:
-    """A run that is no failure to be told of."""
-    settled = question.settled
-    if settled.held_until is not None:
-        disposition = settled.disposition or "held"
-    elif settled.outcomes:
-        failing = incidents.series_that_fail(question.connection, [one.series for one in settled.outcomes])
-        disposition = "succeeded: nothing is told"
+def _no_failure(subject: _Subject) -> Preview:
+    """Preview a run about which nobody gets a message of its own."""
+    classified = subject.classified
+    if classified.held_until is not None:
+        disposition = classified.disposition or "held"
+    elif classified.outcomes:
+        failing = incidents.series_that_fail(subject.connection, [one.series for one in classified.outcomes])
+        disposition = "not notified: the run succeeded"
         if failing:
-            disposition = (
-                f"succeeded: ends the streak of {', '.join(sorted(failing))}, told as recovered if it was told"
-            )
+            names = ", ".join(sorted(failing))
+            disposition = f"ends the consecutive failures of {names}, and resolves their incident if there is one"
     else:
-        disposition = f"nothing is told: {settled.disposition or 'a backfill does not recover, it ends'}"
-    return Preview([*_head(question), ("Series", settled.series or "-"), ("Disposition", disposition)])
+        disposition = f"not notified: {classified.disposition or 'a success resolves no backfill'}"
+    return Preview([*_head(subject), ("Series", classified.series or "-"), ("Disposition", disposition)])
 
 
-def _head(question: _Question) -> list[tuple[str, str]]:
-    ended_at = f"{question.settled.attempt.at:%Y-%m-%d %H:%M:%S} UTC"
-    return [("Run", f"{question.run.run_id} of {question.run.job_name}, {question.run.status.value} at {ended_at}")]
+def _head(subject: _Subject) -> list[tuple[str, str]]:
+    run, ended_at = subject.run, _time(subject.classified.attempt.at)
+    return [("Run", f"{run.run_id} of {run.job_name}, {run.status.value} at {ended_at}")]
 
 
-def _failure(question: _Question, group: Sequence[ExecutionOutcome]) -> Preview:
-    """What an owner is told of what failed of theirs."""
-    first = group[0]
+def _failure(subject: _Subject, outcomes: Sequence[ExecutionOutcome]) -> Preview:
+    """Preview the failures of one owner."""
+    first = outcomes[0]
     is_backfill = first.series.startswith(BACKFILL_SERIES)
-    threshold = 1 if is_backfill else question.policy.thresholds.get(question.run.job_name, 1)
-    judged = [(one, _streak(question, one, threshold)) for one in group]
-    key = next((streak.incident for _, streak in judged if streak is not None and streak.incident is not None), None)
+    threshold = 1 if is_backfill else subject.policy.thresholds.get(subject.run.job_name, 1)
+    counted = [(one, _streak(subject, one, threshold)) for one in outcomes]
+    key = next((streak.incident for _, streak in counted if streak is not None and streak.incident is not None), None)
     if is_backfill:
         key = thread_key(first.series, first.owner)
-    existing = None if key is None else incidents.get_thread(question.connection, key)
-    known = [] if existing is None else incidents.failures_of(question.connection, existing.key)
-    failures = {one.key: one for one in [*group, *known]}
-    for _, streak in judged:
-        failures |= {one.key: one for one in (streak.failures if streak else ())}
-    told = sorted(failures.values(), key=lambda one: one.order)
-    thread = existing or Incident(
+    existing = None if key is None else incidents.get_thread(subject.connection, key)
+    known = [] if existing is None else incidents.failures_of(subject.connection, existing.key)
+    by_key = {one.key: one for one in [*outcomes, *known]}
+    for _, streak in counted:
+        by_key |= {one.key: one for one in (streak.failures if streak else ())}
+    failures = sorted(by_key.values(), key=lambda one: one.order)
+    incident = existing or Incident(
         key=key or "",
         kind=IncidentKind.BACKFILL if is_backfill else IncidentKind.RUN,
-        channel=route.channel_of(first.owner, question.policy),
+        channel=route.channel_of(first.owner, subject.policy),
         owner=first.owner,
         opened_at=first.at,
         threshold=threshold,
-        failures=count_executions(told),
+        failures=count_executions(failures),
     )
-    notice = notice_of(thread, told)
+    notice = notice_of(incident, failures)
     if first.failure is not None:
-        success = speech.last_success(
-            question.instance, question.run.job_name, first.failure.asset_keys, told[0].at if told else first.at
-        )
+        success = speech.last_success(subject.instance, subject.run.job_name, first.failure.asset_keys, failures[0].at)
         notice = replace(notice, last_success_at=success)
     facts = [
-        *_head(question),
-        ("Owner", f"{first.owner or 'nobody'}, {_why(question, first)}"),
-        ("Channel", thread.channel),
-        ("Series", ", ".join(one.series for one in group)),
-        ("Streak", _streak_in_words(judged, is_backfill=is_backfill)),
-        ("Threshold", f"{threshold}, {_why_threshold(question, threshold)}"),
-        ("Incident", _incident_in_words(existing, key)),
-        ("Disposition", _disposition(first, key, threshold, judged, existing)),
-        ("On record", _on_record(question, first)),
+        *_head(subject),
+        ("Owner", f"{first.owner or 'none'}, {_owner_source(subject, first)}"),
+        ("Channel", incident.channel),
+        ("Series", ", ".join(one.series for one in outcomes)),
+        ("Consecutive failures", _consecutive(counted, is_backfill=is_backfill)),
+        ("Threshold", f"{threshold}, {_threshold_source(subject, threshold)}"),
+        ("Incident", _describe_incident(existing, key)),
+        ("Disposition", _disposition(first, key, threshold, counted, existing)),
+        ("On record", _on_record(subject, first)),
     ]
     is_notified = first.muted_by is None and key is not None
-    return Preview(facts, message.compose(notice, question.policy, question.secrets), is_notified)
+    return Preview(facts, message.compose(notice, subject.policy, subject.secrets), is_notified)
 
 
-def _streak(question: _Question, outcome: ExecutionOutcome, threshold: int) -> Streak | None:
-    """The streak that a failure is part of; None when it is part of none, because it is muted."""
-    history = incidents.history(question.connection, [outcome], ingest.HORIZON_OF_SWEEP).get(outcome.series, [])
-    seen = [one for one in history if not one.failed or one.owner == outcome.owner]
-    # What is kept of the same failure stands in place of it: it knows where it was told.
-    found = streaks([outcome, *seen], threshold)
+def _streak(subject: _Subject, outcome: ExecutionOutcome, threshold: int) -> Streak | None:
+    history = incidents.history(subject.connection, [outcome], ingest.HORIZON_OF_SWEEP).get(outcome.series, [])
+    same_owner = [one for one in history if not one.failed or one.owner == outcome.owner]
+    # A stored outcome of the same failure replaces it: it knows its incident.
+    found = streaks([outcome, *same_owner], threshold)
     return next((one for one in found if any(failure.key == outcome.key for failure in one.failures)), None)
 
 
-def _why(question: _Question, outcome: ExecutionOutcome) -> str:
-    run, failure = question.run, outcome.failure
-    plan = question.reader.plans.of(run)
+def _owner_source(subject: _Subject, outcome: ExecutionOutcome) -> str:
+    run, failure = subject.run, outcome.failure
+    plan = subject.reader.plans.of(run)
     steps = () if failure is None else failure.step_keys
     location = route.location_of(run)
     if outcome.owner is None:
-        return "as no failed step, no tag of the run and no location says whose it is"
+        return "because no failed step, run tag or location names one"
     if any(plan[step].owner == outcome.owner for step in steps if step in plan):
         return f"by the tag of the failed step {', '.join(steps)}"
     if run.tags.get(OWNER_TAG) == outcome.owner:
         return "by the tag of the run"
-    if question.policy.team_of_location(location or "") == outcome.owner:
+    if subject.policy.team_of_location(location or "") == outcome.owner:
         return f"the team of the location {location}"
     return "by the plan of the run"
 
 
-def _why_threshold(question: _Question, threshold: int) -> str:
-    if question.run.job_name in question.policy.thresholds:
-        return f"of {question.run.job_name} in CONSECUTIVE_FAILURE_THRESHOLDS"
+def _threshold_source(subject: _Subject, threshold: int) -> str:
+    if subject.run.job_name in subject.policy.thresholds:
+        return f"of {subject.run.job_name} in CONSECUTIVE_FAILURE_THRESHOLDS"
     return "the default" if threshold == 1 else ""
 
 
-def _streak_in_words(judged: Sequence[tuple[ExecutionOutcome, Streak | None]], *, is_backfill: bool) -> str:
+def _consecutive(counted: Sequence[_Counted], *, is_backfill: bool) -> str:
     if is_backfill:
-        return "none: a backfill is told as a whole"
-    found = [streak for _, streak in judged if streak is not None]
+        return "not counted: a backfill is one incident"
+    found = [streak for _, streak in counted if streak is not None]
     if not found:
-        return "none: what is muted does not count"
+        return "none: muted failures do not count"
     longest = max(found, key=lambda one: one.executions)
-    ended = "" if longest.resolved_at is None else f", ended {longest.resolved_at:%Y-%m-%d %H:%M:%S} UTC"
-    return f"{longest.executions} in a row{ended}"
+    return f"{longest.executions}" + ("" if longest.resolved_at is None else f", until {_time(longest.resolved_at)}")
 
 
-def _incident_in_words(existing: Incident | None, key: str | None) -> str:
+def _describe_incident(existing: Incident | None, key: str | None) -> str:
     if existing is None:
-        return "none" if key is None else f"a new one, {key}"
-    state = "open" if existing.resolved_at is None else f"over since {existing.resolved_at:%Y-%m-%d %H:%M:%S} UTC"
-    return f"{existing.key}, opened {existing.opened_at:%Y-%m-%d %H:%M:%S} UTC, {existing.failures} failures, {state}"
+        return "none" if key is None else f"new: {key}"
+    state = "open" if existing.resolved_at is None else f"resolved at {_time(existing.resolved_at)}"
+    return f"{existing.key}, opened at {_time(existing.opened_at)}, {existing.failures} failures, {state}"
 
 
 def _disposition(
     first: ExecutionOutcome,
     key: str | None,
     threshold: int,
-    judged: Sequence[tuple[ExecutionOutcome, Streak | None]],
+    counted: Sequence[_Counted],
     existing: Incident | None,
 ) -> str:
     if first.muted_by is not None:
-        return f"not told: muted by {first.muted_by}"
+        return f"not notified: muted by {first.muted_by}"
     if key is None:
-        most = max((streak.executions for _, streak in judged if streak is not None), default=1)
-        return f"not told: below the threshold, {most} of {threshold}"
+        most = max((streak.executions for _, streak in counted if streak is not None), default=1)
+        return f"not notified: below the threshold, {most} of {threshold}"
     if existing is None:
-        return "told: opens an incident"
-    return "told: in the thread of its incident" if existing.posted else "told: its incident is about to be posted"
+        return "notified: opens an incident"
+    return (
+        "notified: in the thread of its incident" if existing.posted else "notified: its incident is about to be posted"
+    )
 
 
-def _on_record(question: _Question, outcome: ExecutionOutcome) -> str:
-    """What the router has done about this failure."""
-    table = tables.outcomes
-    fate = question.connection.execute(
-        sa.select(table.c.disposition, table.c.incident).where(
-            table.c.run_id == outcome.run_id, table.c.failed, table.c.owner == (outcome.owner or "")
+def _on_record(subject: _Subject, outcome: ExecutionOutcome) -> str:
+    """Return what the router has done about a failure."""
+    outcomes, rows = tables.outcomes, tables.outbox
+    stored = subject.connection.execute(
+        sa.select(outcomes.c.disposition, outcomes.c.incident).where(
+            outcomes.c.run_id == outcome.run_id, outcomes.c.failed, outcomes.c.owner == (outcome.owner or "")
         )
     ).first()
-    if fate is None:
-        return "nothing: the router has not judged it"
-    row = question.connection.execute(
-        sa.select(tables.outbox.c.state, tables.outbox.c.channel, tables.outbox.c.ts, tables.outbox.c.note).where(
-            tables.outbox.c.key == (fate.incident or "")
-        )
+    if stored is None:
+        return "nothing: the router has not decided about it yet"
+    row = subject.connection.execute(
+        sa.select(rows.c.state, rows.c.channel, rows.c.ts, rows.c.note).where(rows.c.key == (stored.incident or ""))
     ).first()
     if row is None:
-        return str(fate.disposition)
-    sent = (
-        f"{row.state} to {row.channel}" + (f" (ts {row.ts})" if row.ts else "") + (f", {row.note}" if row.note else "")
-    )
-    return f"{fate.disposition}; its message is {sent}"
+        return str(stored.disposition)
+    sent = f"{row.state} to {row.channel}{f' (ts {row.ts})' if row.ts else ''}{f', {row.note}' if row.note else ''}"
+    return f"{stored.disposition}; its message is {sent}"
+
+
+def _time(time: dt.datetime) -> str:
+    return f"{time:%Y-%m-%d %H:%M:%S} UTC"

@@ -60,13 +60,13 @@ def test_a_preview_of_a_failure_shows_the_message_and_the_reasons(site: Site) ->
     run_id = site.world.fail(op_job("two_teams", ("team-a", "team-b")), ["step_1"])
     result = run(site, "preview", run_id)
     assert result.exit_code == 0, result.output
-    told = facts(result.output)
-    assert told["Owner"] == "team-b, by the tag of the failed step step_1"
-    assert (told["Channel"], told["Series"]) == ("#b", "web/two_teams/manual")
-    assert (told["Streak"], told["Threshold"]) == ("1 in a row", "1, the default")
-    assert told["Incident"] == f"a new one, {run_id}/team-b"
-    assert told["Disposition"] == "told: opens an incident"
-    assert told["On record"] == "nothing: the router has not judged it"
+    shown = facts(result.output)
+    assert shown["Owner"] == "team-b, by the tag of the failed step step_1"
+    assert (shown["Channel"], shown["Series"]) == ("#b", "web/two_teams/manual")
+    assert (shown["Consecutive failures"], shown["Threshold"]) == ("1", "1, the default")
+    assert shown["Incident"] == f"new: {run_id}/team-b"
+    assert shown["Disposition"] == "notified: opens an incident"
+    assert shown["On record"] == "nothing: the router has not decided about it yet"
     assert "`two_teams` is failing" in result.output
     site.settle()
     assert site.posts("#b")[0].text.splitlines()[0] in result.output
@@ -75,24 +75,24 @@ def test_a_preview_of_a_failure_shows_the_message_and_the_reasons(site: Site) ->
 def test_a_preview_of_a_notified_failure_says_where(site: Site) -> None:
     run_id = site.world.fail(op_job("plain"))
     site.settle()
-    told = facts(run(site, "preview", run_id).output)
-    assert told["Incident"].startswith(f"{run_id}/team-a, opened")
-    assert told["Disposition"] == "told: in the thread of its incident"
-    assert "sent to #a (ts " in told["On record"]
+    shown = facts(run(site, "preview", run_id).output)
+    assert shown["Incident"].startswith(f"{run_id}/team-a, opened")
+    assert shown["Disposition"] == "notified: in the thread of its incident"
+    assert "sent to #a (ts " in shown["On record"]
 
 
 def test_a_preview_shows_a_failure_below_the_threshold_and_a_muted_one(site: Site) -> None:
     first = site.world.fail(op_job("thrice"))
     site.settle()
     second = site.world.fail(op_job("thrice"))
-    told = facts(run(site, "preview", second).output)
-    assert told["Threshold"] == "3, of thrice in CONSECUTIVE_FAILURE_THRESHOLDS"
-    assert told["Disposition"] == "not told: below the threshold, 2 of 3"
+    shown = facts(run(site, "preview", second).output)
+    assert shown["Threshold"] == "3, of thrice in CONSECUTIVE_FAILURE_THRESHOLDS"
+    assert shown["Disposition"] == "not notified: below the threshold, 2 of 3"
     assert "below the threshold" in facts(run(site, "preview", first).output)["On record"]
     assert run(site, "mute", "--match", "job:plain", "--for", "1h", "--reason", "known").exit_code == 0
     site.world.now = dt.datetime.now(dt.UTC)
     muted = site.world.fail(op_job("plain"))
-    assert facts(run(site, "preview", muted).output)["Disposition"] == "not told: muted by mute 1"
+    assert facts(run(site, "preview", muted).output)["Disposition"] == "not notified: muted by mute 1"
 
 
 def test_a_preview_of_runs_that_did_not_fail_says_that_nobody_is_notified(site: Site) -> None:
@@ -100,13 +100,13 @@ def test_a_preview_of_runs_that_did_not_fail_says_that_nobody_is_notified(site: 
     runs = [site.world.start(job), site.world.succeed(job), site.world.cancel(job)]
     words = [facts(run(site, "preview", one).output)["Disposition"] for one in runs]
     assert words == [
-        "not ended: nothing to tell yet",
-        "succeeded: nothing is told",
-        "nothing is told: canceled",
+        "none: the run has not ended",
+        "not notified: the run succeeded",
+        "not notified: canceled",
     ]
     site.world.fail(job)
     site.settle()
-    assert "ends the streak" in facts(run(site, "preview", site.world.succeed(job)).output)["Disposition"]
+    assert "ends the consecutive failures" in facts(run(site, "preview", site.world.succeed(job)).output)["Disposition"]
 
 
 def test_a_preview_sends_and_changes_nothing(site: Site) -> None:
