@@ -184,13 +184,11 @@ def _auth_refusal(connection: sa.Connection) -> str | None:
 
 
 def _open_incidents(connection: sa.Connection) -> Sequence[OpenIncident]:
-    threads = tables.incidents
+    table = tables.incidents
     query = (
-        sa.select(threads)
-        .where(
-            sa.not_(tables.incidents.c.finished), tables.incidents.c.resolved_at.is_(None), tables.incidents.c.posted
-        )
-        .order_by(tables.incidents.c.opened_at, tables.incidents.c.key)
+        sa.select(table)
+        .where(sa.not_(table.c.finished), table.c.resolved_at.is_(None), table.c.posted)
+        .order_by(table.c.opened_at, table.c.key)
     )
     return [
         OpenIncident(row.key, row.kind, row.channel, row.owner, row.title, row.opened_at, row.failures)

@@ -129,7 +129,7 @@ def _by_owner(outcomes: Sequence[ExecutionOutcome]) -> Sequence[Sequence[Executi
 
 
 def _no_failure(subject: _Subject) -> Preview:
-    """Preview a run about which nobody gets a message of its own."""
+    """Preview a run that leads to no message of its own."""
     classified = subject.classified
     if classified.held_until is not None:
         disposition = classified.disposition or "held"

@@ -385,11 +385,8 @@ class OutboxRow:
     form: MessageForm
     alone: bool
     unsure_calls: int
-    lease_until: dt.datetime | None
     first_called_at: dt.datetime | None
     last_called_at: dt.datetime | None
-    note: str
-    slack_channel_id: str | None
     post_ts: str | None
     post_channel_id: str | None
 

@@ -115,7 +115,7 @@ class FakeSlack:
             self.faults.append(fault)
         return fault
 
-    def mend(self) -> None:
+    def clear_faults(self) -> None:
         """Make calls succeed again."""
         with self.lock:
             self.faults.clear()

@@ -97,9 +97,9 @@ def test_an_empty_outbox_makes_no_call(router: Router, slack: FakeSlack) -> None
 
 
 def test_replies_and_edits_follow_their_post_in_order(router: Router, slack: FakeSlack) -> None:
-    router.put(draft("post"), reply("more", "post"), edit("count", "post"), reply("over", "post"))
+    router.put(draft("post"), reply("more", "post"), edit("count", "post"), reply("done", "post"))
     router.tick()
-    assert slack.all_keys() == ["post", "more", "over"]
+    assert slack.all_keys() == ["post", "more", "done"]
     [post] = slack.copies("post")
     assert [one.thread_ts for one in slack.messages] == [None, post.ts, post.ts]
     assert len(post.earlier_texts) == 1
@@ -112,12 +112,12 @@ def test_replies_and_edits_follow_their_post_in_order(router: Router, slack: Fak
 
 
 def test_a_reply_waits_while_its_post_cannot_be_sent(router: Router, slack: FakeSlack) -> None:
-    router.put(draft("post"), reply("over", "post"))
+    router.put(draft("post"), reply("done", "post"))
     slack.fail(Kind.RATE_LIMIT, seconds=60, channel=A)
     assert router.tick().sent == 0
-    slack.mend()
+    slack.clear_faults()
     assert router.tick(seconds_later=61).sent == 2
-    assert slack.all_keys() == ["post", "over"]
+    assert slack.all_keys() == ["post", "done"]
 
 
 def test_new_posts_go_before_replies_to_other_threads(router: Router, slack: FakeSlack) -> None:
@@ -166,7 +166,7 @@ def test_a_message_that_is_refused_even_as_one_line_goes_to_the_default_channel(
 def test_a_refused_channel_is_rerouted_to_the_default_channel_at_once_with_the_mapping_to_fix(
     router: Router, slack: FakeSlack, code: str
 ) -> None:
-    router.put(draft("one"), draft("two"), reply("over", "one"))
+    router.put(draft("one"), draft("two"), reply("done", "one"))
     slack.fail(Kind.ERROR, code=code, channel=A)
     assert router.tick().sent == 3
     [one] = slack.copies("one")
@@ -174,7 +174,7 @@ def test_a_refused_channel_is_rerouted_to_the_default_channel_at_once_with_the_m
     assert all(part in one.text for part in (A, code, "team-a", "notification_channel_per_team"))
     assert one.blocks[0]["type"] == "context"
     # Replies go where the thread is.
-    assert slack.copies("over")[0].thread_ts == one.ts
+    assert slack.copies("done")[0].thread_ts == one.ts
     # The rejected channel is tried once in a round.
     assert slack.calls.count(("chat.postMessage", A)) == 1
 
@@ -185,11 +185,11 @@ def test_replies_are_rerouted_to_the_default_channel_when_their_channel_is_archi
     router.put(draft("one"))
     router.tick()
     slack.fail(Kind.ERROR, code="is_archived", channel=A)
-    router.put(reply("over", "one"), edit("count", "one"))
+    router.put(reply("done", "one"), edit("count", "one"))
     router.tick()
     router.tick()
-    [over] = slack.copies("over")
-    assert (over.channel, over.thread_ts) == (DEFAULT_CHANNEL, None)
+    [done] = slack.copies("done")
+    assert (done.channel, done.thread_ts) == (DEFAULT_CHANNEL, None)
     assert router.state("count") == DeliveryState.DROPPED
 
 
@@ -197,10 +197,10 @@ def test_a_reply_whose_thread_is_gone_goes_into_the_channel(router: Router, slac
     router.put(draft("one"))
     router.tick()
     slack.messages.clear()
-    router.put(reply("over", "one"), edit("count", "one"))
+    router.put(reply("done", "one"), edit("count", "one"))
     assert router.tick().sent == 1
-    [over] = slack.copies("over")
-    assert (over.channel, over.thread_ts) == (A, None)
+    [done] = slack.copies("done")
+    assert (done.channel, done.thread_ts) == (A, None)
     assert router.state("count") == DeliveryState.DROPPED
 
 
@@ -212,7 +212,7 @@ def test_a_refused_default_channel_keeps_the_messages_and_fails_loudly(router: R
     assert (delivered.sent, delivered.waiting) == (1, 1)
     with pytest.raises(DeliveryError, match=r"rejected the default channel #alerts-data-platform \(is_archived\)"):
         delivered.raise_for_problems()
-    slack.mend()
+    slack.clear_faults()
     assert router.tick(seconds_later=61).sent == 1
     assert slack.copies("one")[0].channel == DEFAULT_CHANNEL
 
@@ -231,7 +231,7 @@ def test_a_refused_token_stops_delivery_keeps_the_rows_and_is_tried_every_minute
     # Within the minute no call is made, and the problem is still reported.
     assert router.tick(seconds_later=30).problems == delivered.problems
     assert len(slack.calls) == calls
-    slack.mend()
+    slack.clear_faults()
     assert router.tick(seconds_later=31).sent == 3
     assert not any("repeated" in message.text for message in slack.messages)
 
@@ -279,14 +279,14 @@ def test_after_an_ambiguous_answer_the_message_is_found_or_sent_once_more_and_sa
 ) -> None:
     router.put(draft("before"))
     router.tick()
-    router.put(draft("one"), reply("over", "one"))
+    router.put(draft("one"), reply("done", "one"))
     slack.fail(**fault, stored=stored, method="chat.postMessage", times=1)
     assert A in router.tick(IMPATIENT).faults
     router.tick(IMPATIENT)
     [one] = slack.copies("one")
     assert ("Possibly repeated" in one.text) == (not stored)
-    [over] = slack.copies("over")
-    assert over.thread_ts == one.ts
+    [done] = slack.copies("done")
+    assert done.thread_ts == one.ts
 
 
 @pytest.mark.parametrize("stored", [True, False], ids=["stored", "not stored"])
@@ -295,13 +295,13 @@ def test_a_reply_with_an_ambiguous_answer_is_searched_for_in_its_thread(
 ) -> None:
     router.put(draft("one"))
     router.tick()
-    router.put(reply("over", "one"))
+    router.put(reply("done", "one"))
     slack.fail(Kind.DROP, stored=stored, times=1)
     router.tick()
     router.tick()
     assert ("conversations.replies", A) in slack.calls
-    [over] = slack.copies("over")
-    assert ("Possibly repeated" in over.text) == (not stored)
+    [done] = slack.copies("done")
+    assert ("Possibly repeated" in done.text) == (not stored)
 
 
 def test_a_message_is_found_behind_many_others(router: Router, slack: FakeSlack) -> None:
@@ -323,7 +323,7 @@ def test_an_unreadable_history_counts_as_not_found_and_there_is_never_a_third_co
 ) -> None:
     slack.fail(Kind.DROP, stored=True, method="chat.postMessage", channel=A)
     slack.fail(Kind.ERROR, code="missing_scope", method="conversations.history")
-    router.put(draft("one"), reply("over", "one"))
+    router.put(draft("one"), reply("done", "one"))
     reports = [router.tick(seconds_later=200) for _ in range(12)]
     assert len(slack.copies("one")) == 2
     assert "Possibly repeated" not in slack.copies("one")[0].text
@@ -331,8 +331,8 @@ def test_an_unreadable_history_counts_as_not_found_and_there_is_never_a_third_co
     assert router.state("one") == DeliveryState.UNCERTAIN
     assert any("did not confirm message 'one'" in problem for report in reports for problem in report.problems)
     # The reply is sent nevertheless, and after its post.
-    assert len(slack.copies("over")) == 2
-    assert slack.all_keys() == ["one", "one", "over", "over"]
+    assert len(slack.copies("done")) == 2
+    assert slack.all_keys() == ["one", "one", "done", "done"]
 
 
 @pytest.mark.parametrize("history", [True, False], ids=["history", "no history"])
@@ -341,18 +341,18 @@ def test_when_slack_is_down_for_long_nothing_is_lost_and_nothing_is_sent_three_t
 ) -> None:
     router.put(draft("before"))
     router.tick()
-    router.put(draft("one"), draft("two", B), reply("over", "one"))
+    router.put(draft("one"), draft("two", B), reply("done", "one"))
     slack.fail(Kind.STATUS, status=503)
     for _ in range(60):
         router.tick(seconds_later=60)
     assert slack.all_keys() == ["before"]
-    slack.mend()
+    slack.clear_faults()
     if not history:
         slack.fail(Kind.ERROR, code="missing_scope", method="conversations.history")
     for _ in range(8):
         router.tick(seconds_later=60)
-    assert sorted(map(str, slack.all_keys())) == ["before", "one", "over", "two"]
-    assert slack.all_keys().index("one") < slack.all_keys().index("over")
+    assert sorted(map(str, slack.all_keys())) == ["before", "one", "done", "two"]
+    assert slack.all_keys().index("one") < slack.all_keys().index("done")
 
 
 def test_posts_that_are_dropped_while_the_history_works_are_sent_in_the_end(router: Router, slack: FakeSlack) -> None:
@@ -362,7 +362,7 @@ def test_posts_that_are_dropped_while_the_history_works_are_sent_in_the_end(rout
     slack.fail(Kind.DROP, method="chat.postMessage")
     for _ in range(30):
         router.tick(seconds_later=60)
-    slack.mend()
+    slack.clear_faults()
     for _ in range(6):
         router.tick(seconds_later=60)
     assert slack.all_keys() == ["before", "one"]
@@ -441,7 +441,7 @@ def test_two_rounds_at_once_never_send_one_row_twice_and_keep_the_order_of_a_thr
         router.put(
             draft(f"post {number:02}", channel),
             reply(f"more {number:02}", f"post {number:02}"),
-            reply(f"over {number:02}", f"post {number:02}"),
+            reply(f"done {number:02}", f"post {number:02}"),
         )
     threads = [threading.Thread(target=router.tick, kwargs={"seconds_later": 0}) for _ in range(3)]
     for thread in threads:
@@ -452,7 +452,7 @@ def test_two_rounds_at_once_never_send_one_row_twice_and_keep_the_order_of_a_thr
     keys = [str(key) for key in slack.all_keys()]
     assert len(keys) == len(set(keys)) == 36
     for number in range(12):
-        assert [key[:4] for key in keys if key.endswith(f"{number:02}")] == ["post", "more", "over"]
+        assert [key[:4] for key in keys if key.endswith(f"{number:02}")] == ["post", "more", "done"]
         [post] = slack.copies(f"post {number:02}")
         assert slack.copies(f"more {number:02}")[0].thread_ts == post.ts
 

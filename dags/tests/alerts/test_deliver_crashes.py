@@ -46,7 +46,7 @@ class Round:
             draft("post", A, Operation.POST, "post", NoticeKind.FAILING),
             draft("more", A, Operation.REPLY, "post", NoticeKind.MORE_FAILURES),
             draft("edit", A, Operation.EDIT, "post", NoticeKind.RESOLVED),
-            draft("over", A, Operation.REPLY, "post", NoticeKind.RESOLVED),
+            draft("done", A, Operation.REPLY, "post", NoticeKind.RESOLVED),
             draft("other", B, Operation.POST, "other", NoticeKind.FAILING),
         ]
         with transaction(self.store) as connection:
@@ -61,11 +61,11 @@ class Round:
 
     def check(self) -> None:
         """Check that none is lost, none is sent three times, and "Resolved" never comes before "failing"."""
-        names = ("post", "more", "over", "other")
+        names = ("post", "more", "done", "other")
         copies = {name: self.slack.copies(self.key(name)) for name in names}
         assert {name: len(found) for name, found in copies.items() if not 1 <= len(found) <= 2} == {}
         keys = self.slack.all_keys()
-        first = [keys.index(self.key(name)) for name in ("post", "more", "over")]
+        first = [keys.index(self.key(name)) for name in ("post", "more", "done")]
         assert first == sorted(first)
         # A repeated message says so.
         for found in copies.values():
@@ -116,7 +116,7 @@ def test_a_delivery_that_is_killed_after_a_lost_answer_keeps_the_guarantees(
         slack = round_.slack
         slack.fail(Kind.DROP, stored=point % 2 == 0, method="chat.postMessage", times=1)
         crasher.deliver(store_url, slack.base_url, DEFAULT_CHANNEL, round_.clock(), point)
-        slack.mend()
+        slack.clear_faults()
         round_.finish()
         round_.check()
 

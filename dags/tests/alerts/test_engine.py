@@ -492,7 +492,7 @@ def test_while_slack_is_down_nothing_is_lost_and_afterwards_all_is_told(site: Si
     site.world.succeed(job)
     site.settle()
     assert site.posts("#a") == []
-    site.slack.mend()
+    site.slack.clear_faults()
     site.settle(120)
     assert "Resolved" in first_line(site)
 

@@ -100,7 +100,7 @@ def test_a_message_is_found_by_its_key_in_the_channel_and_in_the_thread(
     assert find(client, channel_id, "reply", clock()).outcome is SlackOutcome.ABSENT
     assert find(client, channel_id, "reply", clock(), opener.ts).ts == answer.ts
     assert find(client, channel_id, "never", clock(), opener.ts).outcome is SlackOutcome.ABSENT
-    # What is older than the first attempt is not looked through.
+    # Messages older than the first attempt are not searched.
     assert find(client, channel_id, "opener", clock() + dt.timedelta(hours=1)).outcome is SlackOutcome.ABSENT
 
 
@@ -154,13 +154,13 @@ def test_outside_of_production_a_message_counts_as_sent_and_goes_nowhere(clock: 
 def test_unanswered_calls_are_limited_in_number() -> None:
     unanswered = threading.BoundedSemaphore(2)
     release = threading.Event()
-    told: list[SlackAnswer] = []
+    answers: list[SlackAnswer] = []
 
     def hang() -> SlackAnswer:
         release.wait(30)
         return SlackAnswer(SlackOutcome.SENT)
 
     for _ in range(3):
-        start(hang, told.append, unanswered)
-    assert [answer.outcome for answer in told] == [SlackOutcome.NOT_SENT]
+        start(hang, answers.append, unanswered)
+    assert [answer.outcome for answer in answers] == [SlackOutcome.NOT_SENT]
     release.set()
