@@ -5,8 +5,7 @@ the manifest has, or that an unfinished run will load, are not requested. The cu
 sensor starts at the beginning and finds the same objects.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import dagster as dg
@@ -19,10 +18,10 @@ from dags.common.schedules import UNFINISHED
 from dags.common.tags import MAX_RETRIES_TAG, MAX_RUNTIME_TAG
 from dags.events import manifest
 from dags.events.assets import OWNER, events
-from dags.events.batches import BatchLimits, batch_hash, batches_of
+from dags.events.batches import batch_hash
 from dags.events.checks import few_events_are_rejected
-from dags.events.manifest import FINAL_STATES, Manifest
-from dags.events.objects import EVENTS_PREFIX, ObjectVersion, is_folder_marker, list_page, problem_of
+from dags.events.discovery import Listing, TickLimits, TickPlan, list_part, pending_objects, plan_tick
+from dags.events.objects import EVENTS_PREFIX, ObjectVersion, is_folder_marker, problem_of
 from dags.events.resource import EventSourceResource
 
 if TYPE_CHECKING:
@@ -40,83 +39,13 @@ load_events_job = dg.define_asset_job(
 )
 
 
-@dataclass(frozen=True)
-class TickLimits:
-    """Limits of one tick: pages of 1,000 objects to list, runs to request, and runs of the same batch ever."""
-
-    max_pages: int = 10
-    max_runs: int = 10
-    max_attempts: int = 3
-    batch: BatchLimits = field(default_factory=BatchLimits)
-
-
-@dataclass(frozen=True)
-class Listing:
-    """A part of the bucket in the order of keys, and the cursor of the next tick."""
-
-    versions: Sequence[ObjectVersion]
-    cursor: str
-
-
-def list_part(s3: "S3Client", bucket: str, cursor: str, max_pages: int) -> Listing:
-    """List the pages after the cursor. The cursor is empty at the beginning and after the end of the bucket."""
-    versions: list[ObjectVersion] = []
-    for _ in range(max_pages):
-        page, more = list_page(s3, bucket, EVENTS_PREFIX, versions[-1].key if versions else cursor)
-        versions += page
-        if not more:
-            return Listing(versions, "")
-    return Listing(versions, versions[-1].key if versions else "")
-
-
-def pending_objects(
-    versions: Iterable[ObjectVersion], known: Manifest, in_progress: set[tuple[str, str]]
-) -> list[ObjectVersion]:
-    """Return the objects that can be loaded, are not loaded, and are not part of an unfinished run."""
-    return [
-        version
-        for version in versions
-        if not is_folder_marker(version.key)
-        and problem_of(version.key) is None
-        and version.identity not in in_progress
-        and manifest.state_of(known, version) not in FINAL_STATES
-    ]
-
-
-@dataclass(frozen=True)
-class TickPlan:
-    """The batches that a tick requests, each with its number of earlier runs, and those that had too many runs."""
-
-    batches: Sequence[tuple[Sequence[ObjectVersion], int]]
-    given_up: Sequence[Sequence[ObjectVersion]]
-    cursor: str
-
-
-def plan_tick(
-    listing: Listing, pending: Sequence[ObjectVersion], count_runs: Callable[[str], int], limits: TickLimits
-) -> TickPlan:
-    """Return the batches to request. If they are more than a tick may request, the next tick starts at the rest."""
-    batches: list[tuple[Sequence[ObjectVersion], int]] = []
-    given_up: list[Sequence[ObjectVersion]] = []
-    for batch in batches_of(pending, limits.batch):
-        if len(batches) == limits.max_runs:
-            before = [version.key for version in listing.versions if version.key < batch[0].key]
-            return TickPlan(batches, given_up, before[-1])
-        runs = count_runs(batch_hash(batch))
-        if runs < limits.max_attempts:
-            batches.append((batch, runs))
-        else:
-            given_up.append(batch)
-    return TickPlan(batches, given_up, listing.cursor)
-
-
 def evaluate_tick(
     instance: dg.DagsterInstance,
     cursor: str,
     s3: "S3Client",
     cluster: ClickhouseCluster,
     bucket: str,
-    limits: TickLimits = TickLimits(),
+    limits: TickLimits,
 ) -> dg.SensorResult:
     """Return the runs to request, or why there are none, and the next cursor."""
     listing = list_part(s3, bucket, cursor, limits.max_pages)
@@ -198,4 +127,4 @@ def watch_event_objects(
     """List objects, compare them with the manifest and with unfinished runs, and request the rest."""
     cluster = clickhouse.tagged(QueryTags(step="watch_event_objects", owner=OWNER.value))
     bucket = event_source.source().storage.bucket
-    return evaluate_tick(context.instance, context.cursor or "", s3.client(), cluster, bucket)
+    return evaluate_tick(context.instance, context.cursor or "", s3.client(), cluster, bucket, TickLimits())

@@ -5,7 +5,8 @@ import dagster as dg
 import pytest
 
 from dags.events.batches import BatchLimits, batch_hash
-from dags.events.jobs import BATCH_TAG, TickLimits, evaluate_tick
+from dags.events.discovery import TickLimits
+from dags.events.jobs import BATCH_TAG, evaluate_tick
 from dags.events.objects import list_all
 from dags.tests.events.world import World, event, lines
 
