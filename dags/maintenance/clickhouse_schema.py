@@ -1,6 +1,6 @@
-"""The job that brings ClickHouse to the schema of `dags/common/clickhouse/tables.py`. team-clickhouse.
+"""The job that applies the schema of `dags/common/clickhouse/tables.py` to ClickHouse. team-clickhouse.
 
-The same is done by `python -m dags.common.clickhouse.schema apply`, which also makes the database.
+`python -m dags.common.clickhouse.schema apply` does the same, and also creates the database.
 """
 
 import dagster as dg
@@ -14,7 +14,7 @@ from dags.common.tags import DESTRUCTIVE_TAG, MAX_RETRIES_TAG, MAX_RUNTIME_TAG
 
 
 class ClickhouseSchemaConfig(dg.Config):
-    """What a run of the job may be told."""
+    """Configuration of a run of the job."""
 
     dry_run: bool = Field(
         default=False, description="Show the statements in the run's log and metadata, and change nothing."
@@ -25,7 +25,7 @@ class ClickhouseSchemaConfig(dg.Config):
 def apply_clickhouse_schema(
     context: dg.OpExecutionContext, config: ClickhouseSchemaConfig, clickhouse: ClickhouseResource
 ) -> None:
-    """Makes what is missing, brings up to date what can be, refuses the rest before anything is changed."""
+    """Create and update what can be; fail on any other difference before anything is changed."""
     changes = apply_schema(
         clickhouse.cluster(context),
         is_clustered(get_settings()),
@@ -33,9 +33,7 @@ def apply_clickhouse_schema(
         dry_run=config.dry_run,
     )
     text = described(changes)
-    context.log.info(
-        f"{'Dry run, these would be run' if config.dry_run else 'Run'}: {len(changes)} statements.\n\n{text}"
-    )
+    context.log.info(f"{'Would run' if config.dry_run else 'Ran'} {len(changes)} statements.\n\n{text}")
     context.add_output_metadata(
         {
             "dry_run": config.dry_run,
@@ -45,10 +43,10 @@ def apply_clickhouse_schema(
     )
 
 
-# It makes and adds, and refuses what would lose data.
+# It creates and adds, and never deletes data.
 @dg.job(
     **owned_by(JobOwners.TEAM_CLICKHOUSE, **{MAX_RUNTIME_TAG: "1800", MAX_RETRIES_TAG: "0", DESTRUCTIVE_TAG: "false"})
 )
 def clickhouse_schema_job() -> None:
-    """Brings the ClickHouse database to the schema in the source. Safe to run again at any time."""
+    """Apply the schema to the ClickHouse database. Safe to repeat at any time."""
     apply_clickhouse_schema()

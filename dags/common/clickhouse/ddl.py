@@ -1,6 +1,6 @@
-"""What a table and a dictionary are, and their DDL: for one node, or for a cluster with replication.
+"""Tables and dictionaries as values, and their DDL for a single node or for a cluster with replication.
 
-Which ones the project has is in `tables.py`; how they are applied is in `schema.py`.
+The project's own are in `tables.py`.
 """
 
 import hashlib
@@ -12,32 +12,32 @@ from dags.common.clickhouse.query import quoted
 
 
 class Placement(Enum):
-    """Where the rows of a table are in a cluster."""
+    """The hosts of a cluster that store the rows of a table."""
 
     EVERY_NODE = "every node has all rows"
-    SHARDED = "each shard has its part, and a Distributed table of the plain name reads and writes all of them"
+    SHARDED = "each shard has some rows, and a Distributed table of the plain name reads and writes all shards"
 
 
 @dataclass(frozen=True)
 class SchemaForm:
-    """What the DDL is made for: a database, and the name of a cluster with Keeper; without it, one node by itself."""
+    """The target of the DDL: a database, and the name of a cluster with Keeper; without a name, a single node."""
 
     database: str
     cluster_name: str | None = None
 
     @property
     def on_cluster(self) -> str:
-        """The clause that makes one statement run on every node, or nothing."""
+        """The clause that runs a statement on every node of the cluster; empty for a single node."""
         return f" ON CLUSTER {literal(self.cluster_name)}" if self.cluster_name else ""
 
     def full_name(self, name: str) -> str:
-        """The quoted name with its database."""
+        """Return the quoted name with its database."""
         return quoted(f"{self.database}.{name}")
 
 
 @dataclass(frozen=True)
 class Column:
-    """One column. Types are written as ClickHouse takes them; `comment` says what it holds, with its unit."""
+    """One column. `comment` says what it holds, with its unit."""
 
     name: str
     type: str
@@ -45,16 +45,16 @@ class Column:
     default: str | None = None
 
     def declaration(self) -> str:
-        """The column as a CREATE or an ADD COLUMN names it."""
+        """Return the column as CREATE TABLE and ADD COLUMN take it."""
         default = f" DEFAULT {self.default}" if self.default is not None else ""
         return f"{quoted(self.name)} {self.type}{default} COMMENT {literal(self.comment)}"
 
 
 @dataclass(frozen=True)
 class SkipIndex:
-    """What lets a query pass over granules in which an expression has none of the values it asks for.
+    """A data-skipping index, by which a query skips granules without the values that it looks for.
 
-    `expression` and `type` are written as ClickHouse prints them. Its name does not change when they do.
+    Write `expression` and `type` as ClickHouse prints them.
     """
 
     name: str
@@ -62,16 +62,16 @@ class SkipIndex:
     type: str
 
     def declaration(self) -> str:
-        """The index as a CREATE or an ADD INDEX names it."""
+        """Return the index as CREATE TABLE and ADD INDEX take it."""
         return f"{quoted(self.name)} {self.expression} TYPE {self.type} GRANULARITY 1"
 
 
 @dataclass(frozen=True)
 class Table:
-    """A table of the MergeTree family, named without `Replicated`: the clustered form adds that.
+    """A table of the MergeTree family. Name the engine without `Replicated`: the clustered form adds it.
 
-    Expressions (`partition_by`, `order_by`, `ttl`) are written as ClickHouse prints them, because an existing table is
-    compared with them. `unreplicated_settings` are for the single-node form alone.
+    Write expressions (`partition_by`, `order_by`, `ttl`) as ClickHouse prints them, because existing tables are
+    compared with them. `unreplicated_settings` apply to the single-node form only.
     """
 
     name: str
@@ -90,23 +90,23 @@ class Table:
 
     def __post_init__(self) -> None:
         if (self.placement is Placement.SHARDED) != (self.sharding_key is not None):
-            raise ValueError(f"Table {self.name}: a sharded table needs a sharding_key, any other has none.")
+            raise ValueError(f"Table {self.name}: a sharded table needs a sharding_key, any other must have none.")
 
     def stored_as(self, form: SchemaForm) -> str:
-        """The name of the table that holds the rows."""
+        """Return the name of the table that holds the rows."""
         return f"sharded_{self.name}" if form.cluster_name and self.placement is Placement.SHARDED else self.name
 
     def names(self, form: SchemaForm) -> tuple[str, ...]:
-        """The names of everything that this table consists of, the one with the rows first."""
+        """Return the names of the tables that this table consists of, the one with the rows first."""
         stored_as = self.stored_as(form)
         return (stored_as,) if stored_as == self.name else (stored_as, self.name)
 
     def settings_in(self, form: SchemaForm) -> dict[str, int]:
-        """The settings of the table that holds the rows."""
+        """Return the settings of the table that holds the rows."""
         return dict(self.settings) if form.cluster_name else {**self.settings, **self.unreplicated_settings}
 
     def create_statement(self, form: SchemaForm, name: str) -> str:
-        """The CREATE TABLE of one of `names(form)`, which an existing table is safe from."""
+        """Return the CREATE TABLE IF NOT EXISTS of one of `names(form)`."""
         declarations = [column.declaration() for column in self.columns]
         if name == self.stored_as(form):
             declarations += [f"INDEX {index.declaration()}" for index in self.skip_indexes]
@@ -119,7 +119,7 @@ class Table:
         clauses = [
             f"ENGINE = {self.engine_in(form)}",
             f"PARTITION BY {self.partition_by}" if self.partition_by else "",
-            # One expression goes without parentheses: the server would print them, and the key would seem another.
+            # A single expression has no parentheses: the server would print them, and the key would differ.
             f"ORDER BY {self.order_by[0]}" if len(self.order_by) == 1 else f"ORDER BY ({', '.join(self.order_by)})",
             f"TTL {self.ttl}" if self.ttl else "",
             _settings_clause(self.settings_in(form)),
@@ -128,15 +128,15 @@ class Table:
         return head + "\n".join(clause for clause in clauses if clause)
 
     def statements(self, form: SchemaForm) -> list[str]:
-        """Every statement that makes the table where nothing is yet."""
+        """Return every statement that creates the table."""
         return [self.create_statement(form, name) for name in self.names(form)]
 
     def engine_in(self, form: SchemaForm) -> str:
-        """The engine of the table that holds the rows, with its arguments, as ClickHouse prints it."""
+        """Return the engine of the table that holds the rows, with its arguments, as ClickHouse prints it."""
         if form.cluster_name is None:
             arguments = f"({', '.join(self.engine_arguments)})" if self.engine_arguments else ""
             return self.engine + arguments
-        # The nodes that share a path hold the same rows; on it, each needs a name of its own.
+        # Nodes with the same path hold the same rows; each needs a name of its own on it.
         group, replica = (
             ("{shard}", "{replica}") if self.placement is Placement.SHARDED else ("every_node", "{shard}-{replica}")
         )
@@ -146,9 +146,9 @@ class Table:
 
 @dataclass(frozen=True)
 class Dictionary:
-    """A dictionary that each node fills from its own tables, with a query as the server's user `default`.
+    """A dictionary that each node loads from its own tables, with a query that runs as the server's user `default`.
 
-    `source_query` names tables as `{database}.table`. A change of any part replaces the whole dictionary.
+    `source_query` names tables as `{database}.table`. Any change replaces the whole dictionary.
     """
 
     name: str
@@ -161,12 +161,12 @@ class Dictionary:
     value_range: tuple[str, str] | None = None
 
     def statements(self, form: SchemaForm) -> list[str]:
-        """The one statement that makes or replaces the dictionary."""
+        """Return the statement that creates or replaces the dictionary."""
         comment = f"{self.comment} {self.version_mark(form)}"
         return [f"{self._definition(form)}\nCOMMENT {literal(comment)}"]
 
     def version_mark(self, form: SchemaForm) -> str:
-        """What the comment of the dictionary ends with while the server has this definition of it."""
+        """Return the end of the dictionary's comment, by which the server's definition is compared with this one."""
         return f"[definition {statement_hash([self._definition(form)])}]"
 
     def _definition(self, form: SchemaForm) -> str:
@@ -176,13 +176,13 @@ class Dictionary:
             for column in self.columns
         )
         query = " ".join(self.source_query.replace("{database}", quoted(form.database)).split())
-        shortest, longest = self.lifetime_seconds
+        min_seconds, max_seconds = self.lifetime_seconds
         clauses = [
             f"CREATE OR REPLACE DICTIONARY {form.full_name(self.name)}{form.on_cluster}\n(\n{columns}\n)",
             f"PRIMARY KEY {', '.join(map(quoted, self.primary_key))}",
             f"SOURCE(CLICKHOUSE(QUERY {literal(query)}))",
             f"LAYOUT({self.layout})",
-            f"LIFETIME(MIN {shortest} MAX {longest})",
+            f"LIFETIME(MIN {min_seconds} MAX {max_seconds})",
         ]
         if self.value_range is not None:
             clauses.append(f"RANGE(MIN {quoted(self.value_range[0])} MAX {quoted(self.value_range[1])})")
@@ -193,12 +193,12 @@ SchemaObject = Table | Dictionary
 
 
 def literal(text: str) -> str:
-    """The text as a ClickHouse string literal. For DDL alone, where no parameter can stand, and texts from code."""
+    """Return the text as a ClickHouse string literal: for texts from code in DDL, which takes no parameters."""
     return "'" + text.replace("\\", "\\\\").replace("'", "\\'") + "'"
 
 
 def statement_hash(statements: list[str]) -> str:
-    """A short hash that changes with any of the statements."""
+    """Return a short hash of the statements."""
     return hashlib.sha256("\n".join(statements).encode()).hexdigest()[:16]
 
 

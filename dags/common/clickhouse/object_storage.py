@@ -1,8 +1,7 @@
-"""Object storage as ClickHouse itself reaches it: the arguments of the table function `s3`, with the secret kept quiet.
+"""Object storage as the ClickHouse server reads and writes it: the arguments of the table function `s3`.
 
-The server writes [HIDDEN] for the secret in its logs, and in errors about statements that it understood. Here it is
-hidden in every other error, so that none of them carries it into Dagster's event log. A boto3 client is made in
-`dags/common/resources.py`.
+The server replaces the secret with [HIDDEN] in its logs, and in errors of statements that it could parse. This module
+replaces it in all other errors, so that Dagster's event log never contains it.
 """
 
 from collections.abc import Mapping, Sequence
@@ -29,7 +28,7 @@ class NoObjectStorageKeysError(Exception):
 
 @dataclass(frozen=True)
 class ObjectStorage:
-    """A bucket and the keys to it."""
+    """A bucket and its access keys."""
 
     bucket: str
     bucket_url: str
@@ -37,7 +36,7 @@ class ObjectStorage:
     secret_access_key: SecretStr
 
     def parameters(self, key: str) -> dict[str, str]:
-        """What fills OBJECT for the object of this key."""
+        """Return the parameters that fill OBJECT for the object of this key."""
         return {
             "object_url": f"{self.bucket_url}/{key}",
             "object_access_key_id": self.access_key_id,
@@ -46,7 +45,7 @@ class ObjectStorage:
 
 
 def object_storage_from_settings(settings: Settings) -> ObjectStorage:
-    """Object storage as the environment names it. Raises NoObjectStorageKeysError without keys."""
+    """Return the object storage that the environment names. Raises NoObjectStorageKeysError without keys."""
     access_key_id, secret = settings.object_storage_access_key_id, settings.object_storage_secret_access_key
     if access_key_id is None or secret is None:
         raise NoObjectStorageKeysError(
@@ -65,7 +64,7 @@ def object_storage_from_settings(settings: Settings) -> ObjectStorage:
 class ObjectQuery:
     """One statement that names an object as `s3({OBJECT}, 'Parquet')`; the result is a list of rows.
 
-    Neither its text nor its errors have the secret. `retryable` and `external_tables` are as those of a Query.
+    Neither its text nor its errors contain the secret. `retryable` and `external_tables` are as in a Query.
     """
 
     statement: str
@@ -77,7 +76,7 @@ class ObjectQuery:
     external_tables: Sequence[Mapping[str, Any]] = field(default=(), repr=False)
 
     def __call__(self, client: "Client") -> Rows:
-        """Runs the statement on the client."""
+        """Run the statement on the client."""
         from clickhouse_driver import errors
 
         parameters = {**self.parameters, **self.storage.parameters(self.key)}
@@ -91,5 +90,5 @@ class ObjectQuery:
 
     def _without_secret(self, text: str) -> str:
         secret = self.storage.secret_access_key.get_secret_value()
-        # As it is, and as it is written in a statement.
+        # Both as it is, and as it is escaped in a statement.
         return text.replace(secret, HIDDEN).replace(literal(secret)[1:-1], HIDDEN)

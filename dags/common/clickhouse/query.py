@@ -1,7 +1,4 @@
-"""Calls for a cluster as values: a query, or an insert. Each knows whether it may be sent twice.
-
-A function of a client that needs more than one statement is written where it is used.
-"""
+"""Calls for a cluster as values: a query or an insert, which knows whether it may be sent twice."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -19,9 +16,9 @@ Rows = list[tuple[Any, ...]]
 
 
 def quoted(identifier: str) -> str:
-    """The identifier in backticks; `database.table` is quoted part by part.
+    """Return the identifier in backticks; `database.table` is quoted part by part.
 
-    Raises ValueError when a part has anything but letters, digits and underscores: identifiers come from code.
+    Raises ValueError unless each part has only letters, digits and underscores: identifiers come from code.
     """
     parts = identifier.split(".")
     for part in parts:
@@ -36,9 +33,9 @@ def quoted(identifier: str) -> str:
 class Query:
     """One statement without rows to insert; the result is a list of rows.
 
-    `parameters` fill the `%(name)s` of the statement. `retryable` is whether the statement may be sent twice: left
-    out, a statement that only reads is, and any other is not. Give True for `CREATE … IF NOT EXISTS` and the like.
-    `external_tables`, in clickhouse-driver's form, travel beside the statement: what is in them is in no log.
+    `parameters` fill the `%(name)s` of the statement. `retryable` is whether the statement may be sent twice. By
+    default only a statement that reads is; set True for `CREATE … IF NOT EXISTS` and the like. `external_tables`, as
+    clickhouse-driver takes them, are sent apart from the statement, so no log has their rows.
     """
 
     statement: str
@@ -52,7 +49,7 @@ class Query:
             object.__setattr__(self, "retryable", READING_STATEMENT.match(self.statement) is not None)
 
     def __call__(self, client: "Client") -> Rows:
-        """Runs the statement on the client."""
+        """Run the statement on the client."""
         parameters = None if self.parameters is None else dict(self.parameters)
         tables = [dict(table) for table in self.external_tables] or None
         rows: Rows = client.execute(self.statement, parameters, settings=dict(self.settings), external_tables=tables)
@@ -61,10 +58,10 @@ class Query:
 
 @dataclass(frozen=True)
 class Insert:
-    """Rows for one table; the result is their number.
+    """Rows to insert into one table; the result is their number.
 
-    May be sent twice only with a `deduplication_token`: the server then drops the second copy, if the table keeps
-    tokens (replicated tables do; others need `non_replicated_deduplication_window`). A token names one set of rows.
+    They may be sent twice only with a `deduplication_token`, which identifies one set of rows: the server then drops
+    the second copy if the table keeps tokens (replicated tables do; others need `non_replicated_deduplication_window`).
     """
 
     table: str
@@ -79,7 +76,7 @@ class Insert:
         return self.deduplication_token is not None
 
     def __call__(self, client: "Client") -> int:
-        """Inserts the rows with the client."""
+        """Insert the rows with the client."""
         settings = dict(self.settings)
         if self.deduplication_token is not None:
             settings["insert_deduplication_token"] = self.deduplication_token

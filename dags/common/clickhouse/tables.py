@@ -1,24 +1,24 @@
-"""Every table and dictionary of the project in ClickHouse: the one source of its schema.
+"""Every table and dictionary of the project in ClickHouse: the single source of the schema.
 
-To add a column, add it here and apply the schema. A change of a type, a key or a TTL is a migration of its own: the
-schema refuses it and says so.
+To add a column, add it here and apply the schema. A changed type, key or TTL needs a migration by hand: applying the
+schema then fails and says so.
 """
 
 from dags.common.clickhouse.ddl import Column, Dictionary, Placement, SchemaObject, SkipIndex, Table
 
-# Inserts whose tokens a table remembers when no Keeper does it.
+# The number of inserts whose deduplication tokens a table keeps where it is not replicated.
 DEDUPLICATION_WINDOW_INSERTS = 1000
 
-# How many days a rate holds after its own when no newer one is known.
-LONGEST_CARRY_DAYS = 31
+# The days for which a rate holds after its own day when there is no newer rate.
+MAX_CARRY_DAYS = 31
 
 SCHEMA_MIGRATIONS = Table(
     name="schema_migrations",
-    comment="What the schema command and job have applied.",
+    comment="The changes that the schema command and job have applied.",
     columns=(
         Column("object", "String", "Table or dictionary."),
-        Column("statement_hash", "String", "Hash of the statements that make it from nothing."),
-        Column("statements", "Array(String)", "The statements that were run to get there; none if it was found so."),
+        Column("statement_hash", "String", "Hash of the statements that create it."),
+        Column("statements", "Array(String)", "The statements that were run; empty if it matched already."),
         Column("applied_by", "String", "Run id, or user and machine."),
         Column("applied_at", "DateTime64(3, 'UTC')", "When it was recorded.", default="now64(3, 'UTC')"),
     ),
@@ -34,7 +34,7 @@ EXCHANGE_RATE = Table(
         Column("currency", "LowCardinality(String)", "ISO 4217 code."),
         Column("date", "Date", "Day that the rate is for, UTC."),
         Column("rate", "Decimal64(10)", "Units of the currency for one US dollar."),
-        Column("version", "UInt64", "Of several rows of one currency and day, the highest counts."),
+        Column("version", "UInt64", "Of several rows of one currency and day, the highest version counts."),
     ),
     engine="ReplacingMergeTree",
     engine_arguments=("version",),
@@ -45,30 +45,30 @@ EXCHANGE_RATE = Table(
 
 EXCHANGE_RATE_DICT = Dictionary(
     name="exchange_rate_dict",
-    comment="Units of a currency for one US dollar on a day. A rate holds until the next one, for a month at the most.",
+    comment="Units of a currency for one US dollar on a day. A rate holds until the next one, at most for a month.",
     columns=(
         Column("currency", "String", "ISO 4217 code."),
         Column("start_date", "Date", "First day of the rate."),
         Column("end_date", "Date", "Last day of the rate."),
-        # Nullable, so that what is unknown reads as NULL and never as a rate of zero.
+        # Nullable, so that an unknown rate reads as NULL and never as zero.
         Column("rate", "Nullable(Decimal64(10))", "Units of the currency for one US dollar.", default="NULL"),
     ),
     primary_key=("currency",),
-    # The rate of a currency that is quoted no longer must become unknown, not stand for years.
+    # The rate of a currency that is no longer quoted must become unknown, not hold for years.
     source_query=f"""
         SELECT
             currency,
             date AS start_date,
             least(
-                date + {LONGEST_CARRY_DAYS},
-                leadInFrame(date - 1, 1, date + {LONGEST_CARRY_DAYS}) OVER (
+                date + {MAX_CARRY_DAYS},
+                leadInFrame(date - 1, 1, date + {MAX_CARRY_DAYS}) OVER (
                     PARTITION BY currency ORDER BY date ROWS BETWEEN UNBOUNDED PRECEDING AND UNBOUNDED FOLLOWING
                 )
             ) AS end_date,
             rate
         FROM {{database}}.exchange_rate FINAL
     """,  # noqa: S608 - a constant of this module
-    # A text key needs the complex form; newer servers would choose it by themselves, older ones refuse the plain one.
+    # A text key needs the complex form; newer servers choose it on their own, older ones reject the plain form.
     layout="COMPLEX_KEY_RANGE_HASHED()",
     lifetime_seconds=(3000, 3600),
     value_range=("start_date", "end_date"),
@@ -82,7 +82,7 @@ EVENTS = Table(
         Column("event", "LowCardinality(String)", "Name, such as $pageview."),
         Column("team_id", "Int64", "Team whose event it is."),
         Column("distinct_id", "String", "The visitor as the source names it; for access logs a keyed hash."),
-        Column("person_id", "UUID", "The person as known when the event came; overrides may name another."),
+        Column("person_id", "UUID", "The person when the event was loaded; an override may name another person."),
         Column("session_id", "String", "Visit; empty when the source has none."),
         Column("timestamp", "DateTime64(6, 'UTC')", "When it happened."),
         Column("inserted_at", "DateTime64(6, 'UTC')", "When it was loaded.", default="now64(6, 'UTC')"),
@@ -111,8 +111,8 @@ EVENTS = Table(
     # All events of a visitor are on one shard.
     sharding_key="sipHash64(distinct_id)",
     unreplicated_settings={"non_replicated_deduplication_window": DEDUPLICATION_WINDOW_INSERTS},
-    # Squashes and deletes ask for the rows of a few visitors or persons among all. One false answer in a thousand, so
-    # that hundreds may be asked for at once.
+    # Squashes and deletes look for the rows of few visitors or persons among all. With one false positive in a
+    # thousand, a query may look for hundreds of them.
     skip_indexes=(
         SkipIndex("distinct_id_index", "distinct_id", "bloom_filter(0.001)"),
         SkipIndex("person_id_index", "person_id", "bloom_filter(0.001)"),
@@ -121,13 +121,13 @@ EVENTS = Table(
 
 EVENTS_REJECTED = Table(
     name="events_rejected",
-    comment="Lines of objects that are no events, with the reason.",
+    comment="Lines of objects that are not events, with the reason.",
     columns=(
         Column("team_id", "Int64", "Team whose object it is."),
         Column("object", "String", "Key of the object."),
         Column("line", "UInt64", "Number of the line, or of the row of a Parquet file, from 1."),
-        Column("reason", "LowCardinality(String)", "Why it is no event."),
-        Column("raw", "String", "The beginning of the line; without addresses where it is of an access log."),
+        Column("reason", "LowCardinality(String)", "Why it is not an event."),
+        Column("raw", "String", "The start of the line; without addresses if it is from an access log."),
         Column("object_id", "UInt64", "Hash of key and etag of the object."),
         Column("run_id", "String", "Run that loaded the object."),
         Column("rejected_at", "DateTime64(6, 'UTC')", "When it was loaded.", default="now64(6, 'UTC')"),
@@ -140,7 +140,7 @@ EVENTS_REJECTED = Table(
 
 INGESTED_OBJECTS = Table(
     name="ingested_objects",
-    comment="Which objects are loaded into events. An object is its key and its etag.",
+    comment="The objects that are loaded into events. An object is identified by its key and its etag.",
     columns=(
         Column("object", "String", "Key of the object."),
         Column("etag", "String", "Etag of its content."),
@@ -151,16 +151,16 @@ INGESTED_OBJECTS = Table(
         Column(
             "state",
             "LowCardinality(String)",
-            "loading (rows may be in events already), loaded, replaced (by another content of the same key; its rows "
-            "are gone from events) or failed (cannot be read; it has no rows).",
+            "loading (rows may be in events already), loaded, replaced (by new content of the same key; its rows "
+            "were removed from events) or failed (cannot be read; it has no rows).",
         ),
         Column("lines", "UInt64", "Lines, or rows of a Parquet file."),
         Column("rows", "UInt64", "Lines that became events."),
         Column("rejected_rows", "UInt64", "Lines in events_rejected."),
         Column("skipped_rows", "Map(String, UInt64)", "Lines left out on purpose, by rule."),
         Column("size_bytes", "UInt64", "Size of the object as stored."),
-        Column("first_timestamp", "DateTime64(6, 'UTC')", "Of its earliest event; 1970 without events."),
-        Column("last_timestamp", "DateTime64(6, 'UTC')", "Of its latest event; 1970 without events."),
+        Column("first_timestamp", "DateTime64(6, 'UTC')", "Timestamp of its earliest event; 1970 without events."),
+        Column("last_timestamp", "DateTime64(6, 'UTC')", "Timestamp of its latest event; 1970 without events."),
         Column("reason", "String", "Why it failed."),
         Column("run_id", "String", "Run that wrote this row."),
         Column("updated_at", "DateTime64(6, 'UTC')", "When this row was written.", default="now64(6, 'UTC')"),
@@ -174,13 +174,13 @@ INGESTED_OBJECTS = Table(
 
 PERSON_DISTINCT_ID_OVERRIDES = Table(
     name="person_distinct_id_overrides",
-    comment="Persons that distinct ids belong to by now, where the events still say another. Keyed by team and id.",
+    comment="The persons of distinct ids whose events still name another person. Keyed by team and distinct_id.",
     columns=(
-        Column("team_id", "Int64", "Team; the same distinct_id of another team is somebody else."),
+        Column("team_id", "Int64", "Team; the same distinct_id of another team is another visitor."),
         Column("distinct_id", "String", "The visitor as the source names it."),
-        Column("person_id", "UUID", "The person that it belongs to."),
+        Column("person_id", "UUID", "The person that the visitor belongs to."),
         Column("version", "Int64", "Of several rows of one team and distinct_id, the highest counts."),
-        Column("is_deleted", "UInt8", "1 when no override holds any longer: the person of the event counts.", "0"),
+        Column("is_deleted", "UInt8", "1 if no override holds anymore: the person of the event counts.", "0"),
         Column("_timestamp", "DateTime64(6, 'UTC')", "When the row was written.", default="now64(6, 'UTC')"),
     ),
     engine="ReplacingMergeTree",
@@ -192,10 +192,10 @@ PERSON_DISTINCT_ID_OVERRIDES = Table(
 
 WEB_PRE_AGGREGATED_TEAMS = Table(
     name="web_pre_aggregated_teams",
-    comment="The teams whose web tables are computed. With no selected row, all teams are.",
+    comment="The teams whose web tables are computed. If no team is selected, all are.",
     columns=(
         Column("team_id", "Int64", "Team."),
-        Column("is_selected", "UInt8", "1 while the team is selected, 0 since it is not."),
+        Column("is_selected", "UInt8", "1 if the team is selected, else 0."),
         Column("version", "UInt64", "Of several rows of one team, the highest counts."),
     ),
     engine="ReplacingMergeTree",
@@ -204,7 +204,7 @@ WEB_PRE_AGGREGATED_TEAMS = Table(
     placement=Placement.EVERY_NODE,
 )
 
-# Those of the first pageview of a session. The narrow and various ones come first, since rows are sorted by them.
+# Of the first pageview of a session. The most selective columns come first, since rows are sorted by them.
 _PAGE_OF_ENTRY = (
     Column("entry_pathname", "LowCardinality(String)", "Path of the session's first pageview."),
     Column("end_pathname", "LowCardinality(String)", "Path of the session's last pageview."),
@@ -229,7 +229,7 @@ _COUNTED = (
 _BOUNCES_COUNTED = (
     Column("bounces_count_state", "AggregateFunction(sum, UInt64)", "Sessions of one pageview."),
     Column("total_session_duration_state", "AggregateFunction(sum, Int64)", "Seconds, of all sessions together."),
-    Column("total_session_count_state", "AggregateFunction(sum, UInt64)", "Sessions, to divide the duration by."),
+    Column("total_session_count_state", "AggregateFunction(sum, UInt64)", "Sessions: the divisor of the duration."),
 )
 
 
@@ -248,7 +248,7 @@ def _web_table(name: str, comment: str, keys: tuple[Column, ...], counted: tuple
 def _web_keys(grain: str, *pages: Column) -> tuple[Column, ...]:
     return (
         Column("team_id", "Int64", "Team."),
-        Column("period_bucket", "DateTime('UTC')", f"Begin of the {grain}, UTC, in which the session began."),
+        Column("period_bucket", "DateTime('UTC')", f"Start of the {grain}, UTC, in which the session started."),
         Column("host", "LowCardinality(String)", "Host of the session's first pageview."),
         *pages,
         *_PAGE_OF_ENTRY,
@@ -285,14 +285,22 @@ ANALYTICS_DIGEST_DAILY = Table(
             "Host, path and pageviews of the pages with most pageviews, the most first.",
         ),
         Column("revenue_events", "UInt64", "All revenue events."),
-        Column("revenue_events_converted", "UInt64", "Those that revenue_usd is the sum of."),
-        Column("revenue_events_without_amount", "UInt64", "Those whose amount is missing or no number."),
-        Column("revenue_events_without_rate", "UInt64", "Those in an unknown currency, or without a rate of the day."),
-        Column("currencies_without_rate", "Array(String)", "Their currencies; an empty text when they name none."),
+        Column("revenue_events_converted", "UInt64", "Revenue events that revenue_usd is the sum of."),
+        Column("revenue_events_without_amount", "UInt64", "Revenue events whose amount is missing or not a number."),
+        Column(
+            "revenue_events_without_rate",
+            "UInt64",
+            "Revenue events in an unknown currency, or without a rate.",
+        ),
+        Column(
+            "currencies_without_rate",
+            "Array(String)",
+            "Their currencies; an empty text if an event has none.",
+        ),
         Column(
             "revenue_usd",
             "Nullable(Decimal(38, 2))",
-            "US dollars of the converted events; NULL when there are revenue events and none could be converted.",
+            "US dollars of the converted events; NULL if there are revenue events and none could be converted.",
         ),
     ),
     engine="MergeTree",

@@ -27,8 +27,8 @@ from dags.common.clickhouse.schema import (
     apply_schema,
     described,
     is_clustered,
-    main,
 )
+from dags.common.clickhouse.schema.__main__ import main
 from dags.common.clickhouse.tables import EXCHANGE_RATE, EXCHANGE_RATE_DICT, SCHEMA, SCHEMA_MIGRATIONS
 from dags.common.settings import Settings
 
@@ -100,7 +100,7 @@ def rate_on(cluster: ClickhouseCluster, currency: str, day: dt.date) -> object:
 # Applying
 
 
-def test_applying_makes_every_object_and_records_it(cluster: ClickhouseCluster) -> None:
+def test_applying_creates_every_object_and_records_it(cluster: ClickhouseCluster) -> None:
     changes = apply_schema(cluster, clustered=False, applied_by="run 1")
     assert [change.object_name for change in changes] == [target.name for target in SCHEMA]
     assert {name for (name,) in rows(cluster, "SHOW TABLES")} == {target.name for target in SCHEMA}
@@ -126,7 +126,7 @@ def test_a_dry_run_names_the_statements_and_changes_nothing(cluster: ClickhouseC
     assert planned == apply_schema(cluster, clustered=False)
 
 
-def test_two_that_apply_at_once_end_with_the_schema(cluster: ClickhouseCluster) -> None:
+def test_two_processes_may_apply_the_schema_at_once(cluster: ClickhouseCluster) -> None:
     futures = [cluster.any_host(lambda _: apply_in_another_cluster(cluster)) for _ in range(2)]
     for future in futures:
         future.result()
@@ -180,7 +180,7 @@ def test_a_column_that_only_the_server_has_is_left_alone(cluster: ClickhouseClus
     assert "extra" in column_types(cluster, "exchange_rate")
 
 
-def test_another_type_is_refused_with_the_column_both_types_and_the_remedy(cluster: ClickhouseCluster) -> None:
+def test_another_type_is_an_error_with_the_column_both_types_and_the_remedy(cluster: ClickhouseCluster) -> None:
     apply_schema(cluster, clustered=False)
     execute(cluster, "ALTER TABLE exchange_rate MODIFY COLUMN rate Float64", "DROP DICTIONARY exchange_rate_dict")
     with pytest.raises(ClusterError) as caught:
@@ -237,7 +237,7 @@ def test_settings_and_comments_are_brought_up_to_date(cluster: ClickhouseCluster
     assert apply_schema(cluster, clustered=False, schema=[SCHEMA_MIGRATIONS, VISITS]) == []
 
 
-def test_a_missing_index_is_added_and_spares_the_reading_of_new_rows(cluster: ClickhouseCluster) -> None:
+def test_a_missing_index_is_added_and_saves_reading_new_rows(cluster: ClickhouseCluster) -> None:
     apply_schema(cluster, clustered=False)
     execute(cluster, "ALTER TABLE events DROP INDEX person_id_index")
     (change,) = apply_schema(cluster, clustered=False)
@@ -271,7 +271,7 @@ def test_a_changed_dictionary_is_replaced(cluster: ClickhouseCluster) -> None:
     assert apply_schema(cluster, clustered=False, schema=schema) == []
 
 
-def test_an_object_made_without_a_record_is_recorded_when_found(cluster: ClickhouseCluster) -> None:
+def test_an_object_created_without_a_record_is_recorded_when_found(cluster: ClickhouseCluster) -> None:
     apply_schema(cluster, clustered=False)
     execute(cluster, "TRUNCATE TABLE schema_migrations")
     assert apply_schema(cluster, clustered=False) == []
@@ -328,7 +328,7 @@ def test_the_distributed_part_is_a_table_to_the_engine(two_shards: ClickhouseClu
 
 
 class ClusteredServer:
-    """Answers the questions of the plan as a server with Keeper would, which the embedded engine has not."""
+    """Answers the queries of the plan like a server with Keeper, which the embedded engine lacks."""
 
     def __init__(self, tables: dict[str, tuple[str, dict[str, str]]]) -> None:
         self.tables = tables
@@ -384,7 +384,7 @@ def test_in_a_cluster_a_table_that_is_not_replicated_is_refused() -> None:
         _plan(clustered_server(plain, WHOLE_ENGINE, ALL_TYPES), CLUSTERED, [VISITS])
 
 
-def test_in_a_cluster_what_any_host_needs_is_run_once() -> None:
+def test_in_a_cluster_a_statement_that_any_host_needs_is_run_once() -> None:
     whole = _plan(clustered_server(STORED_ENGINE, WHOLE_ENGINE, ALL_TYPES), CLUSTERED, [VISITS])
     empty = _plan(ClusteredServer({}), CLUSTERED, [VISITS])
     (step,) = _merged([whole, empty, empty])
@@ -395,7 +395,7 @@ def test_in_a_cluster_what_any_host_needs_is_run_once() -> None:
 def test_a_sharding_key_goes_with_sharded_tables_only() -> None:
     with pytest.raises(ValueError, match="a sharded table needs a sharding_key"):
         dataclasses.replace(VISITS, sharding_key=None)
-    with pytest.raises(ValueError, match="any other has none"):
+    with pytest.raises(ValueError, match="any other must have none"):
         dataclasses.replace(EXCHANGE_RATE, sharding_key="rand()")
 
 
@@ -427,7 +427,7 @@ def test_every_column_has_a_comment() -> None:
     assert [(name, column.name) for name, column in columns if not column.comment] == []
 
 
-def test_a_rate_holds_until_the_next_one_and_for_a_month_at_the_most(cluster: ClickhouseCluster) -> None:
+def test_a_rate_holds_until_the_next_one_and_at_most_for_a_month(cluster: ClickhouseCluster) -> None:
     apply_schema(cluster, clustered=False)
     put_rates(cluster, ("EUR", dt.date(2024, 1, 5), "0.91"), ("EUR", dt.date(2024, 1, 8), "0.92"))
     days = {5: "0.91", 6: "0.91", 7: "0.91", 8: "0.92", 9: "0.92"}
@@ -472,14 +472,14 @@ def command_environment(clickhouse_port: int, clickhouse_database: str) -> dict[
     return {"CLICKHOUSE_PORT": str(clickhouse_port), "CLICKHOUSE_DATABASE": clickhouse_database}
 
 
-def test_the_command_makes_the_database_and_applies_the_schema(
+def test_the_command_creates_the_database_and_applies_the_schema(
     command_environment: dict[str, str | None], cluster: ClickhouseCluster
 ) -> None:
     execute(cluster, f"DROP DATABASE {cluster.database} SYNC")
     first = CliRunner().invoke(main, ["apply"], env=command_environment)
     assert (first.exit_code, first.stdout.splitlines()[-1]) == (0, f"Applied: {len(SCHEMA)} statements.")
     second = CliRunner().invoke(main, ["apply"], env=command_environment)
-    assert (second.exit_code, second.stdout.strip()) == (0, "Nothing to do: the database has the schema.")
+    assert (second.exit_code, second.stdout.strip()) == (0, "Nothing to do: the database matches the schema.")
     assert {name for (name,) in rows(cluster, "SHOW TABLES")} == {target.name for target in SCHEMA}
 
 
@@ -493,7 +493,7 @@ def test_the_commands_dry_run_changes_nothing(
 
 
 @pytest.mark.parametrize("arguments", [["apply"], ["apply", "--dry-run"]])
-def test_the_command_says_plainly_that_the_server_is_not_there(
+def test_the_command_says_that_the_server_does_not_answer(
     command_environment: dict[str, str | None], arguments: list[str]
 ) -> None:
     result = CliRunner().invoke(main, arguments, env={**command_environment, "CLICKHOUSE_PORT": "1"})
@@ -509,7 +509,7 @@ def test_the_commands_dry_run_says_that_the_database_is_missing(command_environm
     assert "not_there_yet" in result.stderr
 
 
-def test_the_command_tells_every_problem_of_the_environment(command_environment: dict[str, str | None]) -> None:
+def test_the_command_reports_every_problem_of_the_environment(command_environment: dict[str, str | None]) -> None:
     wrong = {**command_environment, "CLICKHOUSE_PORT": "x", "POSTGRES_PORT": "y"}
     result = CliRunner().invoke(main, ["apply"], env=wrong)
     assert result.exit_code == 1
@@ -544,7 +544,7 @@ def test_the_help_names_the_commands_with_an_example() -> None:
     assert "--clustered" in shown[2]
 
 
-def test_a_dictionary_without_a_range_is_made_too(cluster: ClickhouseCluster) -> None:
+def test_a_dictionary_without_a_range_is_created_too(cluster: ClickhouseCluster) -> None:
     names = Dictionary(
         name="currency_names",
         comment="Names.",

@@ -1,32 +1,27 @@
-"""Applies the schema of `tables.py`: by the command here, or by the job in `dags/maintenance/clickhouse_schema.py`.
+"""Apply the schema of `tables.py` to a cluster. Run by `clickhouse_schema_job`, or by the command in `__main__.py`.
 
-Applying twice changes nothing. Missing objects are made, missing columns and indexes added, comments, settings and
-dictionaries brought up to date; anything else that differs is refused, before anything is changed.
+Applying it twice changes nothing. It creates missing objects, adds missing columns and indexes, and updates comments,
+settings and dictionaries. Any other difference is an error, before anything is changed.
 """
 
 import getpass
 import platform
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-import click
-
 from dags.common.clickhouse.cluster import ClickhouseCluster
 from dags.common.clickhouse.ddl import SchemaForm, SchemaObject, Table, literal, statement_hash
 from dags.common.clickhouse.discovery import access_from_settings, connect
-from dags.common.clickhouse.errors import ClusterError, UnknownClusterError, one_line
 from dags.common.clickhouse.hosts import Access
 from dags.common.clickhouse.query import Insert, Query, quoted
-from dags.common.clickhouse.retry import is_connection_error
 from dags.common.clickhouse.tables import SCHEMA, SCHEMA_MIGRATIONS
-from dags.common.settings import Settings, SettingsError, get_settings
+from dags.common.settings import Settings
 
 if TYPE_CHECKING:
     from clickhouse_driver import Client
 
-EVERY_HOST = "every host, by ON CLUSTER"
+EVERY_HOST = "every host, ON CLUSTER"
 TABLES_STATEMENT = """
 SELECT name, comment, partition_key, sorting_key, engine_full FROM system.tables WHERE database = %(database)s
 """
@@ -40,12 +35,12 @@ RECORDED_STATEMENT = "SELECT object, argMax(statement_hash, applied_at) FROM sch
 
 
 class SchemaConflictError(Exception):
-    """What the server has differs from the source in a way that is not changed by itself."""
+    """The server differs from the source in a way that needs a migration by hand."""
 
 
 @dataclass(frozen=True)
 class SchemaChange:
-    """One statement that was, or in a dry run would be, run for an object; `where` is a host or all of them."""
+    """One statement that was run for an object, or in a dry run would be; `where` is a host or all of them."""
 
     object_name: str
     statement: str
@@ -64,7 +59,7 @@ class _ExistingTable:
 
 @dataclass(frozen=True)
 class _Step:
-    """What one object needs on one host."""
+    """The statements that one object needs on one host."""
 
     target: SchemaObject
     statements: tuple[str, ...]
@@ -72,7 +67,7 @@ class _Step:
 
 
 def is_clustered(settings: Settings) -> bool:
-    """Whether the schema takes its clustered form: in production, on a named cluster. Embedded nodes have no Keeper."""
+    """Return whether to use the clustered form: in production, on a named cluster. Embedded nodes have no Keeper."""
     return settings.cloud_deployment is not None and settings.clickhouse_cluster is not None
 
 
@@ -84,11 +79,11 @@ def apply_schema(
     dry_run: bool = False,
     schema: Sequence[SchemaObject] = SCHEMA,
 ) -> list[SchemaChange]:
-    """Brings the cluster's database to the schema, and returns what was run for it, or would be in a dry run.
+    """Apply the schema to the cluster's database; return the statements that were run, or in a dry run would be.
 
-    Clustered, each statement runs once, ON CLUSTER; otherwise the single-node form is applied on every host. Every host
-    is compared first: a SchemaConflictError, raised inside a ClusterError that names the hosts, means that nothing was
-    changed. `applied_by` is recorded in the table schema_migrations; left out, it is the user and the machine.
+    In the clustered form each statement runs once, ON CLUSTER; else the single-node form is applied on every host.
+    Every host is compared first: a SchemaConflictError, inside a ClusterError that names the hosts, means that nothing
+    was changed. `applied_by` is recorded in the table schema_migrations; by default it is the user and the machine.
     """
     if clustered and cluster.name is None:
         raise ValueError("The clustered schema needs a named cluster: set CLICKHOUSE_CLUSTER.")
@@ -105,13 +100,13 @@ def apply_schema(
             cluster.any_host(lambda client: _run(client, form, steps, author), retryable=True).result()
         return _changes(steps, EVERY_HOST)
     if not dry_run:
-        # Planned anew in the call, so that a second attempt begins where the first one stopped.
+        # Planned again in the call, so that a retry continues where the first attempt stopped.
         cluster.map_all_hosts(lambda client: _run(client, form, plan(client), author), retryable=True).result()
     return [change for host, steps in plans.items() for change in _changes(steps, str(host))]
 
 
 def described(changes: Sequence[SchemaChange]) -> str:
-    """The statements for people, each once, with the object and the hosts before it."""
+    """Return the statements as text, each once, below its object and hosts."""
     hosts: dict[tuple[str, str], list[str]] = {}
     for change in changes:
         hosts.setdefault((change.object_name, change.statement), []).append(change.where)
@@ -121,7 +116,7 @@ def described(changes: Sequence[SchemaChange]) -> str:
 
 
 def create_database(settings: Settings) -> None:
-    """Makes the configured database where it is missing, on every host. Raises as `connect` and ClusterError do."""
+    """Create the configured database on every host. Raises ClusterError, and what `connect` raises."""
     access = access_from_settings(settings)
     outside = Access(access.user, access.password, "default", access.secure)
     statement = f"CREATE DATABASE IF NOT EXISTS {quoted(settings.clickhouse_database)}"
@@ -185,7 +180,7 @@ def _table_statements(
 
 
 def _canonical_types(client: "Client", table: Table) -> dict[str, str]:
-    """The types of the source as the server writes them: `Decimal64(10)` is `Decimal(18, 10)` to it."""
+    """Return the types of the source as the server prints them: `Decimal(18, 10)` for `Decimal64(10)`."""
     structure = ", ".join(f"{quoted(column.name)} {column.type}" for column in table.columns)
     rows = client.execute("DESCRIBE TABLE null(%(structure)s)", {"structure": structure})
     return {row[0]: row[1] for row in rows}
@@ -212,8 +207,8 @@ def _key_conflicts(form: SchemaForm, table: Table, name: str, found: _ExistingTa
         ("TTL", _ttl_of(found.engine_full), table.ttl),
     ]
     return [
-        f"{name}: its {what} is {has or 'none'} on the server and {wanted or 'none'} in the source. Make a new table "
-        "of the new form and move the rows into it, or correct the source."
+        f"{name}: its {what} is {has or 'none'} on the server and {wanted or 'none'} in the source. Create a new table "
+        "and move the rows into it, or correct the source."
         for what, has, wanted in comparisons
         if "".join(has.split()) != "".join(wanted.split())
     ]
@@ -266,7 +261,7 @@ def _index_conflicts(table: Table, name: str, found: _ExistingTable) -> list[str
 
 
 def _index_statements(form: SchemaForm, table: Table, name: str, found: _ExistingTable) -> list[str]:
-    """Parts that are there get it when they are merged, or by MATERIALIZE INDEX, which is for people to decide."""
+    """Return the missing indexes. Existing parts get them when merged, or by MATERIALIZE INDEX, run by hand."""
     return [
         f"ALTER TABLE {form.full_name(name)}{form.on_cluster} ADD INDEX IF NOT EXISTS {index.declaration()}"
         for index in table.skip_indexes
@@ -275,7 +270,7 @@ def _index_statements(form: SchemaForm, table: Table, name: str, found: _Existin
 
 
 def _merged(plans: list[list[_Step]]) -> list[_Step]:
-    """One plan for all hosts: what any of them needs, each statement once."""
+    """Return one plan for all hosts: the statements that any of them needs, each once."""
     return [
         _Step(
             target=steps[0].target,
@@ -301,72 +296,3 @@ def _run(client: "Client", form: SchemaForm, steps: list[_Step], author: str) ->
 
 def _changes(steps: list[_Step], where: str) -> list[SchemaChange]:
     return [SchemaChange(step.target.name, statement, where) for step in steps for statement in step.statements]
-
-
-@click.group(context_settings={"help_option_names": ["-h", "--help"]})
-def main() -> None:
-    """Apply or show the ClickHouse schema: the tables and dictionaries of dags/common/clickhouse/tables.py.
-
-    Host, database and cluster come from the CLICKHOUSE_* variables. With DEBUG=1 they are those of the local stack.
-    """
-
-
-@main.command()
-@click.option("--dry-run", is_flag=True, help="Compare and print the statements, and change nothing.")
-def apply(dry_run: bool) -> None:  # noqa: FBT001 - click calls it
-    """Bring the database to the schema. Safe to run again at any time.
-
-    Makes the database and missing tables, adds missing columns, replaces dictionaries that have changed, and records it
-    in schema_migrations. What needs a migration by hand, such as another column type, is refused before any change.
-
-    \b
-    DEBUG=1 python -m dags.common.clickhouse.schema apply --dry-run   # what would be run on the local stack
-    DEBUG=1 python -m dags.common.clickhouse.schema apply             # run it
-    """  # noqa: D301 - click keeps the lines after this character as they are
-    from clickhouse_driver import errors
-
-    try:
-        settings = get_settings()
-        clustered = is_clustered(settings)
-        if not dry_run:
-            create_database(settings)
-        access = access_from_settings(settings)
-        with connect(
-            access, settings.clickhouse_host, settings.clickhouse_port, settings.clickhouse_cluster
-        ) as cluster:
-            changes = apply_schema(cluster, clustered, dry_run=dry_run)
-    except (SettingsError, UnknownClusterError, ClusterError) as error:
-        raise click.ClickException(str(error)) from error
-    except Exception as error:
-        if isinstance(error, errors.ServerException):
-            raise click.ClickException(one_line(error)) from error
-        if is_connection_error(error):
-            raise click.ClickException(f"ClickHouse cannot be reached: {one_line(error)}. Does it run?") from error
-        raise
-    click.echo(described(changes))
-    if not changes:
-        click.echo("Nothing to do: the database has the schema.")
-    elif dry_run:
-        click.echo(f"Dry run: nothing was changed. {len(changes)} statements would be run.")
-    else:
-        click.echo(f"Applied: {len(changes)} statements.")
-
-
-@main.command()
-@click.option("--clustered", "cluster_name", metavar="NAME", help="The form for a cluster of that name with Keeper.")
-@click.option("--database", default="default", show_default=True, help="Database in the statements.")
-def show(cluster_name: str | None, database: str) -> None:
-    """Print the statements that make the whole schema, without a connection.
-
-    \b
-    python -m dags.common.clickhouse.schema show                        # for one node
-    python -m dags.common.clickhouse.schema show --clustered analytics  # replicated, for a cluster
-    """  # noqa: D301 - as above
-    form = SchemaForm(database, cluster_name)
-    for target in SCHEMA:
-        for statement in target.statements(form):
-            click.echo(f"{statement};\n")
-
-
-if __name__ == "__main__":
-    sys.exit(main())
