@@ -1,6 +1,6 @@
-"""What a call through the cluster costs beside a call with a bare client. `python bench/cluster_calls.py`: seconds.
+"""The overhead of a call through the cluster over a call with a bare client. Run: `python bench/cluster_calls.py`.
 
-Ends with one line a figure: `name value unit aim AIM ok|short`. `bench/rewrite.py` measures it too.
+Takes seconds. Ends with one line per figure: `name value unit aim AIM ok|short`. `bench/rewrite.py` measures it too.
 """
 
 import tempfile
@@ -25,7 +25,7 @@ MAX_MILLISECONDS = 1
 
 
 def measure_calls(figures: Figures) -> None:
-    """The median of 1,000 calls of each way, made by turns, so that what else the machine does meets all alike."""
+    """Measure the median of 1,000 calls of each kind, in turns, so that other load affects all kinds alike."""
     query = Query("SELECT 1")
     with (
         tempfile.TemporaryDirectory(prefix="bench-calls-") as name,
@@ -36,19 +36,19 @@ def measure_calls(figures: Figures) -> None:
     ):
         cluster = untagged.tagged(QueryTags(run_id="run", job="job", step="step", owner="team-clickhouse"))
         one_host = cluster.only(cluster.hosts[0])
-        ways: dict[str, Callable[[], Any]] = {
+        kinds: dict[str, Callable[[], Any]] = {
             "bare": lambda: bare.execute("SELECT 1"),
             "one": lambda: one_host.any_host(query).result(),
             "two": lambda: cluster.map_one_host_per_shard(query).result(),
         }
-        seconds: dict[str, list[float]] = {way: [] for way in ways}
+        seconds: dict[str, list[float]] = {kind: [] for kind in kinds}
         for number in range(WARM_UP_CALLS + CALLS):
-            for way, call in ways.items():
+            for kind, call in kinds.items():
                 start = perf_counter()
                 call()
                 if number >= WARM_UP_CALLS:
-                    seconds[way].append(perf_counter() - start)
-    milliseconds = {way: median(values) * 1000 for way, values in seconds.items()}
+                    seconds[kind].append(perf_counter() - start)
+    milliseconds = {kind: median(values) * 1000 for kind, values in seconds.items()}
     over = milliseconds["one"] - milliseconds["bare"]
     over_two = milliseconds["two"] / 2 - milliseconds["bare"]
     figures.add("calls: bare client", milliseconds["bare"], "ms")

@@ -1,17 +1,17 @@
-"""Squashes and deletes beside the bare engine.
+"""Squashes and deletes compared with the bare engine.
 
-Run: `python bench/rewrite.py` (some minutes; `--events 1000000` for a smaller one). All in one run on one machine, on
-events of 20 teams over 12 months, a partition each, of ten times fewer visitors, who come for some days each:
+Run: `python bench/rewrite.py` (some minutes; `--events 1000000` is faster). All on one machine, on events of 20 teams
+over 12 monthly partitions, with a tenth as many visitors, who each come for a few days:
 
-- squash, whole: every visitor has an override. 1 %: visitors at random, so every part is touched. 0.01 %: of those who
-  came last, as merges are of people who have just signed in; and at random, for information.
-- delete, 1 % and 0.01 % of the persons, chosen in the same ways.
+- squash: every visitor has an override; 1 % at random, so that every part has a match; 0.01 %, the latest visitors, as
+  merges are of people who have just signed in; and 0.01 % at random, for information.
+- delete: 1 % and 0.01 % of the persons, chosen in the same ways.
 
-Beside each, the bare engine with the dictionary ready before: the mutation of the full table, which rewrites every
-part, and the same with its condition alone, which the engine asks of every row to pass over parts by itself. Ours is
-the whole of a job: snapshot, dictionary with its checksums, counting, mutations, counting what is left, removal of the
-overrides or marking of the requests. The results are compared. Each time is the best of ROUNDS, taken in turns. Ends
-with one line a figure: `name value unit aim AIM ok|short`.
+The bare engine has its dictionary loaded before. It runs the mutation of the full table, which rewrites every part, and
+the mutation with its condition, which the engine evaluates for every row to skip parts. A job is measured as a whole:
+snapshot, dictionary with checksums, counting, mutations, counting what is left, and removal of the overrides or marking
+of the requests. The results are compared. Each time is the best of ROUNDS. Ends with one line per figure:
+`name value unit aim AIM ok|short`.
 """
 
 import argparse
@@ -49,7 +49,7 @@ CUTOFF = dt.datetime(2026, 6, 1, tzinfo=dt.UTC)
 MAX_RATIO = 1.2
 MIN_RATIO = 5
 
-# Visitor v came v/visitors of the way through the year, and stayed for three days.
+# Visitor v arrives at the fraction v/visitors of the year, and stays for three days.
 GENERATE = """
 INSERT INTO events (
     uuid, event, team_id, distinct_id, person_id, session_id, timestamp, properties, host, pathname, browser
@@ -83,15 +83,15 @@ SELECT 1 + number % 20,
 FROM numbers({visitors}) WHERE {chosen}
 """
 SUM = "SELECT count(), sum(cityHash64(uuid, person_id)) FROM {table}"
-ASK = """
+REQUEST = """
 INSERT INTO deletion_requests (kind, team_id, key, requested_by, requested_at)
-SELECT 'person', team_id, key, 'bench', '2026-02-01Z' FROM unnest(%s::bigint[], %s::text[]) AS asked (team_id, key)
+SELECT 'person', team_id, key, 'bench', '2026-02-01Z' FROM unnest(%s::bigint[], %s::text[]) AS requested (team_id, key)
 """
 
 
 @dataclass(frozen=True)
 class Scenario:
-    """Which visitors are touched, and what of it is measured against an aim."""
+    """The visitors that a measurement covers, and the aims of its ratios."""
 
     name: str
     chosen: str
@@ -100,7 +100,7 @@ class Scenario:
 
 
 def scenarios(visitors: int, *, whole: bool) -> list[Scenario]:
-    """From many to few."""
+    """Return the scenarios, from many visitors to few."""
     first = [Scenario("all persons", "1", at_most=MAX_RATIO)] if whole else []
     return [
         *first,
@@ -112,7 +112,7 @@ def scenarios(visitors: int, *, whole: bool) -> list[Scenario]:
 
 @contextlib.contextmanager
 def postgres_server(directory: Path) -> Iterator[Postgres]:
-    """A Postgres on a free port, with the table of requests."""
+    """Start a Postgres on a free port, with the table of requests."""
     credentials = services.Credentials()
     with services.Lifeline.opened() as lifeline:
         port = ports.free_port()
@@ -138,7 +138,7 @@ def fill(client: Client, events: int) -> None:
 
 
 def copy(client: Client, source: str, target: str) -> None:
-    """Make a table what another one is; the files are shared, so it takes no time."""
+    """Replace the rows of a table by those of another; the files are shared, so it takes no time."""
     client.execute(f"TRUNCATE TABLE {target} SYNC")
     for (partition,) in client.execute(f"SELECT DISTINCT _partition_id FROM {source}"):
         client.execute(f"ALTER TABLE {target} ATTACH PARTITION ID '{partition}' FROM {source}")
@@ -152,13 +152,13 @@ def start_rewrite(cluster: ClickhouseCluster) -> Rewrite:
 
 
 def mutate(client: Client, command: str) -> float:
-    """Seconds of a mutation of the bare table, from its pristine state."""
+    """Return the seconds of a mutation of the bare table, from its pristine state."""
     copy(client, "pristine", "bare")
     return seconds_of(lambda: client.execute(f"ALTER TABLE bare {command} SETTINGS mutations_sync = 1"))
 
 
 def bare_dictionary(client: Client, key: str, value: str, query: str) -> None:
-    """What the bare mutations look up, loaded."""
+    """Create and load the dictionary of the bare mutations."""
     client.execute("DROP DICTIONARY IF EXISTS bare_dict")
     names = ", ".join(part.split()[0] for part in key.split(", "))
     client.execute(
@@ -169,7 +169,7 @@ def bare_dictionary(client: Client, key: str, value: str, query: str) -> None:
 
 
 def measured(figures: Figures, name: str, scenario: Scenario, times: dict[str, list[float]]) -> None:
-    """Print what was measured of one scenario."""
+    """Print the figures of one scenario."""
     best = {what: min(seconds) for what, seconds in times.items()}
     for what, seconds in best.items():
         figures.add(f"{name}, {scenario.name}: {what}", seconds, "s")
@@ -189,7 +189,7 @@ def measured(figures: Figures, name: str, scenario: Scenario, times: dict[str, l
 
 
 def squashes(figures: Figures, cluster: ClickhouseCluster, client: Client, visitors: int) -> None:
-    """Squash and the bare engine's updates."""
+    """Measure squashes and the bare engine's updates."""
     database = cluster.database
     for scenario in scenarios(visitors, whole=True):
         times: dict[str, list[float]] = {"job": [], "full-table mutation": [], "mutation with the condition": []}
@@ -215,7 +215,7 @@ def squashes(figures: Figures, cluster: ClickhouseCluster, client: Client, visit
 
 
 def deletes(figures: Figures, cluster: ClickhouseCluster, client: Client, postgres: Postgres, visitors: int) -> None:
-    """Deletes of persons and the bare engine's."""
+    """Measure deletes of persons and the bare engine's deletes."""
     database = cluster.database
     client.execute("CREATE TABLE persons (team_id Int64, key UUID, one UInt8 DEFAULT 1) ENGINE = Memory")
     for scenario in scenarios(visitors, whole=False):
@@ -229,7 +229,7 @@ def deletes(figures: Figures, cluster: ClickhouseCluster, client: Client, postgr
         for _ in range(ROUNDS):
             with postgres.connection() as connection, connection.cursor() as cursor:
                 cursor.execute("TRUNCATE deletion_requests")
-                cursor.execute(ASK, ([team for team, _ in persons], [key for _, key in persons]))
+                cursor.execute(REQUEST, ([team for team, _ in persons], [key for _, key in persons]))
             copy(client, "pristine", "events")
             times["job"].append(
                 seconds_of(lambda: process_requests(start_rewrite(cluster), postgres, lambda days: days, dry_run=False))

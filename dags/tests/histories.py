@@ -58,9 +58,9 @@ class History:
 
 @st.composite
 def stretches(draw: st.DrawFn, number: int, team_id: int) -> Stretch:
-    begin = number * HOURS
-    moments = st.integers(0, HOURS * 4 - 1).map(lambda quarter: at(begin + quarter / 4))
-    late = st.integers(-48 * 4, HOURS * 4).map(lambda quarter: at(begin + quarter / 4))
+    start = number * HOURS
+    times = st.integers(0, HOURS * 4 - 1).map(lambda quarter: at(start + quarter / 4))
+    late = st.integers(-48 * 4, HOURS * 4).map(lambda quarter: at(start + quarter / 4))
     events = st.builds(
         Event,
         person_id=st.integers(0, PERSONS - 1).map(person),
@@ -71,13 +71,13 @@ def stretches(draw: st.DrawFn, number: int, team_id: int) -> Stretch:
         uuid=st.uuids(version=4),
     )
     written = st.builds(
-        HistoryOverride, st.sampled_from(VISITORS), st.one_of(st.integers(0, PERSONS - 1), st.none()), moments
+        HistoryOverride, st.sampled_from(VISITORS), st.one_of(st.integers(0, PERSONS - 1), st.none()), times
     )
     requests = st.builds(
         HistoryRequest,
         st.sampled_from([RequestKind.PERSON] * 5 + [RequestKind.UUID, RequestKind.EVENT, RequestKind.TEAM]),
         st.integers(0, PERSONS - 1),
-        moments,
+        times,
     )
     return Stretch(
         draw(st.lists(events, max_size=6)),

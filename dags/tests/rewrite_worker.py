@@ -18,7 +18,7 @@ def step(text: str) -> None:
     sys.stdout.write(text.replace("\n", " ") + "\n")
     sys.stdout.flush()
     if not sys.stdin.readline():
-        sys.exit("the test is gone")
+        sys.exit("the test has ended")
 
 
 def main() -> None:

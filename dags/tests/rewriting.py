@@ -35,7 +35,7 @@ DEADLINE_SECONDS = 120.0
 
 
 def at(hours: float) -> dt.datetime:
-    """Return the time so many hours after `START`. Two days after `START` another month begins."""
+    """Return the time so many hours after `START`. Two days after `START` another month starts."""
     return START + dt.timedelta(hours=hours)
 
 

@@ -167,12 +167,12 @@ def test_stale_days_of_the_web_tables_are_recomputed(world: World) -> None:
             assert found.different == 0, "\n".join(map(str, found.listed))
 
 
-def test_ranges_hold_every_day_and_close_the_smallest_gaps_first() -> None:
+def test_ranges_contain_every_day_and_close_the_smallest_gaps_first() -> None:
     first = dt.date(2026, 1, 1)
     days = [first + dt.timedelta(days=n * n) for n in range(40)]
     ranges = day_ranges(days)
     assert len(ranges) == MAX_DAY_RANGES
-    assert all(any(begin <= day <= end for begin, end in ranges) for day in days)
+    assert all(any(first <= day <= last for first, last in ranges) for day in days)
     assert ranges[-1] == (days[-1], days[-1])
     assert day_ranges([]) == []
     assert day_ranges(days[:2]) == [(days[0], days[1])]

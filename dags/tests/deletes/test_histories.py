@@ -11,7 +11,7 @@ SUPPRESSED = [HealthCheck.function_scoped_fixture, HealthCheck.too_slow, HealthC
 
 
 def emptied(world: World) -> World:
-    """The world without what the example before put into it."""
+    """Remove what the previous example inserted."""
     for table in ("events", "person_distinct_id_overrides"):
         world.cluster.map_all_hosts(Query(f"TRUNCATE TABLE {table} SYNC", retryable=True)).result()
     with world.postgres.connection() as connection, connection.cursor() as cursor:
@@ -21,7 +21,7 @@ def emptied(world: World) -> World:
 
 @settings(max_examples=6, deadline=None, suppress_health_check=SUPPRESSED, phases=(Phase.explicit, Phase.generate))
 @given(history=histories(jobs=2, teams=6))
-def test_whatever_happened_the_tables_hold_what_the_model_says(world: World, history: History) -> None:
+def test_after_any_history_the_tables_equal_the_model(world: World, history: History) -> None:
     play(history, emptied(world))
 
 
@@ -29,5 +29,5 @@ def test_whatever_happened_the_tables_hold_what_the_model_says(world: World, his
 @pytest.mark.timeout(3600)
 @settings(max_examples=120, deadline=None, suppress_health_check=SUPPRESSED)
 @given(history=histories(jobs=5, teams=8))
-def test_long_histories_end_as_the_model_says(world: World, history: History) -> None:
+def test_after_long_histories_the_tables_equal_the_model(world: World, history: History) -> None:
     play(history, emptied(world))

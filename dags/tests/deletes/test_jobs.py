@@ -25,7 +25,7 @@ def run(world: World, config: dict[str, Any] | None = None) -> dict[str, Any]:
     return {name: value.value for name, value in output.step_output_data.metadata.items()}
 
 
-def test_a_run_by_hand_is_a_dry_run_that_shows_what_it_would_delete(world: World) -> None:
+def test_a_manual_run_is_a_dry_run_that_shows_what_it_would_delete(world: World) -> None:
     world.add([Event(person(1))])
     (id_,) = world.request(RequestKind.TEAM, 1, [""], at(1))
     metadata = run(world)
@@ -79,6 +79,6 @@ def test_deletes_follow_a_squash_once_and_not_a_dry_run_of_it(world: World) -> N
     assert isinstance(after_a_squash(world, dry_run=True), dg.SkipReason)
 
 
-def test_deletes_and_the_web_tables_are_never_computed_at_the_same_time() -> None:
+def test_deletes_and_the_web_tables_never_run_at_the_same_time() -> None:
     (op,) = deletes_job.nodes
     assert op.definition.pools == {POOL}

@@ -22,7 +22,7 @@ def run(world: World, config: dict[str, Any] | None = None) -> dict[str, Any]:
     return {name: value.value for name, value in output.step_output_data.metadata.items()}
 
 
-def test_a_run_by_hand_is_a_dry_run_that_shows_what_it_would_touch(world: World) -> None:
+def test_a_manual_run_is_a_dry_run_that_shows_what_it_would_touch(world: World) -> None:
     world.add([Event(person(1))])
     world.override([Override(person(5))])
     metadata = run(world)

@@ -50,7 +50,7 @@ def cluster(clickhouse_port: int) -> Iterator[ClickhouseCluster]:
         yield value
 
 
-# Finding hosts
+# Discovery
 
 
 def test_hosts_are_those_of_the_named_cluster(clickhouse_cluster_ports: tuple[int, ...]) -> None:
@@ -96,7 +96,7 @@ def test_roles_come_from_the_macro_and_a_host_without_it_has_data(tmp_path: Path
             assert cluster.shards == [2]
 
 
-# Shards and roles
+# Shards
 
 
 @pytest.fixture
@@ -160,7 +160,7 @@ def test_a_replica_that_is_gone_is_skipped_also_for_a_call_that_may_not_be_repea
         for _ in range(2):
             called: list[int] = []
             result = cluster.map_one_host_per_shard(lambda client, seen=called: seen.append(client.connection.port))  # type: ignore[misc]
-            # The result is of the host that gave it.
+            # The result is listed under the host that ran the call.
             assert result.result() == {hosts[1]: None}
             assert called == [hosts[1].port]
 
@@ -209,7 +209,7 @@ def test_a_deadline_is_for_each_shard_with_all_its_replicas(shards: ClickhouseCl
     assert all(isinstance(error, CallTimeoutError) for error in caught.value.errors.values())
 
 
-def test_calls_can_be_kept_to_some_hosts(shards: ClickhouseCluster) -> None:
+def test_calls_can_be_limited_to_some_hosts(shards: ClickhouseCluster) -> None:
     some = shards.among(shards.hosts[1:3])
     assert set(some.map_all_hosts(SHARD).result()) == set(shards.hosts[1:3])
     assert some.map_one_host_per_shard(SHARD).result().keys() == set(shards.hosts[1:3])
@@ -222,7 +222,7 @@ def test_calls_can_be_kept_to_some_hosts(shards: ClickhouseCluster) -> None:
 # Calls and their errors
 
 
-def test_calls_give_real_futures(cluster: ClickhouseCluster) -> None:
+def test_calls_return_real_futures(cluster: ClickhouseCluster) -> None:
     future = cluster.any_host(Query("SELECT 1"))
     assert isinstance(future, concurrent.futures.Future)
     done, _ = concurrent.futures.wait([future], timeout=WAIT_SECONDS)
@@ -380,7 +380,7 @@ def test_after_its_deadline_a_call_can_send_no_query(cluster: ClickhouseCluster)
         for statement in (ENDLESS, "SELECT 1"):
             try:
                 outcome.append(client.execute(statement))
-            except Exception as error:  # noqa: BLE001 - it swallows everything on purpose
+            except Exception as error:  # noqa: BLE001 - it ignores every error on purpose
                 outcome.append(error)
 
     with pytest.raises(CallTimeoutError):
@@ -421,7 +421,7 @@ def test_closing_kills_the_queries_in_progress(clickhouse_port: int) -> None:
         running = Query("SELECT count() FROM system.processes WHERE query_id = %(id)s", {"id": query_id})
         cluster = ClickhouseCluster([Host("127.0.0.1", clickhouse_port)])
         cluster.any_host(lambda client: client.execute(ENDLESS, query_id=query_id))
-        wait_until(lambda: watching.any_host(running).result() == [(1,)], "the query has not begun")
+        wait_until(lambda: watching.any_host(running).result() == [(1,)], "the query has not started")
         cluster.close()
         wait_until(lambda: watching.any_host(running).result() == [(0,)], "the server still runs the query")
 
@@ -441,7 +441,7 @@ def test_a_server_may_be_silent_until_the_deadline_also_on_the_connection_after_
 # Connections
 
 
-def test_connections_are_reused_and_no_more_than_allowed(breakable_proxy: BreakableProxy) -> None:
+def test_connections_are_reused_and_limited(breakable_proxy: BreakableProxy) -> None:
     host = Host("127.0.0.1", breakable_proxy.port)
     with ClickhouseCluster([host], connections_per_host=2) as cluster:
         futures = [cluster.any_host(Query("SELECT sleep(0.05)")) for _ in range(8)]
@@ -464,7 +464,7 @@ def test_a_changed_database_does_not_reach_the_next_call(clickhouse_port: int) -
         assert cluster.any_host(Query("SELECT currentDatabase()")).result() == [("default",)]
 
 
-def test_a_result_that_was_not_used_up_does_not_reach_the_next_call(clickhouse_port: int) -> None:
+def test_an_unread_result_does_not_reach_the_next_call(clickhouse_port: int) -> None:
     with ClickhouseCluster([Host("127.0.0.1", clickhouse_port)]) as cluster:
         cluster.any_host(lambda client: client.execute_iter("SELECT * FROM numbers(1000000)")).result()
         assert cluster.any_host(Query("SELECT 1")).result() == [(1,)]

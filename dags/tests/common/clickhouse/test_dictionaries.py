@@ -60,7 +60,7 @@ def test_a_dictionary_equals_its_table_on_every_host_whatever_the_order_of_the_r
     assert assert_equal_everywhere("people", in_memory, in_tables).rows == len(ROWS)
 
 
-def test_it_answers_for_the_keys_it_has(cluster: ClickhouseCluster) -> None:
+def test_a_dictionary_answers_for_its_keys(cluster: ClickhouseCluster) -> None:
     fill(cluster, ROWS, ROWS)
     create_and_load(cluster)
     name = f"{cluster.database}.people_dict"
@@ -109,7 +109,7 @@ def test_hosts_without_rows_are_equal_and_no_host_at_all_is_not(cluster: Clickho
         assert_equal_everywhere("people", {})
 
 
-def test_it_does_not_follow_its_table_until_it_is_loaded_again(cluster: ClickhouseCluster) -> None:
+def test_a_dictionary_does_not_change_with_its_table_until_it_is_reloaded(cluster: ClickhouseCluster) -> None:
     fill(cluster, ROWS[:5], ROWS[:5])
     create_and_load(cluster)
     fill(cluster, ROWS[5:], ROWS[5:])
@@ -122,7 +122,7 @@ def test_a_dictionary_that_one_host_cannot_load_is_an_error_with_its_host_and_re
     cluster: ClickhouseCluster,
 ) -> None:
     dictionaries.create(cluster, DICTIONARY)
-    # The server keeps a table that a dictionary is made of, unless it is told not to.
+    # By default the server refuses to drop a table that a dictionary reads.
     drop = Query("DROP TABLE people SYNC", settings={"check_table_dependencies": 0})
     cluster.only(cluster.hosts[1]).any_host(drop).result()
     with pytest.raises(DictionaryError, match="people_dict is not loaded on 1 of 2 ClickHouse hosts") as caught:

@@ -49,7 +49,7 @@ def plain_client(clickhouse_cluster_ports: tuple[int, ...]) -> Iterator[Client]:
 
 
 def make_calls(cluster: ClickhouseCluster, tables: tuple[str, str], count: int, seed: int) -> Calls:
-    """Reads, inserts with a token and inserts without, in random order, a few at a time."""
+    """Make reads, inserts with a token and inserts without, in random order, a few at a time."""
     choice = random.Random(seed)  # noqa: S311 - repeatable on purpose
     calls = Calls()
     waiting: set[Future[Any]] = set()
@@ -152,12 +152,12 @@ def test_wherever_the_connection_of_an_insert_ends_its_rows_are_there_once_or_no
     plain_client.execute(f"DROP TABLE {table}")
     assert set(right) <= set(stored) <= set(range(number + 1))
     assert set(stored.values()) == {(50, 50)}
-    # With a token every call could be made again, without one only those that had not begun.
+    # With a token every call could be retried; without it, only a call that had not started.
     assert len(right) > number if token else len(right) < number
 
 
 def settled(client: Client, table: str) -> dict[int, tuple[int, int]]:
-    """Rows and different rows of each call, once no insert into the table is in progress."""
+    """Return rows and distinct rows of each call, once no insert into the table is in progress."""
     deadline = time.monotonic() + LATE_SECONDS
     running = "SELECT count() FROM system.processes WHERE position(query, %(table)s) > 0 AND query LIKE 'INSERT%%'"
     while client.execute(running, {"table": table}) != [(0,)]:
@@ -182,7 +182,7 @@ def test_a_query_is_killed_by_its_id_at_its_deadline_although_the_server_did_not
         )
         deadline = time.monotonic() + LATE_SECONDS
         while plain_client.execute(running, {"id": query_id}) != [(1,)]:
-            assert time.monotonic() < deadline, "the query does not begin"
+            assert time.monotonic() < deadline, "the query does not start"
         # From now on the server does not notice that its client is gone.
         proxy.drop_open_connections()
         with pytest.raises(CallTimeoutError):

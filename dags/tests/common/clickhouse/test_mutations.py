@@ -106,17 +106,17 @@ def wait_for(cluster: ClickhouseCluster, enqueued: Enqueued) -> None:
 
 @pytest.fixture
 def stopped(cluster: ClickhouseCluster) -> Iterator[Callable[[], None]]:
-    """Nothing is rewritten until this is called."""
+    """Stop all rewriting until the function that this returns is called."""
     on_each_node(cluster, Query("SYSTEM STOP MERGES t"))
 
-    def go_on() -> None:
+    def start() -> None:
         on_each_node(cluster, Query("SYSTEM START MERGES t"))
 
-    yield go_on
+    yield start
     on_each_node(cluster, Query("DROP TABLE IF EXISTS t SYNC"))
 
 
-# What a mutation does
+# Running
 
 
 def test_several_commands_are_done_in_the_partitions_named_and_nowhere_else(cluster: ClickhouseCluster) -> None:
@@ -127,7 +127,7 @@ def test_several_commands_are_done_in_the_partitions_named_and_nowhere_else(clus
     enqueued = enqueue(cluster, on_shards(Mutation("t", commands, ["202601"])), not_before=LONG_AGO)
     wait_for(cluster, enqueued)
     for rows in rows_of(cluster, "SELECT k, v FROM t ORDER BY k"):
-        # Odd ones are in the other partition.
+        # Odd keys are in the other partition.
         assert dict(rows) == {k: "xit's\\ 100%\n" if k in {0, 2} else "x" for k in range(100) if k not in {20, 30}}
 
 
@@ -166,12 +166,12 @@ def test_nothing_to_do_enqueues_nothing(cluster: ClickhouseCluster) -> None:
         (lambda: update({"a b": "1"}, "1"), "'a b' is not an identifier"),
     ],
 )
-def test_a_mutation_that_cannot_be_meant_is_refused(make: Callable[[], object], message: str) -> None:
+def test_a_malformed_mutation_is_refused(make: Callable[[], object], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         make()
 
 
-# Only what is missing is enqueued
+# Adopting
 
 
 def test_an_identical_mutation_of_this_run_is_adopted_on_both_addresses_of_a_server(cluster: ClickhouseCluster) -> None:
@@ -194,7 +194,7 @@ def test_an_identical_mutation_from_before_the_run_is_never_adopted(cluster: Cli
     assert not set(new.ids.items()) & set(old.ids.items())
 
 
-def test_only_the_shard_that_lacks_it_gets_it(cluster: ClickhouseCluster) -> None:
+def test_only_a_shard_without_the_mutation_gets_it(cluster: ClickhouseCluster) -> None:
     enqueue(cluster, {1: SET_Y}, not_before=LONG_AGO)
     both = enqueue(cluster, on_shards(SET_Y), not_before=LONG_AGO)
     assert {one.hosts[0].shard: one.is_adopted for one in both.mutations} == {1: True, 2: False}
@@ -216,7 +216,7 @@ def test_a_mutation_that_differs_in_anything_is_another(cluster: ClickhouseClust
     assert not enqueued.is_adopted
 
 
-def test_a_mutation_is_found_however_its_text_was_written(cluster: ClickhouseCluster) -> None:
+def test_a_mutation_is_found_whatever_the_formatting_of_its_text(cluster: ClickhouseCluster) -> None:
     statement = "alter table t  update v='y' where (k<10)"
     cluster.only(cluster.hosts[0]).any_host(Query(statement)).result()
     (enqueued,) = enqueue(cluster, {1: SET_Y}, not_before=LONG_AGO).mutations
@@ -267,7 +267,7 @@ def test_at_whatever_byte_the_connection_ends_the_mutation_is_there_and_its_id_k
     stopped()
 
 
-def test_the_time_below_which_nothing_is_adopted_is_a_whole_second_that_every_server_has_reached(
+def test_the_floor_time_is_a_whole_second_that_every_server_has_reached(
     cluster: ClickhouseCluster,
 ) -> None:
     floor = floor_time(cluster)
@@ -275,7 +275,7 @@ def test_the_time_below_which_nothing_is_adopted_is_a_whole_second_that_every_se
     assert rows_of(cluster, f"SELECT now() >= toDateTime({floor.timestamp():.0f})") == [[(1,)]] * 2
 
 
-def test_a_clock_that_cannot_be_waited_for_is_named(cluster: ClickhouseCluster) -> None:
+def test_a_host_whose_clock_is_too_far_behind_is_named(cluster: ClickhouseCluster) -> None:
     with pytest.raises(ClockSkewError, match=r"clock of ClickHouse host \S+:\d+ is .* seconds behind.*NTP"):
         floor_time(cluster, timeout_seconds=1e-9)
 
@@ -285,15 +285,17 @@ def test_a_floor_without_a_time_zone_is_refused(cluster: ClickhouseCluster) -> N
         enqueue(cluster, {1: SET_Y}, not_before=LONG_AGO.replace(tzinfo=None))
 
 
-def test_a_shard_and_a_table_that_are_not_there_are_named(cluster: ClickhouseCluster) -> None:
+def test_a_missing_shard_and_a_missing_table_are_named(cluster: ClickhouseCluster) -> None:
     with pytest.raises(UnknownShardError, match="no shard 7, only: 1, 2"):
         enqueue(cluster, {1: SET_Y, 7: SET_Y}, not_before=LONG_AGO)
-    with pytest.raises(LookupError, match=r"127\.0\.0\.1:\d+ has no table gone in database test_"):
-        enqueue(cluster, {1: Mutation("gone", [delete("1")])}, not_before=LONG_AGO)
+    with pytest.raises(LookupError, match=r"127\.0\.0\.1:\d+ has no table missing in database test_"):
+        enqueue(cluster, {1: Mutation("missing", [delete("1")])}, not_before=LONG_AGO)
     assert mutation_ids(cluster) == [[], []]
 
 
-def test_a_server_that_may_have_rows_of_its_own_and_is_not_reached_stops_everything(cluster: ClickhouseCluster) -> None:
+def test_nothing_is_enqueued_if_a_server_with_rows_of_its_own_is_unreachable(
+    cluster: ClickhouseCluster,
+) -> None:
     proxy = BreakableProxy(cluster.hosts[0].port)
     proxy.close()
     hosts = [*cluster.hosts, Host("127.0.0.1", proxy.port, 2, 2)]
@@ -413,7 +415,7 @@ def test_a_mutation_of_a_table_that_was_recreated_is_not_found(cluster: Clickhou
         wait_for(cluster, enqueued)
     on_each_node(cluster, Query(CREATE))
     on_each_node(cluster, Insert("t", ["k", "v", "big", "month"], ROWS))
-    # The same commands get the same ids, and are done there: that says nothing of the table that was.
+    # The same commands get the same ids in the new table: that says nothing about the old table.
     again = enqueue(cluster, on_shards(SET_Y), not_before=LONG_AGO)
     wait_for(cluster, again)
     assert again.ids == enqueued.ids
@@ -473,7 +475,7 @@ def test_a_cluster_without_the_hosts_of_a_mutation_is_refused(cluster: Clickhous
         wait_for(cluster.among(cluster.hosts[:2]), enqueued)
 
 
-def test_a_mutation_goes_on_after_its_node_was_killed_and_the_wait_finds_it_done(tmp_path: Path) -> None:
+def test_a_mutation_continues_after_its_node_was_killed_and_the_wait_finds_it_done(tmp_path: Path) -> None:
     with running_node(tmp_path / "node") as node:
         host = Host("127.0.0.1", node.port)
         with ClickhouseCluster([host], policy=QUICK) as cluster:
@@ -500,7 +502,7 @@ def test_a_mutation_goes_on_after_its_node_was_killed_and_the_wait_finds_it_done
             until(lambda: MutationState.RUNNING in answers)
             node.kill()
             until(lambda: MutationState.UNREACHABLE in answers)
-            # What was stopped begins again with the server.
+            # After the restart, merges run again.
             with running_node(tmp_path / "node", port=node.port):
                 thread.join(WAIT_SECONDS)
                 assert len(ended) == 1

@@ -20,13 +20,13 @@ from dags.common.settings import Settings
 if TYPE_CHECKING:
     from types_boto3_s3 import S3Client
 
-# With characters that a statement escapes.
+# With characters that are escaped in a statement.
 SECRET = "s3cr3t'with\\quotes"  # noqa: S105 - the local S3 takes any
 
 
 @pytest.fixture
 def storage(s3_endpoint: str, s3_bucket: str) -> ObjectStorage:
-    """The local S3 takes any keys."""
+    """The local S3, which accepts any keys."""
     return ObjectStorage(s3_bucket, f"{s3_endpoint}/{s3_bucket}", "some-key-id", SecretStr(SECRET))
 
 
@@ -40,7 +40,7 @@ def write(storage: ObjectStorage, key: str) -> ObjectQuery:
     return ObjectQuery(statement, storage, key, {"word": "it's"})
 
 
-def test_an_object_is_written_and_read_where_its_key_says(
+def test_an_object_is_written_and_read_at_its_key(
     cluster: ClickhouseCluster, storage: ObjectStorage, s3_client: "S3Client"
 ) -> None:
     key = "exports/table=1/day=2026-10-01.jsonl"
@@ -70,7 +70,7 @@ def test_no_error_and_no_log_of_the_server_has_the_secret(
         assert "s3cr3t" not in text
 
 
-def test_a_statement_that_writes_is_not_sent_twice_unless_told() -> None:
+def test_a_statement_that_writes_is_not_retryable_by_default() -> None:
     storage = ObjectStorage("b", "http://127.0.0.1:1/b", "", SecretStr(""))
     query = ObjectQuery(f"INSERT INTO FUNCTION s3({OBJECT}) SELECT 1", storage, "a")
     assert not query.retryable

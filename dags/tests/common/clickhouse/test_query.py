@@ -13,7 +13,7 @@ def test_a_statement_that_reads_may_be_sent_twice(statement: str) -> None:
 @pytest.mark.parametrize(
     "statement", ["INSERT INTO t SELECT 1", "WITH 1 AS x INSERT INTO t SELECT x", "DROP TABLE t", "SELECTED"]
 )
-def test_any_other_statement_may_not_unless_the_caller_says_so(statement: str) -> None:
+def test_any_other_statement_may_be_sent_twice_only_if_the_caller_says_so(statement: str) -> None:
     assert not Query(statement).retryable
     assert Query(statement, retryable=True).retryable
 
@@ -24,7 +24,7 @@ def test_an_insert_may_be_sent_twice_only_with_a_token() -> None:
 
 
 @pytest.mark.parametrize("identifier", ["a b", "a`", "a;b", "", "1a", "a..b", "t; DROP TABLE t"])
-def test_what_is_no_identifier_is_refused(identifier: str) -> None:
+def test_a_text_that_is_not_an_identifier_is_refused(identifier: str) -> None:
     with pytest.raises(ValueError, match="is not an identifier"):
         quoted(identifier)
 

@@ -37,11 +37,11 @@ def test_an_unknown_server_error_is_permanent() -> None:
     assert not is_transient(server_error(987654))
 
 
-def test_the_two_lists_and_the_special_case_are_the_whole_table() -> None:
+def test_the_two_lists_and_the_memory_limit_are_the_whole_table() -> None:
     assert {*TRANSIENT_CODES, *PERMANENT_CODES, 241} == set(SERVER_ERRORS)
 
 
-def test_every_code_has_the_name_that_the_server_gives_it(clickhouse_port: int) -> None:
+def test_every_code_has_the_servers_name(clickhouse_port: int) -> None:
     with Client("127.0.0.1", clickhouse_port) as client:
         names = dict(
             client.execute(

@@ -192,7 +192,7 @@ def test_another_type_is_an_error_with_the_column_both_types_and_the_remedy(clus
         "ALTER TABLE exchange_rate MODIFY COLUMN rate Decimal(18, 10)",
     ):
         assert expected in str(caught.value)
-    assert rows(cluster, "EXISTS DICTIONARY exchange_rate_dict") == [(0,)], "something was changed all the same"
+    assert rows(cluster, "EXISTS DICTIONARY exchange_rate_dict") == [(0,)], "something was changed"
 
 
 @pytest.mark.parametrize(
@@ -222,7 +222,7 @@ def test_another_version_column_is_refused(cluster: ClickhouseCluster) -> None:
         apply_schema(cluster, clustered=False)
 
 
-def test_settings_and_comments_are_brought_up_to_date(cluster: ClickhouseCluster) -> None:
+def test_settings_and_comments_are_updated(cluster: ClickhouseCluster) -> None:
     apply_schema(cluster, clustered=False, schema=[SCHEMA_MIGRATIONS, VISITS])
     execute(
         cluster,
@@ -243,8 +243,8 @@ def test_a_missing_index_is_added_and_saves_reading_new_rows(cluster: Clickhouse
     (change,) = apply_schema(cluster, clustered=False)
     assert "ADD INDEX IF NOT EXISTS `person_id_index` person_id TYPE bloom_filter(0.001)" in change.statement
     execute(cluster, "INSERT INTO events (team_id, person_id) SELECT 1, toUUID('00000000-0000-0000-0000-000000000001')")
-    asked = "SELECT count() FROM events WHERE person_id = toUUID('00000000-0000-0000-0000-000000000002')"
-    plan = [str(line).strip() for (line,) in rows(cluster, f"EXPLAIN indexes = 1 {asked}")]
+    query = "SELECT count() FROM events WHERE person_id = toUUID('00000000-0000-0000-0000-000000000002')"
+    plan = [str(line).strip() for (line,) in rows(cluster, f"EXPLAIN indexes = 1 {query}")]
     assert "Granules: 0/1" in plan[plan.index("Name: person_id_index") :]
     assert apply_schema(cluster, clustered=False) == []
 
@@ -316,7 +316,7 @@ def test_a_table_on_every_node_is_one_group_of_replicas() -> None:
     assert "non_replicated" not in statement
 
 
-def test_the_distributed_part_is_a_table_to_the_engine(two_shards: ClickhouseCluster) -> None:
+def test_the_engine_accepts_the_distributed_table(two_shards: ClickhouseCluster) -> None:
     _, whole = VISITS.statements(SchemaForm(two_shards.database, "local"))
     two_shards.map_all_hosts(Query(whole.replace(" ON CLUSTER 'local'", ""))).result()
     engine = Query(
@@ -364,7 +364,7 @@ WHOLE_ENGINE = "Distributed('prod-1', 'analytics', 'sharded_visits', cityHash64(
 ALL_TYPES = {"day": "Date", "team_id": "Int64", "amount": "Decimal(18, 4)"}
 
 
-def test_in_a_cluster_nothing_is_planned_for_what_is_there() -> None:
+def test_in_a_cluster_nothing_is_planned_for_a_table_that_matches() -> None:
     (step,) = _plan(clustered_server(STORED_ENGINE, WHOLE_ENGINE, ALL_TYPES), CLUSTERED, [VISITS])
     assert step.statements == ()
 
