@@ -8,6 +8,7 @@ from urllib.parse import quote
 import dagster as dg
 from pydantic import Field
 
+from dags.common.metadata import URI
 from dags.common.resources import S3Resource
 from dags.common.settings import get_settings
 
@@ -44,7 +45,8 @@ class JsonObjectIOManager(dg.ConfigurableIOManager):
             values = _values_by_partition(context.asset_key, context.asset_partition_keys, obj)
         client = self.s3.client()
         uris = [self._put(client, context.asset_key, partition, value) for partition, value in values.items()]
-        context.add_output_metadata({"first_object": uris[0], "objects": len(uris)})
+        metadata: dict[str, str | int] = {"first_object": uris[0], "objects": len(uris)}
+        context.add_output_metadata(metadata | ({URI: uris[0]} if len(uris) == 1 else {}))
 
     def load_input(self, context: dg.InputContext) -> Any:
         """Return the stored value, or a dict from partition key to value for several partitions.

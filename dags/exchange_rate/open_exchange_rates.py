@@ -1,8 +1,7 @@
-"""Open Exchange Rates (openexchangerates.org) over HTTP.
+"""Open Exchange Rates (openexchangerates.org) over HTTP: requests, retries, and the remedy for each error.
 
-Belongs here: the requests, which answers are worth asking again for, and what each refusal means. The app id travels in
-the Authorization header, never in a URL, so it cannot end in a log line or an exception that quotes the address.
-Not here: whether rates are plausible (`rates.py`).
+The app id is sent in the Authorization header, never in a URL, so it cannot reach a log line or an exception with the
+address.
 """
 
 import datetime as dt
@@ -25,24 +24,24 @@ if TYPE_CHECKING:
 BASE_URL = "https://openexchangerates.org/api"
 FIRST_DATE = dt.date(1999, 1, 1)
 
-# A day's answer is about 5 kB.
-_LARGEST_ANSWER_BYTES = 200_000
+# The response for a day has about 5 kB.
+MAX_RESPONSE_BYTES = 200_000
 _APP_ID = re.compile(r"[A-Za-z0-9_-]+")
 _REASON_WORD = re.compile(r"[a-z]{1,20}(_[a-z]{1,20}){0,3}")
 
 _REMEDIES = {
-    401: "The app id is missing or wrong: set OPEN_EXCHANGE_RATES_APP_ID to the one of the account's App IDs page.",
-    403: "Access is restricted (over-use or an unpaid plan): look at the account's usage and billing pages.",
-    429: "The plan's requests are used up, or the plan has no such data: wait for the new period or raise the plan.",
+    401: "The app id is missing or wrong: set OPEN_EXCHANGE_RATES_APP_ID to one from the App IDs page of the account.",
+    403: "Access is restricted (overuse or an unpaid plan): check the usage and billing pages of the account.",
+    429: "The requests of the plan are used up, or the plan has no such data: wait for the next period or upgrade.",
 }
 
 
 class _TransientError(Exception):
-    """An answer worth asking again for."""
+    """A failed request that may succeed if repeated."""
 
 
 class _AppIdAuthentication:
-    """Sets the header for each request. Given explicitly so that requests takes no credentials from a .netrc file."""
+    """The app id as a header of each request. Given explicitly, so that requests reads no .netrc file."""
 
     def __init__(self, app_id: SecretStr) -> None:
         self._app_id = app_id
@@ -53,7 +52,7 @@ class _AppIdAuthentication:
 
 
 class OpenExchangeRates:
-    """Rates of about 170 currencies against the US dollar, new each hour, with a history since 1999."""
+    """Rates of about 170 currencies against the US dollar, published each hour, with a history since 1999."""
 
     name = "Open Exchange Rates"
     intraday = True
@@ -69,16 +68,16 @@ class OpenExchangeRates:
         backoff_seconds: float = 0.5,
         backoff_cap_seconds: float = 10.0,
     ) -> None:
-        """Connects to nothing yet.
+        """Connect on first use.
 
-        `timeout_seconds` bounds connecting, each wait for bytes, and the reading of one answer; timeouts, refused
-        connections and 5xx answers are asked again up to `attempts` times in all, after a jittered wait that doubles
-        from `backoff_seconds` up to `backoff_cap_seconds`.
+        `timeout_seconds` limits connecting, each wait for bytes, and reading one response. Timeouts, refused
+        connections and 5xx responses are retried, up to `attempts` requests in all, after a jittered wait that doubles
+        from `backoff_seconds` to `backoff_cap_seconds`.
         """
         if not _APP_ID.fullmatch(app_id.get_secret_value()):
             raise ExchangeRatesError(
-                "OPEN_EXCHANGE_RATES_APP_ID is empty or holds a character that no app id has (a blank, a line end or a "
-                "quotation mark, perhaps): an app id is letters and digits only."
+                "OPEN_EXCHANGE_RATES_APP_ID is empty or has a character that no app id has, such as a space, a line "
+                "end or a quotation mark: an app id has letters and digits only."
             )
         self._app_id = app_id
         self._base_url = base_url.rstrip("/")
@@ -98,26 +97,27 @@ class OpenExchangeRates:
         reason = self.why_not_covered(date)
         if reason:
             raise ExchangeRatesError(reason)
-        answer = self._get(f"historical/{date.isoformat()}.json")
-        published_at, figures = self._parsed(answer)
-        # An end-of-day answer may carry the first instants of the next day.
+        response = self._get(f"historical/{date.isoformat()}.json")
+        published_at, figures = self._parsed(response)
+        # The response for the end of a day may be from the first moments of the next day.
         published_on = min(published_at.date(), date)
         if published_at.date() > date + dt.timedelta(days=1):
             raise ExchangeRatesError(
-                f"{self.name}: asked for the rates of {date}, got those of {published_at:%Y-%m-%d %H:%M} UTC. "
-                f"The day may not be over yet, or the address {self._base_url} is not the API's."
+                f"{self.name}: the response for {date} has the rates of {published_at:%Y-%m-%d %H:%M} UTC. "
+                f"The day may not have ended yet, or the address {self._base_url} is not that of the API."
             )
         return Rates(date, published_on, self.name, figures, published_at)
 
     def latest_rates(self) -> Rates:
-        """Return the rates of this hour, dated with the moment the source gives."""
+        """Return the rates of this hour, with the time of publication that the source gives."""
         published_at, figures = self._parsed(self._get("latest.json"))
         return Rates(published_at.date(), published_at.date(), self.name, figures, published_at)
 
     def _get(self, path: str) -> Any:
-        """Return the parsed JSON of one address, asking again for transient answers only.
+        """Return the parsed JSON of one address, and retry transient errors only.
 
-        Errors are raised outside of the handlers: what requests raises, and quotes, stays out of their chains.
+        Errors are raised outside of the handlers, so that no exception of requests, which may quote headers, is
+        chained.
         """
         attempts = tenacity.Retrying(
             stop=tenacity.stop_after_attempt(self._attempts),
@@ -130,10 +130,10 @@ class OpenExchangeRates:
         except _TransientError as error:
             problem = str(error)
         else:
-            return self._answer(path, status, body)
+            return self._json(path, status, body)
         raise ExchangeRatesUnavailableError(
-            f"{self.name}: no answer for {path} after {self._attempts} attempts, the last: {problem}. "
-            "The service or the way to it is down: run the partition again later."
+            f"{self.name}: no response for {path} after {self._attempts} attempts, the last: {problem}. "
+            "The service or the network is down: run the partition again later."
         )
 
     def _ask(self, path: str) -> tuple[int, bytes]:
@@ -150,10 +150,10 @@ class OpenExchangeRates:
                 stream=True,
             ) as response:
                 received = bytearray()
-                # Byte by byte: a larger chunk is waited for until it is full, past any deadline.
+                # Byte by byte: reading a larger chunk waits until it is full, past any deadline.
                 for byte in response.iter_content(1):
                     received += byte
-                    if len(received) > _LARGEST_ANSWER_BYTES or time.monotonic() > deadline:
+                    if len(received) > MAX_RESPONSE_BYTES or time.monotonic() > deadline:
                         break
                 status, body = response.status_code, bytes(received)
         except (requests.Timeout, requests.ConnectionError, requests.exceptions.ChunkedEncodingError) as error:
@@ -161,41 +161,41 @@ class OpenExchangeRates:
         except requests.RequestException as error:
             raise ExchangeRatesError(
                 f"{self.name}: the request for {path} could not be made ({type(error).__name__}). "
-                f"Is {self._base_url} a right address?"
+                f"Check the address {self._base_url}."
             ) from None
         else:
             if status >= HTTPStatus.INTERNAL_SERVER_ERROR:
                 problem = f"HTTP status {status}"
-            elif len(body) <= _LARGEST_ANSWER_BYTES and time.monotonic() > deadline:
-                problem = f"the answer was not complete after {self._timeout_seconds:g} seconds"
+            elif len(body) <= MAX_RESPONSE_BYTES and time.monotonic() > deadline:
+                problem = f"the response was not complete after {self._timeout_seconds:g} seconds"
             else:
                 return status, body
         raise _TransientError(problem)
 
-    def _answer(self, path: str, status: int, body: bytes) -> Any:
-        """Return the JSON of a good answer; raise `ExchangeRatesError`, with the remedy, for any other."""
+    def _json(self, path: str, status: int, body: bytes) -> Any:
+        """Return the JSON of a successful response. Raise `ExchangeRatesError`, with the remedy, for any other."""
         if status != HTTPStatus.OK:
-            remedy = _REMEDIES.get(status, "The source does not have what was asked for: look at its status page.")
+            remedy = _REMEDIES.get(status, "The source does not have the requested rates: check its status page.")
             raise ExchangeRatesError(
-                f"{self.name}: {path} was refused with HTTP status {status}{self._word(body)}. {remedy}"
+                f"{self.name}: {path} was rejected with HTTP status {status}{self._word(body)}. {remedy}"
             )
-        if len(body) > _LARGEST_ANSWER_BYTES:
-            problem = f"is longer than {_LARGEST_ANSWER_BYTES:,} bytes"
+        if len(body) > MAX_RESPONSE_BYTES:
+            problem = f"is longer than {MAX_RESPONSE_BYTES:,} bytes"
         elif not body.strip():
             problem = "is empty"
         else:
             try:
-                # NaN and Infinity stay numbers here, so that the check of the rates names their currencies.
+                # NaN and Infinity are kept as numbers, so that the check of the rates names their currencies.
                 return json.loads(body, parse_float=Decimal, parse_int=Decimal, parse_constant=Decimal)
             except (ValueError, ArithmeticError, RecursionError):
                 problem = "is not JSON"
         raise ExchangeRatesError(
-            f"{self.name}: the answer for {path} {problem}. Something between here and the source answers in its "
-            "place, or the source is broken: look at its status page and run the partition again."
+            f"{self.name}: the response for {path} {problem}. A proxy responds in place of the source, or the source "
+            "is broken: check its status page and run the partition again."
         )
 
     def _word(self, body: bytes) -> str:
-        """Return the source's own word for a refusal (`invalid_app_id`), and nothing else of a body we do not trust."""
+        """Return the error code of the source, such as `invalid_app_id`, and nothing else of the untrusted body."""
         try:
             word = json.loads(body)["message"]
         except (ValueError, KeyError, TypeError, RecursionError):
@@ -204,17 +204,17 @@ class OpenExchangeRates:
             return ""
         return f" ({word})"
 
-    def _parsed(self, answer: Any) -> tuple[dt.datetime, dict[str, Decimal]]:
-        """Return the moment of publication (UTC) and the figures of an answer; raise on another shape."""
+    def _parsed(self, response: Any) -> tuple[dt.datetime, dict[str, Decimal]]:
+        """Return the time of publication (UTC) and the figures of a response. Raise if its structure is another."""
         problems = []
         timestamp, base, figures = (
-            (answer.get("timestamp"), answer.get("base"), answer.get("rates"))
-            if isinstance(answer, dict)
+            (response.get("timestamp"), response.get("base"), response.get("rates"))
+            if isinstance(response, dict)
             else (None, None, None)
         )
-        published_at = _moment(timestamp)
+        published_at = _time_of(timestamp)
         if published_at is None:
-            problems.append("`timestamp` is not a moment in seconds since 1970")
+            problems.append("`timestamp` is not a time in seconds since 1970")
         if base != BASE_CURRENCY:
             problems.append(f"`base` is not {BASE_CURRENCY}")
         if not isinstance(figures, dict) or not figures:
@@ -227,13 +227,13 @@ class OpenExchangeRates:
                 problems.append(f"`rates` holds something other than a number for {', '.join(wrong)}")
         if problems or published_at is None or not isinstance(figures, dict):
             raise ExchangeRatesError(
-                f"{self.name}: the answer has not the documented form: {'; '.join(problems)}. "
-                "Nothing was stored. Look at the source's status page and change log."
+                f"{self.name}: the response does not have the documented structure: {'; '.join(problems)}. "
+                "Nothing was stored. Check the status page and change log of the source."
             )
         return published_at, figures
 
 
-def _moment(timestamp: object) -> dt.datetime | None:
+def _time_of(timestamp: object) -> dt.datetime | None:
     if not isinstance(timestamp, Decimal) or not timestamp.is_finite() or not 0 < timestamp < Decimal(10) ** 11:
         return None
     return dt.datetime.fromtimestamp(int(timestamp), tz=dt.UTC)

@@ -1,8 +1,4 @@
-"""What a source of exchange rates is: the interface and its errors.
-
-Not here: the sources (`open_exchange_rates.py`, `european_central_bank.py`), nor which one a deployment uses
-(`resource.py`).
-"""
+"""The interface of a source of exchange rates, and its errors. `resource.py` chooses the source of a deployment."""
 
 import datetime as dt
 from typing import Protocol
@@ -11,11 +7,11 @@ from dags.exchange_rate.rates import Rates
 
 
 class ExchangeRatesError(Exception):
-    """A source cannot give the rates, and asking again will not help. The message says why and the remedy."""
+    """A source does not have the rates, and a retry cannot help. The message gives the reason and the remedy."""
 
 
 class ExchangeRatesUnavailableError(ExchangeRatesError):
-    """A source gave no answer although it was asked several times. A later run may succeed."""
+    """A source did not answer any of several requests. A later run may succeed."""
 
 
 class ExchangeRatesProvider(Protocol):
@@ -23,24 +19,24 @@ class ExchangeRatesProvider(Protocol):
 
     @property
     def name(self) -> str:
-        """Name of the source, as people write it."""
+        """The name of the source, for messages."""
 
     @property
     def intraday(self) -> bool:
-        """Whether `latest_rates` changes in the course of a day."""
+        """Whether `latest_rates` changes within a day."""
 
     @property
     def minimum_currencies(self) -> int:
-        """Fewer currencies than this in one answer mean that the answer is partial."""
+        """Fewer currencies in one response mean that the response is partial."""
 
     def why_not_covered(self, date: dt.date) -> str | None:
-        """Return None where the source has rates of `date`, else one sentence: its range and the remedy."""
+        """Return None if the source has rates of `date`, else its range and the remedy in one sentence."""
 
     def daily_rates(self, date: dt.date) -> Rates:
         """Return the final rates of `date` (UTC).
 
-        Raises `ExchangeRatesError` where the source does not cover `date` or refuses,
-        `ExchangeRatesUnavailableError` where it does not answer.
+        Raises `ExchangeRatesError` if the source does not cover `date` or rejects the request, and
+        `ExchangeRatesUnavailableError` if it does not answer.
         """
 
     def latest_rates(self) -> Rates:

@@ -1,8 +1,4 @@
-"""The value every part of this package passes round: one day's exchange rates, and the rules a rate must keep.
-
-Belongs here: `Rates`, its JSON form, its checks, its summary for people. Not here: where rates come from
-(`providers.py`), where they are stored (`storage.py`).
-"""
+"""One day's exchange rates as a value: its rules, its JSON form, and its summary as a table."""
 
 import datetime as dt
 import re
@@ -15,31 +11,31 @@ from dags.common.markdown import markdown_table
 
 BASE_CURRENCY = "USD"
 
-# Quoted by the European Central Bank on every publication day since 1999, so a day without one of them is a hole.
+# Quoted by the European Central Bank on every publication day since 1999, so a day without one of them is a gap.
 MAIN_CURRENCIES = ("USD", "EUR", "GBP", "JPY", "CHF", "CAD", "AUD", "NZD", "SEK", "NOK", "DKK", "HKD", "SGD", "ZAR")
 
 # The column is Decimal64(10): 18 digits, 10 of them after the point.
 RATE_DECIMAL_PLACES = 10
 RATE_UPPER_BOUND = Decimal(10) ** 8
 
-# The bank's longest pause since 1999 is five days (Easter, Christmas); older rates mean a hole, not a holiday.
-LONGEST_CARRY_DAYS = 7
+# The bank's longest pause since 1999 is five days (Easter, Christmas). Older rates mean a gap, not a holiday.
+MAX_CARRY_DAYS = 7
 
 _RATE_STEP = Decimal(1).scaleb(-RATE_DECIMAL_PLACES)
 _CURRENCY_CODE = re.compile(r"[A-Z][A-Z0-9_]{2,9}")
 
 
 class RatesRejectedError(Exception):
-    """Rates that break a rule, so nothing was stored. The message lists every offender, the rule and the remedy."""
+    """Rates that break a rule, so nothing was stored. The message lists every invalid rate, the rule and the remedy."""
 
 
 @dataclass(frozen=True)
 class Rates:
     """Units of each currency for one US dollar, on one day (UTC).
 
-    `figures` are exact, as the source gives them; they are rounded to 10 decimal places when they are stored.
-    `published_on` is the day the source published them: before `date`, they are carried forward (a weekend, a
-    holiday). `published_at` is the moment, where the source tells it.
+    `figures` are exact, as the source gives them, and are rounded to 10 decimal places when stored. `published_on` is
+    the day of their publication; if it is before `date`, they are carried forward, as over a weekend or a holiday.
+    `published_at` is the time of publication, if the source says it.
     """
 
     date: dt.date
@@ -50,30 +46,30 @@ class Rates:
 
     @property
     def carried_forward(self) -> bool:
-        """Whether the source published nothing on `date`, so that an earlier day's rates stand for it."""
+        """Whether the source published nothing on `date`, so that these are an earlier day's rates."""
         return self.published_on < self.date
 
     def rounded(self) -> dict[str, Decimal]:
-        """Each currency's rate as the table holds it: 10 decimal places, half to even."""
+        """Return each currency's rate as the table stores it: with 10 decimal places, rounded half to even."""
         return {currency: round_rate(figure) for currency, figure in self.figures.items()}
 
 
 def round_rate(figure: Decimal) -> Decimal:
-    """Return `figure` with the 10 decimal places of the column, half to even."""
+    """Return `figure` with the 10 decimal places of the column, rounded half to even."""
     with localcontext(prec=50):
         return figure.quantize(_RATE_STEP, rounding=ROUND_HALF_EVEN)
 
 
 def shown(figure: Decimal) -> str:
-    """Return `figure` for people: without an exponent and without zeros at its end."""
+    """Return `figure` as text for messages, without an exponent and without trailing zeros."""
     return f"{figure.normalize():f}"
 
 
 def check_rates(rates: Rates, minimum_currencies: int) -> None:
-    """Raise `RatesRejectedError`, naming every offender, unless `rates` are fit to be stored.
+    """Raise `RatesRejectedError`, naming every invalid rate, unless `rates` are valid.
 
-    Fit: published on the day itself or at most a week before; at least `minimum_currencies`; every code a currency
-    code; every figure finite, above zero, and within what the column holds; USD quoted at exactly 1.
+    Valid rates are published on their day or at most a week before, for at least `minimum_currencies`. Every code is a
+    currency code. Every figure is finite, above zero, and in the range of the column. USD is quoted at exactly 1.
     """
     problems = [
         problem for currency, figure in sorted(rates.figures.items()) if (problem := _problem(currency, figure))
@@ -83,16 +79,16 @@ def check_rates(rates: Rates, minimum_currencies: int) -> None:
         problems.append(f"{BASE_CURRENCY} is {given}: rates are units of a currency for 1 USD, so it must be 1")
     if len(rates.figures) < minimum_currencies:
         problems.append(f"{len(rates.figures)} currencies: at least {minimum_currencies} are expected of this source")
-    if not 0 <= (rates.date - rates.published_on).days <= LONGEST_CARRY_DAYS:
+    if not 0 <= (rates.date - rates.published_on).days <= MAX_CARRY_DAYS:
         problems.append(
             f"published on {rates.published_on}: rates of a day are published on it or, carried forward, at most "
-            f"{LONGEST_CARRY_DAYS} days before"
+            f"{MAX_CARRY_DAYS} days before"
         )
     if problems:
         raise RatesRejectedError(
-            f"{rates.source}, {rates.date}: the rates are not fit to be stored, so none was:\n- "
+            f"{rates.source}, {rates.date}: the rates are not valid, so none was stored:\n- "
             + "\n- ".join(problems)
-            + "\nThe source's answer is wrong or partial: look at it, and run the partition again when it is mended."
+            + "\nThe source's response is wrong or partial: check it, and run the partition again when it is fixed."
         )
 
 
@@ -111,7 +107,7 @@ def _problem(currency: str, figure: Decimal) -> str | None:
 
 
 def rates_to_json(rates: Rates) -> dict[str, Any]:
-    """Return what the JSON object of one partition holds: figures as strings, since JSON numbers are not decimals."""
+    """Return the JSON object of one partition. Figures are strings, since JSON numbers are not decimals."""
     return {
         "date": rates.date.isoformat(),
         "published_on": rates.published_on.isoformat(),
@@ -125,7 +121,7 @@ def rates_to_json(rates: Rates) -> dict[str, Any]:
 def rates_from_json(value: Mapping[str, Any]) -> Rates:
     """Return the rates that `rates_to_json` wrote.
 
-    Raises `RatesRejectedError` when the object has another shape, naming the field.
+    Raises `RatesRejectedError` when the object has another structure, naming the field.
     """
     try:
         published_at = value["published_at"]
@@ -139,12 +135,12 @@ def rates_from_json(value: Mapping[str, Any]) -> Rates:
     except (KeyError, TypeError, ValueError, ArithmeticError, AttributeError) as error:
         raise RatesRejectedError(
             f"The stored object of the upstream asset is not one day's rates ({type(error).__name__}: {error}). "
-            "Materialise the upstream partition again."
+            "Materialize the upstream partition again."
         ) from error
 
 
 def main_currencies_table(rates: Rates) -> str:
-    """Return a Markdown table of the main currencies, for the asset's page."""
+    """Return the main currencies as a Markdown table."""
     rows = [
         [currency, f"{round_rate(rates.figures[currency]):f}"]
         for currency in MAIN_CURRENCIES

@@ -1,12 +1,9 @@
-"""Exchange rates in ClickHouse: which rows to write, whether they jumped, and reading them back.
-
-Belongs here: the decisions (functions of values) and the statements. Not here: the table's and the dictionary's DDL
-(`dags/common/clickhouse/schema.py`), nor anything of Dagster.
+"""Exchange rates in ClickHouse: planning the rows, finding jumps, writing, and reading back.
 
 A row's version is `grade * 1,000,000 + corrections`. The grade is the hour (0 to 23) of an hourly rate and 24 for a
-day's final rate, so the final rate wins over the hourly ones of its day, and a later hour over an earlier one, in
-whatever order they are written. `corrections` counts the times that a rate of the same grade was replaced by another
-value. No clock is in it: writing the same rates again writes nothing.
+day's final rate, so the final rate replaces the hourly rates of its day, and a later hour replaces an earlier one, in
+whatever order they are written. `corrections` counts how often a rate of the same grade was replaced by another value.
+No clock is involved: writing the same rates again writes nothing.
 """
 
 import datetime as dt
@@ -31,8 +28,8 @@ DICTIONARY = "exchange_rate_dict"
 FINAL_GRADE = 24
 VERSIONS_PER_GRADE = 1_000_000
 
-# A rate is compared with the last one stored within this many days: an older one says nothing about a jump.
-JUMP_LOOKBACK_DAYS = 10
+# A rate is compared with the last one stored within this many days. A comparison with an older one means nothing.
+MAX_JUMP_LOOKBACK_DAYS = 10
 
 _READ_BACK_PAUSE_SECONDS = 0.5
 
@@ -48,7 +45,7 @@ FROM {TABLE} FINAL WHERE date BETWEEN %(first)s AND %(last)s
 
 @dataclass(frozen=True)
 class Quote:
-    """One day's rates together with their grade: the hour they are of, or `FINAL_GRADE`."""
+    """One day's rates with their grade: their hour, or `FINAL_GRADE`."""
 
     rates: Rates
     grade: int
@@ -56,7 +53,7 @@ class Quote:
 
 @dataclass(frozen=True)
 class StoredRate:
-    """What the table holds for one currency on one day, after replacing."""
+    """The row of one currency on one day that counts, after replacing."""
 
     rate: Decimal
     version: int
@@ -68,7 +65,7 @@ Stored = Mapping[Key, StoredRate]
 
 @dataclass(frozen=True)
 class StorageOutcome:
-    """What became of one quote's rates, in numbers of currencies."""
+    """The numbers of currencies of one quote that were written, unchanged, and superseded."""
 
     rows_written: int
     rows_unchanged: int
@@ -77,7 +74,7 @@ class StorageOutcome:
 
 @dataclass(frozen=True)
 class Plan:
-    """`rows` are to be inserted on every host; `expected` is what every host then holds for the quoted keys."""
+    """The rows to insert on every host, and the rows that every host then has for the quoted keys."""
 
     rows: Mapping[Key, StoredRate]
     expected: Mapping[Key, StoredRate]
@@ -86,7 +83,7 @@ class Plan:
 
 @dataclass(frozen=True)
 class JumpLimits:
-    """A rate may change by at most `maximum_change_percent`; `accepted` currencies may change by anything."""
+    """The largest change of a rate, and the currencies that may change by more."""
 
     maximum_change_percent: float
     accepted: frozenset[str] = field(default_factory=frozenset)
@@ -94,7 +91,7 @@ class JumpLimits:
 
 @dataclass(frozen=True)
 class Jump:
-    """A rate that changed more than it may. `change_percent` is of the larger of the two against the smaller."""
+    """A rate that changed by more than the limit."""
 
     currency: str
     date: dt.date
@@ -104,13 +101,13 @@ class Jump:
 
     @property
     def change_percent(self) -> Decimal:
-        """How far the larger is above the smaller: halving and doubling are both 100 percent."""
+        """The change from the smaller to the larger rate: halving and doubling are both 100 percent."""
         low, high = sorted((self.rate, self.previous_rate))
         return (high / low - 1) * 100
 
 
 class RatesJumpedError(RatesRejectedError):
-    """Rates that changed more than they may, so nothing was stored. `currencies` are those concerned."""
+    """Rates that changed by more than the limit, so nothing was stored. `currencies` names theirs."""
 
     def __init__(self, jumps: Sequence[Jump], limits: JumpLimits) -> None:
         self.currencies = sorted({jump.currency for jump in jumps})
@@ -126,11 +123,11 @@ class RatesJumpedError(RatesRejectedError):
 
 
 class ReadBackError(Exception):
-    """The dictionary does not give the rates that were written. The message names hosts, rates and the remedy."""
+    """The dictionary does not return the rates that were written. The message names hosts, rates and the remedy."""
 
 
 def merge_views(views: Iterable[Stored]) -> dict[Key, StoredRate]:
-    """Return, of what several hosts hold, the row with the highest version of each key."""
+    """Return the row with the highest version of each key, from the rows of several hosts."""
     merged: dict[Key, StoredRate] = {}
     for view in views:
         for key, stored in view.items():
@@ -140,11 +137,10 @@ def merge_views(views: Iterable[Stored]) -> dict[Key, StoredRate]:
 
 
 def plan_rows(quotes: Sequence[Quote], views: Sequence[Stored]) -> Plan:
-    """Return the rows that bring every host to the quoted rates, given what each holds (`views`).
+    """Return the rows that bring every host to the quoted rates, given the rows of each host (`views`).
 
-    A row is written when it is new, when its rate differs and its grade is not lower than the stored one, when a final
-    rate seals an equal hourly one, and when some host lacks what another has. Quotes are applied in order of date and
-    grade.
+    A row is written if it is new, if its rate differs and its grade is not below the stored one, if a final rate
+    replaces an equal hourly one, and if a host lacks a row of another. Quotes are applied in order of date and grade.
     """
     current = merge_views(views)
     last_quote_of: dict[Key, int] = {}
@@ -169,7 +165,7 @@ def plan_rows(quotes: Sequence[Quote], views: Sequence[Stored]) -> Plan:
 
 
 def _next_version(before: StoredRate | None, rate: Decimal, grade: int) -> int | None:
-    """Return the version to write `rate` with, or None where the stored row may stay."""
+    """Return the version to write `rate` with; None if the stored row stays."""
     if before is None:
         return grade * VERSIONS_PER_GRADE
     same_grade = before.version // VERSIONS_PER_GRADE == grade
@@ -179,10 +175,10 @@ def _next_version(before: StoredRate | None, rate: Decimal, grade: int) -> int |
 
 
 def find_jumps(quotes: Sequence[Quote], stored: Stored, limits: JumpLimits) -> list[Jump]:
-    """Return every rate that is too far from the one before it, among the stored ones and the quotes themselves.
+    """Return every rate that changed too much from the one before it, among the stored rates and the quotes.
 
-    A final rate is compared with the day before, an hourly one also with what its own day already has. Not compared: a
-    rate that is stored already, and a currency without a rate in the ten days before.
+    A final rate is compared with the day before, an hourly rate also with the stored rate of its own day. A stored rate
+    and a currency without a rate in the days before are not compared.
     """
     by_date: dict[dt.date, list[Quote]] = {}
     for quote in sorted(quotes, key=lambda quote: quote.grade):
@@ -202,7 +198,7 @@ def find_jumps(quotes: Sequence[Quote], stored: Stored, limits: JumpLimits) -> l
                 last[currency] = (date, rate)
                 jump = Jump(currency, date, rate, previous_date, previous_rate)
                 known = stored_by_date.get(date, {}).get(currency) == rate or currency in limits.accepted
-                old = (date - previous_date).days > JUMP_LOOKBACK_DAYS
+                old = (date - previous_date).days > MAX_JUMP_LOOKBACK_DAYS
                 if not known and not old and jump.change_percent > limits.maximum_change_percent:
                     jumps.append(jump)
     return jumps
@@ -216,15 +212,16 @@ def store_rates(
     run_id: str,
     read_back_timeout_seconds: float,
 ) -> Sequence[StorageOutcome]:
-    """Write the rates that are new or differ, reload the dictionary everywhere, read them back; one outcome a quote.
+    """Write the rates that are new or differ, reload the dictionary on every host, and read the rates back.
 
-    One read on each host, one INSERT (on each host where the table is not replicated), one reload and one read-back on
-    each host, for any number of quotes. The read-back is repeated for `read_back_timeout_seconds`, since a replica may
-    be behind. Raises `RatesJumpedError` before anything is written, `ReadBackError`, and what the cluster raises.
+    Returns one outcome for each quote. Any number of quotes takes one read, one INSERT, one reload and one read-back on
+    each host; a replicated table takes the INSERT once. The read-back is repeated for `read_back_timeout_seconds`,
+    since a replica may lag. Raises `RatesJumpedError` before anything is written, `ReadBackError`, and what the cluster
+    raises.
     """
     dates = sorted(quote.rates.date for quote in quotes)
     first, last = dates[0], dates[-1]
-    read = _Read(first - dt.timedelta(days=JUMP_LOOKBACK_DAYS), last)
+    read = _Read(first - dt.timedelta(days=MAX_JUMP_LOOKBACK_DAYS), last)
     views = list(cluster.map_all_hosts(read).result().values())
     jumps = find_jumps(quotes, merge_views(views), limits)
     if jumps:
@@ -237,7 +234,7 @@ def store_rates(
 
 @dataclass(frozen=True)
 class _Read:
-    """What one host holds between two dates, both included."""
+    """A query for the rows of one host between two dates, both included."""
 
     first: dt.date
     last: dt.date
@@ -256,7 +253,7 @@ def _insert(cluster: ClickhouseCluster, rows: Mapping[Key, StoredRate], run_id: 
         table=TABLE,
         columns=("currency", "date", "rate", "version"),
         rows=values,
-        # Of this run: the same rows may be written again after somebody deleted them.
+        # A later run may write the same rows again, after they were deleted.
         deduplication_token=f"{run_id}-{hashlib.sha256(json.dumps(values, default=str).encode()).hexdigest()}",
     )
     cluster.map_write_hosts(TABLE, insert).result()
@@ -264,7 +261,7 @@ def _insert(cluster: ClickhouseCluster, rows: Mapping[Key, StoredRate], run_id: 
 
 @dataclass(frozen=True)
 class _ReloadAndRead:
-    """The dictionary of one host, reloaded, for every key that its table holds between two dates."""
+    """A query that reloads the dictionary of one host and reads it for every key of the table between two dates."""
 
     first: dt.date
     last: dt.date
@@ -298,10 +295,10 @@ def _read_back(
             break
         time.sleep(_READ_BACK_PAUSE_SECONDS)
     raise ReadBackError(
-        f"The dictionary {DICTIONARY} gave {len(problems)} rates that are not the ones written to {TABLE}, for "
+        f"The dictionary {DICTIONARY} returned {len(problems)} rates that differ from those written to {TABLE}, for "
         f"{timeout_seconds:g} seconds:\n- "
         + "\n- ".join(problems[:10])
-        + "\nA replica is behind, or another run writes the same days: look at system.replicas and at "
+        + "\nA replica lags, or another run writes the same days: check system.replicas and "
         "system.dictionaries.last_exception on these hosts, then run the partition again."
     )
 

@@ -1,4 +1,4 @@
-"""Fixtures of the exchange-rate tests: a stand-in for the web source, the schema applied, and a Dagster to run in."""
+"""Fixtures of the exchange-rate tests: a web source on loopback, the schema applied, and a Dagster instance."""
 
 import uuid
 from collections.abc import Iterator
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 @pytest.fixture
 def source() -> Iterator[Source]:
-    """A server that stands for Open Exchange Rates."""
+    """A server in place of Open Exchange Rates."""
     with source_server() as running:
         yield running
 

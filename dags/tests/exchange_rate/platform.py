@@ -1,4 +1,4 @@
-"""What tests of the assets run on, and the small source of rates that they tell what to say."""
+"""The Dagster, ClickHouse and S3 that tests of the assets run on, and a source of rates that a test fills."""
 
 import datetime as dt
 from collections.abc import Mapping
@@ -40,17 +40,17 @@ def main_figures(**figures: str) -> dict[str, Decimal]:
 
 def rates_of(date: dt.date, **figures: str) -> Rates:
     """Rates published on their day."""
-    return Rates(date, date, "a source told by the test", main_figures(**figures))
+    return Rates(date, date, "a source of the test", main_figures(**figures))
 
 
 @dataclass
 class ToldProvider:
-    """A source that has the days it is told, and latest rates published at `published_at`."""
+    """A source that has the given days and latest rates."""
 
     days: dict[dt.date, Rates] = field(default_factory=dict)
     latest: Rates | None = None
     intraday: bool = True
-    name: str = "a source told by the test"
+    name: str = "a source of the test"
     minimum_currencies: int = len(MAIN_CURRENCIES)
 
     def tell(self, date: dt.date, **figures: str) -> None:
@@ -60,14 +60,14 @@ class ToldProvider:
         self.latest = Rates(published_at.date(), published_at.date(), self.name, main_figures(**figures), published_at)
 
     def why_not_covered(self, date: dt.date) -> str | None:
-        return None if date in self.days else f"{self.name} was not told {date}. Tell it."
+        return None if date in self.days else f"{self.name} has no rates of {date}. Add them."
 
     def daily_rates(self, date: dt.date) -> Rates:
         return self.days[date]
 
     def latest_rates(self) -> Rates:
         if self.latest is None:
-            raise ExchangeRatesError("no latest rates were told")
+            raise ExchangeRatesError("no latest rates were given")
         return self.latest
 
 
@@ -114,7 +114,7 @@ class Platform:
         cluster: ClickhouseCluster | None = None,
         **config_in_clickhouse: Any,
     ) -> dg.ExecuteInProcessResult:
-        """Run a job for no partition, one, or all from the first to the second; errors are in the result."""
+        """Run a job for no partition, for one, or for a range of two. Errors are in the result."""
         job = self.definitions(provider, cluster).resolve_job_def(job_name)
         asset = job_name.replace("_job", "_in_clickhouse")
         return job.execute_in_process(
@@ -133,15 +133,15 @@ class Platform:
         return self.run("daily_exchange_rates_job", provider, *days, **config)
 
     def rows(self, statement: str, **parameters: Any) -> Rows:
-        """Ask ClickHouse."""
+        """Query ClickHouse."""
         return self.cluster.any_host(Query(statement, parameters)).result()
 
     def stored_rows(self) -> Rows:
-        """Every row of the table as it lies there, replaced ones too where they are not merged yet."""
+        """Return every row of the table, with replaced rows that are not merged yet."""
         return self.rows("SELECT date, currency, rate, version FROM exchange_rate ORDER BY ALL")
 
     def rate(self, currency: str, date: dt.date) -> Decimal:
-        """What the dictionary gives."""
+        """Return a rate from the dictionary."""
         ((value,),) = self.rows(
             "SELECT dictGet('exchange_rate_dict', 'rate', %(currency)s, toDate(%(date)s))", currency=currency, date=date
         )
@@ -149,7 +149,7 @@ class Platform:
         return value
 
     def metadata(self, asset: str, partition: str) -> Mapping[str, Any]:
-        """The metadata of a partition's newest materialisation."""
+        """The metadata of a partition's newest materialization."""
         records = self.instance.fetch_materializations(
             dg.AssetRecordsFilter(asset_key=dg.AssetKey(asset), asset_partitions=[partition]), limit=1
         ).records
@@ -159,7 +159,7 @@ class Platform:
 
 
 def failure_text(result: dg.ExecuteInProcessResult) -> str:
-    """What the failed steps say, causes included."""
+    """Return the errors of the failed steps, with their causes."""
     texts = []
     for event in result.all_events:
         if event.is_step_failure:

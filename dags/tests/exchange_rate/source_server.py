@@ -1,4 +1,4 @@
-"""A web server on loopback that stands for Open Exchange Rates: it answers what a test tells it to, in turn."""
+"""A web server on loopback in place of Open Exchange Rates, which sends the responses of a test in turn."""
 
 import datetime as dt
 import json
@@ -26,7 +26,7 @@ class Answer:
 
 @dataclass
 class Source:
-    """Answers still to give (the last one again and again), and what was asked so far."""
+    """The responses to send, the last one repeatedly, and the requests so far."""
 
     base_url: str
     answers: list[Answer] = field(default_factory=list)

@@ -8,7 +8,7 @@ import pytest
 from currency_converter import CurrencyConverter
 from pydantic import SecretStr
 
-from dags.exchange_rate.assets import _failures_as_dagster_wants_them
+from dags.exchange_rate.assets import _fail_without_retry
 from dags.exchange_rate.european_central_bank import EuropeanCentralBank
 from dags.exchange_rate.open_exchange_rates import OpenExchangeRates
 from dags.exchange_rate.providers import ExchangeRatesUnavailableError
@@ -147,7 +147,7 @@ def test_a_jump_stores_nothing_is_not_retried_and_names_the_override(platform: P
     assert platform.run_days(provider, NEXT_DAY).success, "a jump that was accepted needs no override again"
 
 
-def test_a_smaller_bound_in_the_run_config_is_the_bound(platform: Platform) -> None:
+def test_the_run_config_can_lower_the_limit_of_a_change(platform: Platform) -> None:
     provider = ToldProvider()
     provider.tell(DAY, ZAR="18")
     provider.tell(NEXT_DAY, ZAR="18.5")
@@ -168,7 +168,7 @@ def test_a_negative_rate_is_stored_nowhere(platform: Platform) -> None:
     assert not platform.instance.get_materialized_partitions(dg.AssetKey("daily_exchange_rates"))
 
 
-def test_too_few_currencies_are_refused_unless_the_run_config_allows_them(platform: Platform) -> None:
+def test_too_few_currencies_are_rejected_unless_the_run_config_allows_them(platform: Platform) -> None:
     provider = ToldProvider(minimum_currencies=25)
     provider.tell(DAY)
     assert "14 currencies: at least 25" in failure_text(platform.run_days(provider, DAY))
@@ -183,12 +183,12 @@ def test_days_that_the_source_does_not_cover_are_all_named_and_not_retried(platf
     result = platform.run_days(provider, DAY, DAY + dt.timedelta(days=2))
     assert not result.success
     assert retries(result) == 0
-    assert "2 of 3 days are not covered: 2026-10-23, 2026-10-24. a source told by the test was not told" in (
+    assert "2 of 3 days are not covered: 2026-10-23, 2026-10-24. a source of the test has no rates of" in (
         failure_text(result)
     )
 
 
-def test_a_days_final_rates_win_over_its_hourly_ones_whichever_comes_last(platform: Platform) -> None:
+def test_a_days_final_rates_replace_its_hourly_rates_in_either_order(platform: Platform) -> None:
     last_hour = HOUR.replace(hour=23)
     provider = ToldProvider()
     provider.tell_latest(last_hour + dt.timedelta(minutes=59), EUR="0.85")
@@ -219,22 +219,22 @@ def test_a_later_hour_replaces_an_earlier_one_and_never_the_other_way_round(plat
     assert platform.metadata("hourly_exchange_rates", key_of(HOUR))["age_hours"] > 0
 
 
-def test_an_hour_long_over_cannot_be_had(platform: Platform) -> None:
+def test_an_hour_of_the_past_cannot_be_fetched(platform: Platform) -> None:
     provider = ToldProvider()
     provider.tell_latest(HOUR)
     result = platform.run("hourly_exchange_rates_job", provider, key_of(HOUR - dt.timedelta(hours=5)))
     assert not result.success
     assert retries(result) == 0
-    assert "gives its latest rates only" in failure_text(result)
+    assert "has only its latest rates" in failure_text(result)
 
 
-def test_a_source_without_intraday_rates_has_no_hours(platform: Platform) -> None:
+def test_a_source_without_intraday_rates_fails_the_hourly_asset(platform: Platform) -> None:
     result = platform.run("hourly_exchange_rates_job", EuropeanCentralBank(), key_of(HOUR))
     assert "European Central Bank publishes once a day" in failure_text(result)
     assert retries(result) == 0
 
 
-def test_a_refusal_of_the_web_source_ends_the_run_without_the_app_id_in_its_events(
+def test_a_rejection_by_the_web_source_fails_the_run_without_the_app_id_in_its_events(
     platform: Platform, source: Source, caplog: pytest.LogCaptureFixture
 ) -> None:
     source.answers = [refusal(401, "invalid_app_id")]
@@ -261,5 +261,5 @@ def test_rates_of_the_web_source_arrive_in_clickhouse_and_in_object_storage(plat
 
 
 def test_an_unavailable_source_is_left_to_the_retry_policy() -> None:
-    with pytest.raises(ExchangeRatesUnavailableError), _failures_as_dagster_wants_them():
+    with pytest.raises(ExchangeRatesUnavailableError), _fail_without_retry():
         raise ExchangeRatesUnavailableError("no answer")

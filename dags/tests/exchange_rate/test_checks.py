@@ -4,7 +4,7 @@ from decimal import Decimal
 import dagster as dg
 
 from dags.common.clickhouse.query import Insert
-from dags.exchange_rate.checks import LONGEST_AGE_DAYS, Hole, find_holes
+from dags.exchange_rate.checks import MAX_AGE_DAYS, Gap, find_gaps
 from dags.exchange_rate.rates import MAIN_CURRENCIES
 from dags.tests.exchange_rate.platform import Platform, ToldProvider, failure_text
 
@@ -33,26 +33,26 @@ def evaluations(platform: Platform, provider: ToldProvider) -> dict[str, dg.Asse
     return {evaluation.check_name: evaluation for evaluation in result.get_asset_check_evaluations()}
 
 
-def test_days_and_currencies_that_are_missing_are_found_and_told_as_ranges() -> None:
+def test_missing_days_and_currencies_are_found_as_ranges() -> None:
     present = {
         days_after(0): ALL,
         days_after(3): ALL - {"JPY"},
         days_after(4): ALL - {"JPY"},
         days_after(5): ALL | {"XAU"},
     }
-    holes = find_holes(present)
+    holes = find_gaps(present)
     assert holes == [
-        Hole(days_after(1), days_after(2), MAIN_CURRENCIES),
-        Hole(days_after(3), days_after(4), ("JPY",)),
+        Gap(days_after(1), days_after(2), MAIN_CURRENCIES),
+        Gap(days_after(3), days_after(4), ("JPY",)),
     ]
     assert [str(hole) for hole in holes] == ["2026-10-23 to 2026-10-24: all", "2026-10-25 to 2026-10-26: JPY"]
 
 
-def test_nothing_stored_has_no_holes() -> None:
-    assert find_holes({}) == []
+def test_an_empty_table_has_no_gaps() -> None:
+    assert find_gaps({}) == []
 
 
-def test_rates_of_yesterday_without_a_hole_are_fresh_and_complete(platform: Platform) -> None:
+def test_rates_of_yesterday_without_a_gap_are_fresh_and_complete(platform: Platform) -> None:
     put(platform, *(days_ago(days) for days in (1, 2, 3)))
     assert all(evaluation.passed for evaluation in evaluations(platform, ToldProvider()).values())
 
@@ -64,21 +64,21 @@ def test_a_table_without_rows_is_not_fresh(platform: Platform) -> None:
 
 
 def test_old_rates_are_an_error_where_the_source_has_newer_ones_and_a_warning_where_not(platform: Platform) -> None:
-    newest = days_ago(LONGEST_AGE_DAYS + 1)
+    newest = days_ago(MAX_AGE_DAYS + 1)
     put(platform, newest)
     provider = ToldProvider()
     fresh = evaluations(platform, provider)["exchange_rates_are_fresh"]
     assert (fresh.passed, fresh.severity) == (False, dg.AssetCheckSeverity.WARN)
-    assert "was not told" in (fresh.description or "")
+    assert "has no rates of" in (fresh.description or "")
 
     provider.tell(newest + dt.timedelta(days=1))
     fresh = evaluations(platform, provider)["exchange_rates_are_fresh"]
     assert (fresh.passed, fresh.severity) == (False, dg.AssetCheckSeverity.ERROR)
-    assert f"are of {newest}, {LONGEST_AGE_DAYS + 1} days ago" in (fresh.description or "")
+    assert f"are of {newest}, {MAX_AGE_DAYS + 1} days ago" in (fresh.description or "")
 
 
-def test_rates_at_the_bound_are_fresh(platform: Platform) -> None:
-    put(platform, days_ago(LONGEST_AGE_DAYS))
+def test_rates_of_the_maximum_age_are_fresh(platform: Platform) -> None:
+    put(platform, days_ago(MAX_AGE_DAYS))
     assert evaluations(platform, ToldProvider())["exchange_rates_are_fresh"].passed
 
 
@@ -88,10 +88,10 @@ def test_a_day_in_between_without_a_main_currency_is_incomplete_and_named(platfo
     complete = evaluations(platform, ToldProvider())["exchange_rates_are_complete"]
     assert not complete.passed
     assert "2026-10-23: CHF" in (complete.description or "")
-    assert complete.metadata["holes"].value == 1
+    assert complete.metadata["gaps"].value == 1
 
 
-def test_a_day_that_has_hourly_rates_only_is_incomplete_once_it_is_over(platform: Platform) -> None:
+def test_a_past_day_with_only_hourly_rates_is_incomplete(platform: Platform) -> None:
     put(platform, days_ago(0), days_ago(1), version=23_000_000)
     assert evaluations(platform, ToldProvider())["exchange_rates_are_complete"].passed
     put(platform, days_ago(2), version=23_000_000)

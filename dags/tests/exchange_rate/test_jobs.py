@@ -37,14 +37,14 @@ def evaluate(
     return [request.partition_key for request in data.run_requests or []], data.skip_message
 
 
-def test_the_daily_tick_asks_for_the_day_before() -> None:
+def test_the_daily_tick_requests_the_day_before() -> None:
     tick = dt.datetime(2026, 10, 24, 0, 28, tzinfo=dt.UTC)
     assert evaluate(daily_exchange_rates_schedule, tick, WEB) == (["2026-10-23"], None)
     assert evaluate(daily_exchange_rates_schedule, tick, EuropeanCentralBank()) == (["2026-10-23"], None)
     assert DAILY_PARTITIONS.has_partition_key("2026-10-23")
 
 
-def test_the_day_before_is_that_of_utc_in_whatever_zone_the_tick_is_told() -> None:
+def test_the_day_before_is_counted_in_utc_whatever_the_time_zone_of_the_tick() -> None:
     tick = dt.datetime(2026, 10, 23, 17, 28, tzinfo=dt.timezone(dt.timedelta(hours=-7)))
     assert evaluate(daily_exchange_rates_schedule, tick, WEB) == (["2026-10-23"], None)
 
@@ -58,12 +58,12 @@ def test_the_daily_tick_skips_a_day_that_the_source_does_not_cover_with_range_an
     assert "set OPEN_EXCHANGE_RATES_APP_ID" in (reason or "")
 
 
-def test_the_hourly_tick_asks_for_its_own_hour() -> None:
+def test_the_hourly_tick_requests_its_own_hour() -> None:
     tick = dt.datetime(2026, 10, 23, 13, 45, tzinfo=dt.UTC)
     assert evaluate(hourly_exchange_rates_schedule, tick, WEB) == (["2026-10-23-13:00"], None)
 
 
-def test_the_hour_that_is_not_over_is_a_partition() -> None:
+def test_the_current_hour_is_a_partition() -> None:
     now = dt.datetime(2026, 10, 23, 13, 45, tzinfo=dt.UTC)
     assert HOURLY_PARTITIONS.get_partition_keys(current_time=now)[-1] == "2026-10-23-13:00"
 
@@ -91,19 +91,19 @@ def test_schedules_run_in_utc_from_the_start(schedule: dg.ScheduleDefinition, cr
 @pytest.mark.parametrize(
     "job_name", ["daily_exchange_rates_job", "exchange_rate_checks_job", "hourly_exchange_rates_job"]
 )
-def test_jobs_tell_their_owner_and_how_long_they_may_run(job_name: str) -> None:
+def test_jobs_have_an_owner_and_a_maximum_runtime(job_name: str) -> None:
     tags = defs.resolve_job_def(job_name).run_tags
     assert tags["owner"] == "team-revenue-analytics"
     assert int(tags["dagster/max_runtime"]) > 0
 
 
-def test_the_source_is_the_web_one_with_an_app_id_and_the_banks_figures_without() -> None:
+def test_an_app_id_selects_the_web_source_and_no_app_id_the_bank() -> None:
     assert exchange_rates_provider(Settings(open_exchange_rates_app_id=None)).name == "European Central Bank"
     with_app_id = exchange_rates_provider(Settings(open_exchange_rates_app_id=SecretStr(APP_ID)))
     assert with_app_id.name == "Open Exchange Rates"
 
 
-def test_the_source_is_resolved_when_a_run_needs_it_from_the_environment_of_then(
+def test_the_source_is_chosen_when_a_run_uses_it_by_the_environment_of_that_moment(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     from dags.common.settings import get_settings

@@ -37,19 +37,19 @@ def test_good_rates_pass() -> None:
         ("0.00000000004", "it is 0 at the column's 10 decimal places"),
     ],
 )
-def test_a_figure_that_is_no_rate_or_does_not_fit_the_column_is_named(figure: str, problem: str) -> None:
+def test_a_figure_that_is_not_a_rate_or_does_not_fit_the_column_is_named(figure: str, problem: str) -> None:
     with pytest.raises(RatesRejectedError) as caught:
         check_rates(with_figures(USD="1", EUR=figure), minimum_currencies=1)
     assert problem in str(caught.value)
 
 
 @pytest.mark.parametrize("figures", [{"EUR": "0.86"}, {"EUR": "0.86", "USD": "1.0001"}])
-def test_rates_that_are_not_against_the_dollar_are_refused(figures: dict[str, str]) -> None:
+def test_rates_that_are_not_against_the_dollar_are_rejected(figures: dict[str, str]) -> None:
     with pytest.raises(RatesRejectedError, match="so it must be 1"):
         check_rates(with_figures(**figures), minimum_currencies=1)
 
 
-def test_too_few_currencies_and_codes_that_are_none_are_named_in_the_same_message() -> None:
+def test_too_few_currencies_and_invalid_codes_are_named_in_one_message() -> None:
     with pytest.raises(RatesRejectedError) as caught:
         check_rates(with_figures(USD="1", eur="0.86"), minimum_currencies=3)
     assert "'eur' is not a currency code" in str(caught.value)
@@ -57,7 +57,7 @@ def test_too_few_currencies_and_codes_that_are_none_are_named_in_the_same_messag
 
 
 @pytest.mark.parametrize("days", [8, -1])
-def test_rates_of_more_than_a_week_before_or_of_a_later_day_are_refused(days: int) -> None:
+def test_rates_of_more_than_a_week_before_or_of_a_later_day_are_rejected(days: int) -> None:
     rates = Rates(DAY, DAY - dt.timedelta(days=days), "a source", GOOD.figures)
     with pytest.raises(RatesRejectedError, match="at most 7 days before"):
         check_rates(rates, minimum_currencies=1)
@@ -80,8 +80,8 @@ def test_rates_survive_json_to_the_digit() -> None:
         rates_to_json(GOOD) | {"rates": {"EUR": "much"}},
     ],
 )
-def test_a_stored_object_of_another_shape_is_an_error_with_the_remedy(value: dict[str, object]) -> None:
-    with pytest.raises(RatesRejectedError, match="Materialise the upstream partition again"):
+def test_a_stored_object_of_another_structure_is_an_error_with_the_remedy(value: dict[str, object]) -> None:
+    with pytest.raises(RatesRejectedError, match="Materialize the upstream partition again"):
         rates_from_json(value)
 
 
@@ -91,7 +91,7 @@ def test_a_rate_is_rounded_half_to_even_at_the_tenth_place() -> None:
     assert round_rate(Decimal("12345678.12345678905")) == Decimal("12345678.1234567890")
 
 
-def test_the_table_for_people_has_the_main_currencies_that_are_there() -> None:
+def test_the_markdown_table_has_the_main_currencies_that_are_quoted() -> None:
     assert main_currencies_table(GOOD).splitlines()[2:] == [
         "| USD | 1.0000000000 |",
         "| EUR | 0.8600000000 |",

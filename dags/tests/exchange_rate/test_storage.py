@@ -155,12 +155,12 @@ def test_a_final_rate_is_compared_with_the_day_before_and_an_hourly_one_with_its
     assert jumps_of([quote_of(DAY, 4, EUR="1.1")], stored, JumpLimits(50)) == [("EUR", DAY)]
 
 
-def test_a_jump_that_is_stored_already_is_not_a_jump() -> None:
+def test_a_stored_rate_is_not_a_jump() -> None:
     stored = {(DAY - dt.timedelta(days=1), "EUR"): stored_of("1"), (DAY, "EUR"): stored_of("9")}
     assert jumps_of([quote_of(DAY, EUR="9")], stored, JumpLimits(50)) == []
 
 
-def test_a_jump_is_refused_with_both_rates_and_the_bound_and_nothing_is_written(cluster: ClickhouseCluster) -> None:
+def test_a_jump_is_rejected_with_both_rates_and_the_limit_and_nothing_is_written(cluster: ClickhouseCluster) -> None:
     store(cluster, quote_of(DAY, EUR="1", USD="1"))
     before = rows_on(cluster)
     with pytest.raises(RatesJumpedError, match=r"more than 20 percent[^$]*EUR on 2026-10-23 is 1\.3") as caught:
@@ -182,7 +182,7 @@ def test_rates_are_stored_to_the_last_decimal_place_and_read_back_through_the_di
         assert cluster.any_host(query).result() == [(Decimal(rate),)]
 
 
-def test_a_dictionary_that_gives_another_rate_is_an_error_with_host_and_both_rates(cluster: ClickhouseCluster) -> None:
+def test_a_dictionary_with_another_rate_is_an_error_with_host_and_both_rates(cluster: ClickhouseCluster) -> None:
     statement = """
         CREATE OR REPLACE DICTIONARY exchange_rate_dict
         (currency String, start_date Date, end_date Nullable(Date), rate Nullable(Decimal64(10)) DEFAULT NULL)
@@ -205,7 +205,7 @@ def test_the_same_insert_sent_twice_is_stored_once(cluster: ClickhouseCluster) -
     assert cluster.any_host(Query("SELECT count() FROM exchange_rate")).result() == [(1,)]
 
 
-def test_rates_are_stored_on_every_host_and_a_host_that_lacks_them_is_brought_up_to_the_others(
+def test_rates_are_stored_on_every_host_and_missing_rates_are_added(
     two_hosts: ClickhouseCluster,
 ) -> None:
     assert store(two_hosts, quote_of(DAY, EUR="2", GBP="3")) == [2]
@@ -224,7 +224,7 @@ def test_rates_are_stored_on_every_host_and_a_host_that_lacks_them_is_brought_up
     assert store(two_hosts, quote_of(DAY, EUR="2", GBP="3")) == [0]
 
 
-def test_a_host_whose_dictionary_stays_behind_is_named(two_hosts: ClickhouseCluster) -> None:
+def test_a_host_whose_dictionary_lags_is_named(two_hosts: ClickhouseCluster) -> None:
     with ClickhouseCluster([two_hosts.hosts[1]], Access(database=two_hosts.database)) as alone:
         alone.any_host(Query("DROP DICTIONARY exchange_rate_dict")).result()
     with pytest.raises(ClusterError, match=str(two_hosts.hosts[1])) as caught:
