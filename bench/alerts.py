@@ -48,7 +48,7 @@ from measuring import Figures
 from slack_sdk import WebClient
 
 from dags import slack_alerts
-from dags.alerts import engine, ingest, store, tables, watch
+from dags.alerts import engine, store, tables, watch
 from dags.alerts.redact import redact
 from dags.alerts.slack import make_client
 from dags.alerts.values import AttemptState, Policy
@@ -344,7 +344,7 @@ def cost_of_tick(home: Path, client: WebClient, *, deleting: Sequence[str] = ())
     """Return the cost of a tick after these stored values, such as the time of the last sweep, were deleted."""
     with dg.DagsterInstance.from_config(str(home)) as instance:
         with opened_store(instance) as opened, store.transaction(opened) as connection:
-            connection.execute(sa.delete(ingest.values).where(ingest.values.c.name.in_(deleting)))
+            connection.execute(sa.delete(tables.stored_values).where(tables.stored_values.c.name.in_(deleting)))
         # The process of the sensor keeps connections between ticks.
         instance.get_runs(limit=1)
         before, statements, start = Waited.seconds, Waited.statements, time.perf_counter()
