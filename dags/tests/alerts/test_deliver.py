@@ -9,9 +9,9 @@ import sqlalchemy as sa
 
 from dags.alerts import outbox, tables
 from dags.alerts.deliver import Delivered, DeliveryError, deliver
-from dags.alerts.slack import SlackOutcome, make_client
+from dags.alerts.slack import make_client
 from dags.alerts.store import reading, transaction
-from dags.alerts.transitions import Pace, SearchResult, search_result
+from dags.alerts.transitions import Pace
 from dags.alerts.values import Cause, DeliveryState, Draft, Failure, Notice, NoticeKind, Operation, Policy
 from dags.tests.alerts.conftest import DEFAULT_CHANNEL, QUICK, Clock
 from dags.tests.alerts.fake_slack import TOKEN, FakeSlack, Kind
@@ -503,24 +503,3 @@ def test_the_secrets_of_the_settings_are_not_stored(router: Router) -> None:
         outbox.enqueue(connection, drafts, router.policy, router.clock(), secrets={"hunter2-hunter2"})
     assert "hunter2" not in str(router.row("one"))
     assert "no access with [redacted] here" in router.row("one")["text"]
-
-
-@pytest.mark.parametrize(
-    ("outcome", "unsure_calls", "seconds", "expected"),
-    [
-        (SlackOutcome.SENT, 1, 1, SearchResult.SENT),
-        (SlackOutcome.SENT, 2, 1, SearchResult.SENT),
-        (SlackOutcome.ABSENT, 1, 1, SearchResult.REPEAT),
-        (SlackOutcome.UNREADABLE, 1, 1, SearchResult.REPEAT),
-        (SlackOutcome.AMBIGUOUS, 1, 1, SearchResult.REPEAT),
-        (SlackOutcome.NOT_SENT, 2, 900, SearchResult.SEARCH_AGAIN),
-        (SlackOutcome.ABSENT, 2, 299, SearchResult.SEARCH_AGAIN),
-        (SlackOutcome.ABSENT, 2, 300, SearchResult.REPEAT),
-        (SlackOutcome.AMBIGUOUS, 2, 900, SearchResult.SEARCH_AGAIN),
-        (SlackOutcome.UNREADABLE, 2, 900, SearchResult.GIVE_UP),
-    ],
-)
-def test_a_search_result_decides_whether_a_message_is_repeated(
-    outcome: SlackOutcome, unsure_calls: int, seconds: float, expected: SearchResult
-) -> None:
-    assert search_result(outcome, unsure_calls, seconds, 300) is expected
