@@ -1,4 +1,4 @@
-"""Every location merged into one, for `dagster dev -m dags.definitions`. Lists nothing: each location does."""
+"""All locations merged into one, for `dagster dev -m dags.definitions`."""
 
 import importlib
 import pkgutil
@@ -10,17 +10,17 @@ from dags import locations
 
 
 class NotALocationError(TypeError):
-    """A module among the locations exposes no definitions."""
+    """A module in `dags/locations` that exposes no definitions."""
 
 
 class DuplicateDefinitionError(Exception):
-    """Two locations define the same thing."""
+    """Two locations with a definition of the same name."""
 
 
 def load_locations() -> dict[str, dg.Definitions]:
-    """The definitions of every module in `dags/locations`, by the module's name.
+    """Return the definitions of every module in `dags/locations`, by the module's name.
 
-    Raises NotALocationError when one has no `defs`.
+    Raises NotALocationError for a module without `defs`.
     """
     return {
         module.name: _definitions_of(f"{locations.__name__}.{module.name}")
@@ -29,7 +29,7 @@ def load_locations() -> dict[str, dg.Definitions]:
 
 
 def merge_locations(definitions_by_location: Mapping[str, dg.Definitions]) -> dg.Definitions:
-    """All locations as one. Raises DuplicateDefinitionError, naming everything that two of them define."""
+    """Return all locations as one. Raises DuplicateDefinitionError, which names everything that two of them define."""
     first: dict[str, str] = {}
     problems = []
     for location, definitions in definitions_by_location.items():
@@ -45,7 +45,7 @@ def merge_locations(definitions_by_location: Mapping[str, dg.Definitions]) -> dg
                 problems.append(f"resource {key}: one in {earlier_location}, another in {location}")
     if problems:
         raise DuplicateDefinitionError(
-            "Locations define the same names. Rename one, or define it in one of them only:\n"
+            "Locations define the same names. Rename one, or define it in one location only:\n"
             + "\n".join(f"- {problem}" for problem in sorted(problems))
         )
     return dg.Definitions.merge(*definitions_by_location.values())
@@ -55,7 +55,7 @@ def _definitions_of(module_name: str) -> dg.Definitions:
     definitions = getattr(importlib.import_module(module_name), "defs", None)
     if not isinstance(definitions, dg.Definitions):
         raise NotALocationError(
-            f"{module_name} has no `defs`: end it with `defs = build_definitions(...)`, or move it out of the folder, "
+            f"{module_name} has no `defs`: add `defs = build_definitions(...)`, or move it out of dags/locations, "
             "where every module is a location."
         )
     return definitions

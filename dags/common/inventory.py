@@ -1,7 +1,4 @@
-"""What the definitions of a location hold, resolved as Dagster serves them, in the order of their names.
-
-Belongs here: walking. Not here: what a definition must have (`dags/tests/policy`) or who is shown it (`ownership.py`).
-"""
+"""The definitions of a location by kind, resolved as Dagster serves them and sorted by name."""
 
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -12,7 +9,7 @@ from dags.common.owners import OWNER_TAG
 
 
 def assets_of(definitions: dg.Definitions) -> list[dg.AssetSpec]:
-    """The assets that are defined here, without those of other locations that these depend on."""
+    """Return the assets that are defined here, without those of other locations that they depend on."""
     defined: set[dg.AssetKey] = set()
     for asset in definitions.assets or []:
         if isinstance(asset, dg.AssetsDefinition):
@@ -23,32 +20,32 @@ def assets_of(definitions: dg.Definitions) -> list[dg.AssetSpec]:
 
 
 def checks_of(definitions: dg.Definitions) -> list[dg.AssetCheckSpec]:
-    """The asset checks, those that an asset makes itself included."""
+    """Return the asset checks, including the checks that an asset evaluates itself."""
     makers = [*(definitions.asset_checks or []), *(definitions.assets or [])]
     specs = {spec.key: spec for one in makers if isinstance(one, dg.AssetsDefinition) for spec in one.check_specs}
     return sorted(specs.values(), key=name_of)
 
 
 def jobs_of(definitions: dg.Definitions) -> list[dg.JobDefinition]:
-    """The jobs that are registered, without the one that Dagster makes for materialisations by hand."""
+    """Return the registered jobs, without the implicit job of manual materializations."""
     return [definitions.resolve_job_def(name) for name in sorted({job.name for job in definitions.jobs or []})]
 
 
 def schedules_of(definitions: dg.Definitions) -> list[dg.ScheduleDefinition]:
-    """The schedules."""
+    """Return the schedules."""
     names = sorted({schedule.name for schedule in definitions.schedules or []})
     return [definitions.resolve_schedule_def(name) for name in names]
 
 
 def sensors_of(definitions: dg.Definitions) -> list[dg.SensorDefinition]:
-    """The sensors."""
+    """Return the sensors."""
     return [
         definitions.resolve_sensor_def(name) for name in sorted({sensor.name for sensor in definitions.sensors or []})
     ]
 
 
 def ops_of(definitions: dg.Definitions) -> dict[str, dg.OpDefinition]:
-    """Every op that is a step of a run, of assets, checks and jobs, by its name."""
+    """Return every op that is a step of a run, of assets, checks and jobs, by its name."""
     ops = [op for job in jobs_of(definitions) for op in job.graph.iterate_op_defs()]
     for asset in [*(definitions.assets or []), *(definitions.asset_checks or [])]:
         if isinstance(asset, dg.AssetsDefinition) and asset.is_executable:
@@ -57,12 +54,12 @@ def ops_of(definitions: dg.Definitions) -> dict[str, dg.OpDefinition]:
 
 
 def pools_of(definitions: dg.Definitions) -> set[str]:
-    """The pools that steps take a place in."""
+    """Return the pools of the steps."""
     return {pool for op in ops_of(definitions).values() for pool in op.pools}
 
 
 def name_of(definition: Any) -> str:
-    """The name of a definition for people: of an asset its key, of a check that of its asset and its own."""
+    """Return the name of a definition for messages: the key of an asset, the key and the name of a check."""
     if isinstance(definition, dg.AssetSpec):
         return definition.key.to_user_string()
     if isinstance(definition, dg.AssetCheckSpec):
@@ -71,15 +68,15 @@ def name_of(definition: Any) -> str:
 
 
 def owner_of(definition: Any) -> str | None:
-    """The team of a definition, as its tag says; of a check, as its metadata says."""
-    said: Mapping[str, Any] = (
+    """Return the owner of a definition from its tag, and of a check from its metadata."""
+    tags: Mapping[str, Any] = (
         (definition.metadata or {}) if isinstance(definition, dg.AssetCheckSpec) else definition.tags
     )
-    return said.get(OWNER_TAG)
+    return tags.get(OWNER_TAG)
 
 
 def everything_of(definitions: dg.Definitions) -> Iterator[tuple[str, Any]]:
-    """Each asset, job, schedule, sensor and asset check, with the word for its kind."""
+    """Yield each asset, job, schedule, sensor and asset check with the name of its kind."""
     for kind, found in (
         ("asset", assets_of(definitions)),
         ("job", jobs_of(definitions)),

@@ -1,4 +1,4 @@
-"""Markdown for the metadata of assets: tables, and texts that strangers wrote."""
+"""Markdown for metadata: tables, and escaped text from outside."""
 
 from collections.abc import Iterable, Sequence
 
@@ -6,9 +6,9 @@ _RULES = {"l": "---", "r": "---:"}
 
 
 def markdown_table(head: Sequence[str], alignment: str, rows: Iterable[Sequence[object]]) -> str:
-    """The rows below their head, `alignment` being "l" or "r" for each column; an empty text without rows.
+    """Return a table, or an empty text if there are no rows. `alignment` is "l" or "r" for each column.
 
-    Cells go in as they are: give what somebody else wrote as `code`.
+    Cells are not escaped: pass text from outside through `code`.
     """
     lines = [f"| {' | '.join(map(str, row))} |" for row in rows]
     rules = "|".join(_RULES[one] for one in alignment)
@@ -16,7 +16,7 @@ def markdown_table(head: Sequence[str], alignment: str, rows: Iterable[Sequence[
 
 
 def code(text: str) -> str:
-    """The text as code, without what would end the cell or the line; nothing for an empty one."""
+    """Return the text as code, escaped so that it cannot end the cell or the line; an empty text stays empty."""
     printable = "".join(character if character.isprintable() else "\N{REPLACEMENT CHARACTER}" for character in text)
     shown = printable.replace("|", "\\|").replace("`", "'")
     return f"`{shown}`" if shown else ""

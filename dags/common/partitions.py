@@ -1,21 +1,21 @@
-"""Daily partitions: which a run is for, and how one run is asked for several."""
+"""Daily partitions: the days of a run, and the tags of a run over several days."""
 
 import datetime as dt
 
 import dagster as dg
 
-# Dagster has no public name for them.
+# Dagster has no public names for these.
 RANGE_START_TAG = "dagster/asset_partition_range_start"
 RANGE_END_TAG = "dagster/asset_partition_range_end"
 
 
 def range_tags(first: dt.date, last: dt.date) -> dict[str, str]:
-    """The tags of one run that is for every day from the first to the last."""
+    """Return the tags of one run over every day from the first to the last."""
     return {RANGE_START_TAG: first.isoformat(), RANGE_END_TAG: last.isoformat()}
 
 
 def days_of_run(context: dg.OpExecutionContext) -> list[dt.date] | None:
-    """The days of a run over daily partitions, one or a range of them; None when the run is for no partition."""
+    """Return the days of a run over one or several daily partitions; None for a run without partitions."""
     if not (context.has_partition_key or context.has_partition_key_range):
         return None
     return [dt.date.fromisoformat(key) for key in context.partition_keys]

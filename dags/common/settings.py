@@ -1,9 +1,8 @@
-"""Every environment variable of the project: typed, validated together, read once on first use.
+"""The environment variables of the project: typed, validated together, read once on first use.
 
-Nothing else in the project reads the environment. What a value is used for lives with its user, not here.
+Nothing else in the project reads the environment.
 """
 
-from dataclasses import dataclass
 from functools import lru_cache
 from typing import Annotated, Any, Literal, get_args
 
@@ -17,7 +16,7 @@ CloudDeployment = Literal["US", "EU", "DEV"]
 Port = Annotated[int, Field(ge=1, le=65535)]
 Identifier = Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")]
 
-# Values that stand in for what is not set when DEBUG=1: those of the embedded services.
+# Defaults of variables that are not set when DEBUG=1: the values of the embedded services.
 LOCAL_DEFAULTS: dict[str, Any] = {
     "dagster_webserver_url": "http://127.0.0.1:3000",
     "clickhouse_cluster": "local",
@@ -27,7 +26,7 @@ LOCAL_DEFAULTS: dict[str, Any] = {
     "visitor_hash_key": SecretStr("local-visitor-hash-key"),
 }
 
-# Without these a production deployment would only fail later, in the middle of a run.
+# A production deployment without these would fail later, in the middle of a run.
 REQUIRED_IN_PRODUCTION = (
     "slack_token",
     "clickhouse_password",
@@ -45,34 +44,34 @@ PATTERN_MEANINGS = {
     r"^[#CG]\S+$": "a channel such as #alerts, or a channel id such as C0123456789",
 }
 
-# Kinds of pydantic errors in our words; pydantic's own messages are for programmers.
+# Types of pydantic errors in plain words, since pydantic's messages are for programmers.
 PROBLEM_MEANINGS = {
-    "bool_parsing": "is neither on nor off",
+    "bool_parsing": "is not a boolean",
     "greater_than_equal": "is too small",
     "int_parsing": "is not a whole number",
     "less_than_equal": "is too large",
     "literal_error": "is not a known value",
-    "string_pattern_mismatch": "does not have the right form",
+    "string_pattern_mismatch": "does not have the right format",
     "string_too_short": "is too short",
 }
 
 
 class SettingsError(Exception):
-    """The environment is wrong. The message lists every problem, and never the value of a variable."""
+    """An invalid environment. The message lists every problem, and never the value of a variable."""
 
 
 class Settings(BaseSettings):
-    """The environment of this process. The variable of a field is its name in upper case.
+    """The environment of this process. A field's variable is its name in upper case.
 
-    Raises SettingsError, with every problem, when it is built from a wrong environment. No `.env` file is read.
+    Raises SettingsError, with every problem, when the environment is invalid. No `.env` file is read.
     """
 
-    # Values of variables must not reach an error message: any of them may be a secret set in the wrong place.
+    # No value may reach an error message: any of them may be a secret in the wrong variable.
     model_config = SettingsConfigDict(
         env_file=None, env_ignore_empty=True, hide_input_in_errors=True, validate_default=True, frozen=True
     )
 
-    # The order matters: rules of later fields look at these two.
+    # These two come first: the validation of later fields reads them.
     debug: bool = Field(default=False, description="1 on a laptop: embedded services, no message leaves the machine.")
     cloud_deployment: CloudDeployment | None = Field(
         default=None, description="The production region. Alerts are sent only when it is set."
@@ -84,18 +83,20 @@ class Settings(BaseSettings):
     dagster_default_slack_alerts_channel: str = Field(
         default="#alerts-data-platform",
         pattern=r"^[#CG]\S+$",
-        description="Slack channel of an alert without a known owner.",
+        description="Slack channel of alerts without a known owner.",
     )
     dagster_webserver_url: str | None = Field(
         default=None,
         pattern=r"^https?://[^/@\s]+/?$",
-        description="Where the alert router asks the web interface which code locations load; without it, it does not.",
+        description="Address of the webserver, which the alert router asks for code locations that fail to load; "
+        "optional.",
     )
     slack_token: SecretStr | None = Field(default=None, description="Bot token that posts to Slack.")
 
     clickhouse_host: str = Field(default="127.0.0.1", min_length=1, description="Any ClickHouse host of the cluster.")
     clickhouse_port: Port = Field(
-        default=19000, description="Its native-protocol port. Embedded node number i listens on this port plus i."
+        default=19000,
+        description="Its native-protocol port. Embedded node number i listens on this port plus i.",
     )
     clickhouse_user: str = Field(default="default", min_length=1, description="ClickHouse user.")
     clickhouse_password: SecretStr = Field(default=SecretStr(""), description="Password of the ClickHouse user.")
@@ -103,14 +104,14 @@ class Settings(BaseSettings):
     clickhouse_cluster: str | None = Field(
         default=None,
         pattern=r"^[A-Za-z0-9_-]+$",
-        description="Name in system.clusters whose hosts are used; without it, the one configured host.",
+        description="Name in system.clusters whose hosts are used. Without it, the one configured host is used.",
     )
     clickhouse_secure: bool = Field(default=False, description="1 for TLS on ClickHouse connections.")
 
     object_storage_endpoint: str | None = Field(
         default=None,
         pattern=r"^https?://[^/@\s]+/?$",
-        description="Address of an S3-compatible store; without it, Amazon S3.",
+        description="Address of an S3-compatible store. Without it, Amazon S3 is used.",
     )
     object_storage_region: str = Field(
         default="us-east-1", pattern=r"^[A-Za-z0-9_-]+$", description="Region of the bucket."
@@ -130,15 +131,16 @@ class Settings(BaseSettings):
     postgres_database: str = Field(default="analytics", min_length=1, description="Postgres database.")
 
     open_exchange_rates_app_id: SecretStr | None = Field(
-        default=None, description="Open Exchange Rates app id; without it, the European Central Bank's rates are used."
+        default=None,
+        description="Open Exchange Rates app id. Without it, the European Central Bank's rates are used.",
     )
     visitor_hash_key: SecretStr | None = Field(
         default=None,
         min_length=16,
-        description="Key of the hash that stands for a visitor of access logs; with another key, all are others.",
+        description="Key of the hash that identifies visitors of access logs. Another key makes every visitor new.",
     )
     dagster_web_preaggregated_max_partitions_per_run: int = Field(
-        default=14, ge=1, le=366, description="Partitions that a backfill of the web tables packs into one run."
+        default=14, ge=1, le=366, description="Maximum number of partitions in one run of a backfill of the web tables."
     )
 
     @field_validator("*", mode="before")
@@ -171,48 +173,16 @@ class Settings(BaseSettings):
 
 @lru_cache(maxsize=1)
 def get_settings() -> Settings:
-    """The settings of this process, read from the environment on first use.
+    """Return the settings of this process, read from the environment on first use.
 
-    Raises SettingsError, with every problem, when the environment is wrong. Tests that change the environment call
+    Raises SettingsError, with every problem, when the environment is invalid. Tests that change the environment call
     `get_settings.cache_clear()`.
     """
     return Settings()
 
 
-@dataclass(frozen=True)
-class Variable:
-    """One row of the documentation of the environment."""
-
-    name: str
-    meaning: str
-    valid_values: str
-    default: str
-
-
-def describe_variables() -> list[Variable]:
-    """Every environment variable with its meaning, valid values and default, in the order of declaration."""
-    return [
-        Variable(
-            name=name.upper(),
-            meaning=field.description or "",
-            valid_values=_valid_values(field),
-            default=_default(name, field),
-        )
-        for name, field in Settings.model_fields.items()
-    ]
-
-
 def _plain(value: object) -> object:
     return value.get_secret_value() if isinstance(value, SecretStr) else value
-
-
-def _default(name: str, field: FieldInfo) -> str:
-    if name in LOCAL_DEFAULTS:
-        return f"none; {_plain(LOCAL_DEFAULTS[name])} when DEBUG=1"
-    default = _plain(field.default)
-    if isinstance(default, bool):
-        return str(int(default))
-    return "none" if default in (None, "") else str(default)
 
 
 def _problem(name: str, kind: str, message: str) -> str:

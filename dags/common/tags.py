@@ -1,14 +1,14 @@
-"""Keys of tags and metadata that Dagster heeds without a public name for them, or that the policies hold us to.
+"""Keys of tags and metadata that have no public name in Dagster, or that the policies require.
 
-The owner's tag is in `owners.py`.
+The owner tag is in `owners.py`.
 """
 
-# Seconds after which run monitoring ends a run.
+# Seconds after which run monitoring terminates a run.
 MAX_RUNTIME_TAG = "dagster/max_runtime"
-# How often a run whose process died is started again; "0" says that it is not.
+# How often a run whose process died is retried, "0" for never.
 MAX_RETRIES_TAG = "dagster/max_retries"
 
-# The backfill that a run belongs to, and the partition that it is for.
+# The backfill and the partition of a run.
 BACKFILL_TAG = "dagster/backfill"
 PARTITION_TAG = "dagster/partition"
 
@@ -25,11 +25,11 @@ AUTOMATION_TAGS = (
     "dagster/from_automation_condition",
 )
 
-# Dagster's name for the job of every run that was started on assets and not on a job.
+# Dagster's job name of runs that were started on assets and not on a job.
 ASSET_JOB = "__ASSET_JOB"
 
-# Of each job with a `dry_run` in its config: "true" where it destroys data and is a dry run by default, else "false".
+# On each job with `dry_run` in its config: "true" if it destroys data, and then it is a dry run by default.
 DESTRUCTIVE_TAG = "destructive"
 
-# Metadata of an asset without a check: why it has none.
+# Metadata of an asset without a check: the reason.
 NO_CHECK_BECAUSE = "no_check_because"

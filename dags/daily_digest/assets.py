@@ -13,7 +13,7 @@ from dags.common.failures import fail_without_retry
 from dags.common.metadata import PARTITION_ROW_COUNT, table_metadata
 from dags.common.owners import JobOwners, owner_tags
 from dags.common.resources import ClickhouseResource
-from dags.common.schedules import run_is_over
+from dags.common.schedules import run_is_finished
 from dags.daily_digest.digest import Digest, Totals, read_totals, totals_of, write_digests
 from dags.daily_digest.report import PLOT_DAYS, digest_markdown, plot_markdown
 
@@ -58,7 +58,7 @@ def analytics_digest_daily(context: dg.AssetExecutionContext, clickhouse: Clickh
             "Nothing was written.",
             allow_retries=False,
         )
-    drop_leftovers(cluster, lambda run_id: run_is_over(context.instance, run_id))
+    drop_leftovers(cluster, lambda run_id: run_is_finished(context.instance, run_id))
     with fail_without_retry():
         digests = write_digests(cluster, days, context.run.run_id)
     # A replica that answers may not have the days of this run yet.

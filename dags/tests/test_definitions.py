@@ -57,19 +57,19 @@ def test_the_merged_definitions_can_be_loaded() -> None:
         (dg.Definitions(sensors=[work_sensor]), "sensor work_sensor"),
     ],
 )
-def test_what_two_locations_define_is_named_with_both(definitions: dg.Definitions, name: str) -> None:
+def test_a_definition_of_two_locations_is_named_with_both(definitions: dg.Definitions, name: str) -> None:
     with pytest.raises(DuplicateDefinitionError) as caught:
         merge_locations({"first": definitions, "second": dg.Definitions(), "third": definitions})
     assert f"- {name}: in first and in third" in str(caught.value)
     assert "Rename one" in str(caught.value)
 
 
-def test_one_location_may_name_its_own_definition_twice() -> None:
+def test_a_location_may_list_a_definition_twice() -> None:
     merged = merge_locations({"one": dg.Definitions(jobs=[work_job], schedules=[work_schedule])})
     assert [job.name for job in merged.jobs or []] == ["work_job"]
 
 
-def test_two_resources_of_one_name_are_refused_and_a_shared_one_is_not() -> None:
+def test_two_resources_of_one_name_are_rejected_and_a_shared_one_is_not() -> None:
     shared = {"a": object()}
     merge_locations(
         {

@@ -16,7 +16,7 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 from packaging.version import Version
 
-from dags.common.settings import describe_variables
+from dags.common.settings import Settings
 
 ROOT = Path(__file__).resolve().parents[2]
 LOCK = (ROOT / "requirements.lock").read_text()
@@ -155,7 +155,7 @@ def differences_of_the_table(readme: str, known: list[str]) -> list[str]:
 
 
 def test_the_environment_table_of_the_readme_is_that_of_the_settings() -> None:
-    known = [variable.name for variable in describe_variables()]
+    known = [name.upper() for name in Settings.model_fields]
     assert known
     differences = differences_of_the_table(README, known)
     assert not differences, "\n".join(differences)

@@ -15,7 +15,7 @@ from dags.common.markdown import code, markdown_table
 from dags.common.metadata import PARTITION_ROW_COUNT, table_metadata
 from dags.common.owners import JobOwners, owner_tags
 from dags.common.resources import ClickhouseResource
-from dags.common.schedules import run_is_over
+from dags.common.schedules import run_is_finished
 from dags.common.settings import Settings, SettingsError
 from dags.common.tags import NO_CHECK_BECAUSE
 from dags.web_preaggregated.aggregate import AggregationOutcome, DayNumbers, pre_aggregate
@@ -190,7 +190,7 @@ def _compute(
     days: list[dt.date],
     drop_before: dt.date | None = None,
 ) -> AggregationOutcome:
-    dropped = drop_leftovers(cluster, lambda run_id: run_is_over(context.instance, run_id))
+    dropped = drop_leftovers(cluster, lambda run_id: run_is_finished(context.instance, run_id))
     if dropped:
         context.log.info(f"Dropped staging tables of finished runs: {', '.join(dropped)}")
     teams = selected_teams(cluster)

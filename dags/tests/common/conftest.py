@@ -1,17 +1,17 @@
-"""What every test of `dags/common` begins with."""
+"""Fixtures of the tests of `dags/common`."""
 
 from collections.abc import Iterator
 
 import pytest
 
-from dags.common.settings import describe_variables, get_settings
+from dags.common.settings import Settings, get_settings
 
 
 @pytest.fixture(autouse=True)
 def empty_environment(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """None of the project's variables is set, and no settings are kept from another test."""
-    for variable in describe_variables():
-        monkeypatch.delenv(variable.name, raising=False)
+    """Unset every variable of the project, and forget the settings of other tests."""
+    for name in Settings.model_fields:
+        monkeypatch.delenv(name.upper(), raising=False)
     get_settings.cache_clear()
     yield
     get_settings.cache_clear()

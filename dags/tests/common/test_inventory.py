@@ -59,7 +59,7 @@ DEFINITIONS = dg.Definitions(
 )
 
 
-def test_everything_that_is_defined_is_walked_by_kind_and_name() -> None:
+def test_every_definition_is_listed_by_kind_and_name() -> None:
     assert [(kind, name_of(one)) for kind, one in everything_of(DEFINITIONS)] == [
         ("asset", "anchors"),
         ("asset", "beams"),
@@ -74,11 +74,11 @@ def test_everything_that_is_defined_is_walked_by_kind_and_name() -> None:
     ]
 
 
-def test_what_is_only_depended_on_is_not_defined_here() -> None:
+def test_an_asset_of_another_location_is_not_listed() -> None:
     assert "steel_of_others" not in [name_of(spec) for spec in assets_of(DEFINITIONS)]
 
 
-def test_jobs_are_resolved_and_dagsters_own_is_not_among_them() -> None:
+def test_jobs_are_resolved_without_the_implicit_job() -> None:
     jobs = jobs_of(DEFINITIONS)
     assert [job.name for job in jobs] == ["beams_job", "drive_job"]
     assert [op.name for op in jobs[0].graph.iterate_op_defs()] == ["beams_and_bolts"]
@@ -89,7 +89,7 @@ def test_steps_of_assets_checks_and_jobs_are_found_with_their_pools() -> None:
     assert pools_of(DEFINITIONS) == {"road", "yard"}
 
 
-def test_the_owner_is_that_of_the_tag_and_of_a_check_that_of_its_metadata() -> None:
+def test_the_owner_is_the_tag_of_a_definition_and_the_metadata_of_a_check() -> None:
     owners = {name_of(one): owner_of(one) for _, one in everything_of(DEFINITIONS)}
     assert owners["yard/cranes"] == owners["yard/cranes:cranes_stand"] == owners["drive_job"] == "team-clickhouse"
     assert owners["bolts"] is owners["look"] is owners["beams:beams_are_straight"] is None

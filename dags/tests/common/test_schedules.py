@@ -11,20 +11,23 @@ KEY = dg.AssetKey("squashed")
 
 @pytest.fixture
 def context() -> Iterator[dg.ScheduleEvaluationContext]:
-    # A tick opens the instance by its address, so one in memory will not do.
+    # A tick opens the instance by its address, so it cannot be in memory.
     with dg.instance_for_test() as instance, dg.build_schedule_context(instance=instance) as value:
         yield value
 
 
-# A queued run needs a code location to come from.
+# A queued run needs a code location.
 @pytest.mark.parametrize("status", [one for one in UNFINISHED if one is not dg.DagsterRunStatus.QUEUED])
-def test_a_tick_is_skipped_while_a_run_of_the_job_is_not_over(
+def test_a_tick_is_skipped_while_a_run_of_the_job_is_in_progress(
     context: dg.ScheduleEvaluationContext, status: dg.DagsterRunStatus
 ) -> None:
     run = context.instance.add_run(dg.DagsterRun(JOB, status=status))
     reason = skip_if_already_running(context, JOB)
     assert reason is not None
-    assert reason.skip_message == f"Run {run.run_id} does the work of {JOB} and is not over. The next tick asks again."
+    assert (
+        reason.skip_message
+        == f"Run {run.run_id} of {JOB} or its assets is still in progress. The next tick checks again."
+    )
 
 
 def test_a_backfill_of_the_same_assets_counts_too(context: dg.ScheduleEvaluationContext) -> None:
@@ -37,7 +40,7 @@ def test_a_backfill_of_the_same_assets_counts_too(context: dg.ScheduleEvaluation
 @pytest.mark.parametrize(
     "status", [dg.DagsterRunStatus.SUCCESS, dg.DagsterRunStatus.FAILURE, dg.DagsterRunStatus.CANCELED]
 )
-def test_runs_that_are_over_and_runs_of_other_jobs_do_not_matter(
+def test_finished_runs_and_runs_of_other_jobs_do_not_matter(
     context: dg.ScheduleEvaluationContext, status: dg.DagsterRunStatus
 ) -> None:
     context.instance.add_run(dg.DagsterRun(JOB, status=status))

@@ -18,7 +18,7 @@ from dags.common.deletion_requests import (
     request_deletion,
 )
 from dags.common.postgres import Postgres
-from dags.common.settings import describe_variables, get_settings
+from dags.common.settings import Settings, get_settings
 from dags.deletes.__main__ import main
 from dags.tests.rewriting import person, postgres_of
 
@@ -26,8 +26,8 @@ from dags.tests.rewriting import person, postgres_of
 @pytest.fixture
 def postgres(postgres_dsn: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Postgres]:
     parts = psycopg2.extensions.parse_dsn(postgres_dsn)
-    for variable in describe_variables():
-        monkeypatch.delenv(variable.name, raising=False)
+    for name in Settings.model_fields:
+        monkeypatch.delenv(name.upper(), raising=False)
     for name, value in {
         "DEBUG": "1",
         "POSTGRES_HOST": parts["host"],

@@ -5,7 +5,7 @@ from typing import Any
 import kubernetes_validate
 import pytest
 
-from dags.common.settings import describe_variables
+from dags.common.settings import Settings
 from dags.definitions import load_locations
 from dags.tests.deploy import chart
 from dags.tests.deploy.safety import containers, safety_problems
@@ -127,7 +127,7 @@ def pools_of_the_code() -> set[str]:
 
 
 def test_the_manifests_set_only_variables_that_somebody_reads() -> None:
-    known = {variable.name for variable in describe_variables()} | {"DAGSTER_HOME", "DAGSTER_PG_PASSWORD"}
+    known = {name.upper() for name in Settings.model_fields} | {"DAGSTER_HOME", "DAGSTER_PG_PASSWORD"}
     for name, spec in chart.pod_specs():
         for container in containers(spec):
             if "analytics-platform" in container["image"]:

@@ -13,11 +13,11 @@ from referencing import Registry, Resource
 from referencing.jsonschema import DRAFT202012
 
 from dags import locations
-from dags.common.settings import Settings, describe_variables
+from dags.common.settings import Settings
 from dags.tests.deploy import chart
 
 LOCATIONS = sorted(module.name for module in pkgutil.iter_modules(locations.__path__))
-VARIABLES = {variable.name for variable in describe_variables()}
+VARIABLES = {name.upper() for name in Settings.model_fields}
 # What the AWS and Postgres clients read themselves, and no code of ours.
 VARIABLES_OF_CLIENTS = {"AWS_DEFAULT_REGION"}
 # Hosts that have no sensible default: without them a region would look for its services on its own machine.

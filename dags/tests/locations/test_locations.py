@@ -1,4 +1,4 @@
-"""Each location as a code server loads it: in an interpreter of its own, found by its file."""
+"""Each location loads in a fresh interpreter, as in a code server."""
 
 import os
 import pkgutil
@@ -14,9 +14,9 @@ from dags import locations
 ROOT = Path(__file__).parents[3]
 MODULES = [f"dags.locations.{module.name}" for module in pkgutil.iter_modules(locations.__path__)]
 
-# Many times what it takes; for longer than that a code server would not be waited for.
+# Many times the usual seconds. Dagster does not wait longer for a code server.
 BUDGET_SECONDS = 60.0
-# Imported where they are used: each would make every location, and every step of every run, start later.
+# Imported in the functions that use them: each would slow the start of every location and of every step.
 HEAVY = [
     "boto3",
     "botocore",
@@ -39,14 +39,14 @@ HEAVY = [
     "urllib3",
 ]
 
-# What a deployment may have set, and what may be wrong with it: settings are read when first used.
+# Settings are read on first use, so no environment stops a location from loading.
 ENVIRONMENTS: dict[str, Mapping[str, str]] = {
     "nothing set": {},
     "on a laptop": {"DEBUG": "1"},
     "all wrong": {"DEBUG": "1", "CLOUD_DEPLOYMENT": "US", "CLICKHOUSE_PORT": "wrong"},
 }
 
-# Tells what importing the module did that it must not do.
+# Raises if importing the module does what it must not do.
 LOADING = """
 import importlib, sys
 import dagster as dg
@@ -64,15 +64,15 @@ if heavy & imported:
     raise RuntimeError(f"it imports {sorted(heavy & imported)}: import them in the functions that use them")
 local = sorted(name for name in imported if name.startswith("dags.local"))
 if local:
-    raise RuntimeError(f"it imports {local}: the embedded stack is for the laptop alone")
+    raise RuntimeError(f"it imports {local}: the embedded stack is for a laptop only")
 """
 
 
 def problem_of_loading(
     module: str, environment: Mapping[str, str], directory: Path = ROOT, budget_seconds: float = BUDGET_SECONDS
 ) -> str | None:
-    """What is wrong with loading a module, found from `directory`; None when nothing is."""
-    # Nothing of this process: PATH, HOME and what is given are all there is.
+    """Return the problem of loading a module from `directory`; None if there is none."""
+    # Nothing else of this process's environment.
     exact = {"PATH": os.defpath, "HOME": "/", **environment}
     command = [sys.executable, "-c", LOADING, module, *HEAVY]
     try:
@@ -81,7 +81,7 @@ def problem_of_loading(
         )
     except subprocess.TimeoutExpired:
         return (
-            f"{module} does not load in {budget_seconds:g} seconds: python -X importtime -c 'import {module}' says why"
+            f"{module} does not load in {budget_seconds:g} seconds: python -X importtime -c 'import {module}' shows why"
         )
     if loading.returncode != 0:
         return f"{module} does not load with the environment {dict(environment)}:\n{loading.stderr}"
@@ -93,7 +93,7 @@ def test_there_are_locations() -> None:
 
 
 @pytest.mark.parametrize("module", MODULES)
-def test_a_location_loads_in_a_fresh_interpreter_in_time_and_without_environment_or_input_or_output(
+def test_a_location_loads_in_a_fresh_interpreter_in_time_without_environment_and_io(
     module: str,
 ) -> None:
     problem = problem_of_loading(module, {})
@@ -101,7 +101,7 @@ def test_a_location_loads_in_a_fresh_interpreter_in_time_and_without_environment
 
 
 @pytest.mark.parametrize("environment", list(ENVIRONMENTS))
-def test_all_locations_in_one_load_whatever_the_environment(environment: str) -> None:
+def test_the_merged_locations_load_in_any_environment(environment: str) -> None:
     problem = problem_of_loading("dags.definitions", ENVIRONMENTS[environment])
     assert problem is None, problem
 
@@ -118,7 +118,7 @@ def test_all_locations_in_one_load_whatever_the_environment(environment: str) ->
         ("from wrong import other", "ImportError"),
     ],
 )
-def test_a_location_that_loads_wrongly_is_named_with_the_reason(line: str, problem: str, tmp_path: Path) -> None:
+def test_a_location_that_does_not_load_is_named_with_the_reason(line: str, problem: str, tmp_path: Path) -> None:
     (tmp_path / "wrong.py").write_text(f"import dagster as dg\n{line}\ndefs = dg.Definitions()\n")
     found = problem_of_loading("wrong", {}, tmp_path)
     assert found is not None
@@ -126,7 +126,7 @@ def test_a_location_that_loads_wrongly_is_named_with_the_reason(line: str, probl
     assert problem in found
 
 
-def test_a_location_that_takes_longer_than_the_budget_is_named(tmp_path: Path) -> None:
+def test_a_location_that_loads_too_slowly_is_named(tmp_path: Path) -> None:
     (tmp_path / "slow.py").write_text("import time; time.sleep(60)")
     found = problem_of_loading("slow", {}, tmp_path, budget_seconds=1)
     assert found is not None

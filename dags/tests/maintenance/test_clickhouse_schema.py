@@ -7,7 +7,7 @@ from dags.common.clickhouse.cluster import ClickhouseCluster
 from dags.common.clickhouse.hosts import Access, Host
 from dags.common.clickhouse.query import Query
 from dags.common.clickhouse.tables import SCHEMA
-from dags.common.settings import describe_variables, get_settings
+from dags.common.settings import Settings, get_settings
 from dags.maintenance.clickhouse_schema import clickhouse_schema_job
 from dags.tests.resources import clickhouse_resource
 
@@ -16,8 +16,8 @@ from dags.tests.resources import clickhouse_resource
 def cluster(
     clickhouse_port: int, clickhouse_database: str, monkeypatch: pytest.MonkeyPatch
 ) -> Iterator[ClickhouseCluster]:
-    for variable in describe_variables():
-        monkeypatch.delenv(variable.name, raising=False)
+    for name in Settings.model_fields:
+        monkeypatch.delenv(name.upper(), raising=False)
     get_settings.cache_clear()
     with ClickhouseCluster([Host("127.0.0.1", clickhouse_port)], Access(database=clickhouse_database)) as value:
         yield value

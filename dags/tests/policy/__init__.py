@@ -1,1 +1,1 @@
-"""Rules that every definition of every location must keep. A failure names the culprit and the remedy."""
+"""Rules for every definition of every location. A failure names the definition and the remedy."""

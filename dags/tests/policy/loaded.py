@@ -6,5 +6,5 @@ from dags.definitions import load_locations
 
 LOCATIONS = load_locations()
 
-# The location's name is in the name of the test, so that `-k growth` selects what is about one team.
+# The location's name is part of the test's name, so that `-k growth` selects the tests of one team.
 of_each_location = pytest.mark.parametrize("location", list(LOCATIONS))

@@ -1,7 +1,6 @@
-"""What each definition of a location must have. A policy takes the location's name and definitions, returns problems.
+"""Rules that can be checked for each location by itself. A policy returns its problems, each with a place and a remedy.
 
-A problem says where, what, and how to mend it. Belongs here: what can be judged from one location. Not here: what takes
-all of them, or the instance, to judge (`shared_policies.py`).
+`shared_policies.py` has the rules that need all locations, or the instance.
 """
 
 import re
@@ -29,21 +28,21 @@ Policy = Callable[[str, dg.Definitions], list[str]]
 TEAMS = {owner.value for owner in JobOwners}
 
 SNAKE_CASE = re.compile(r"[a-z][a-z0-9]*(_[a-z0-9]+)*")
-# Names that others use already, against a rule of names; each with the reason why it stays.
+# Names that break a rule and stay, each with the reason.
 FIXED_NAMES = {
-    "squash_person_overrides": "people and the alerts know the job by it",
-    "web_analytics_stats_export": "it exports a table whose own name says the grain",
-    "web_analytics_bounces_export": "it exports a table whose own name says the grain",
+    "squash_person_overrides": "runbooks and past alerts name the job",
+    "web_analytics_stats_export": "it exports a table whose name has the grain",
+    "web_analytics_bounces_export": "it exports a table whose name has the grain",
 }
-# Endings that say again what the kind of the definition says.
-IDLE_ENDINGS = {"asset": ("_asset", "_table"), "sensor": ("_sensor",), "asset check": ("_check",)}
+# Endings that repeat the kind of the definition.
+REDUNDANT_ENDINGS = {"asset": ("_asset", "_table"), "sensor": ("_sensor",), "asset check": ("_check",)}
 GRAINS: Mapping[type[dg.PartitionsDefinition], str] = {
     dg.HourlyPartitionsDefinition: "hourly",
     dg.DailyPartitionsDefinition: "daily",
     dg.WeeklyPartitionsDefinition: "weekly",
     dg.MonthlyPartitionsDefinition: "monthly",
 }
-# A number with one of these words in its name could be misread without one of these units at its end.
+# A number whose name has one of these words needs one of these units.
 MEASURES = {"age", "cutoff", "delay", "duration", "interval", "memory", "period", "size", "timeout", "wait"}
 UNITS = {"milliseconds", "seconds", "minutes", "hours", "days", "bytes", "mebibytes", "gigabytes", "percent", "rows"}
 
@@ -53,7 +52,7 @@ def _where(location: str, kind: str, name: str) -> str:
 
 
 def everything_has_an_owner(location: str, definitions: dg.Definitions) -> list[str]:
-    """By tag and by `owners=`, both of them one team of JobOwners."""
+    """The same team of JobOwners as tag and as `owners=`."""
     problems = []
     for kind, one in everything_of(definitions):
         owner = owner_of(one)
@@ -74,8 +73,8 @@ def everything_has_an_owner(location: str, definitions: dg.Definitions) -> list[
     return problems
 
 
-def every_step_says_who_hears_when_it_fails(location: str, definitions: dg.Definitions) -> list[str]:
-    """The tag of the op: of all owners it alone is stored with a run."""
+def every_step_has_an_owner(location: str, definitions: dg.Definitions) -> list[str]:
+    """As tag of the op, the only owner that is stored with a run, so that an alert finds it."""
     return [
         f"{_where(location, 'step', name)} has no owner: add op_tags=owner_tags(OWNER) to the asset or check, "
         "tags=owner_tags(OWNER) to the op"
@@ -85,7 +84,7 @@ def every_step_says_who_hears_when_it_fails(location: str, definitions: dg.Defin
 
 
 def everything_has_a_description(location: str, definitions: dg.Definitions) -> list[str]:
-    """What it is for, in Dagster's pages."""
+    """For the Dagster UI."""
     return [
         f"{_where(location, kind, name_of(one))} has no description: add a docstring or description="
         for kind, one in everything_of(definitions)
@@ -94,7 +93,7 @@ def everything_has_a_description(location: str, definitions: dg.Definitions) -> 
 
 
 def every_asset_is_in_the_group_of_its_location(location: str, definitions: dg.Definitions) -> list[str]:
-    """So that the groups in Dagster's pages are the teams."""
+    """So that the groups in the Dagster UI are the teams."""
     return [
         f"{_where(location, 'asset', name_of(spec))} is in the group {spec.group_name}: give it group_name={location!r}"
         for spec in assets_of(definitions)
@@ -102,45 +101,43 @@ def every_asset_is_in_the_group_of_its_location(location: str, definitions: dg.D
     ]
 
 
-def every_asset_has_a_check_or_says_why_not(location: str, definitions: dg.Definitions) -> list[str]:
-    """One of both, and not both."""
+def every_asset_has_a_check_or_a_reason_for_none(location: str, definitions: dg.Definitions) -> list[str]:
+    """One of the two, and not both."""
     checked = {spec.asset_key for spec in checks_of(definitions)}
     problems = []
     for spec in assets_of(definitions):
         reason = str(spec.metadata.get(NO_CHECK_BECAUSE, "")).strip()
         if spec.key not in checked and not reason:
-            problem = f"has no check: add one, or say why in metadata={{NO_CHECK_BECAUSE: …}} ({NO_CHECK_BECAUSE!r})"
+            problem = f"has no check: add one, or the reason as metadata={{NO_CHECK_BECAUSE: …}} ({NO_CHECK_BECAUSE!r})"
         elif spec.key in checked and reason:
-            problem = f"has a check and says why it has none: remove {NO_CHECK_BECAUSE!r} from its metadata"
+            problem = f"has a check and a reason for none: remove {NO_CHECK_BECAUSE!r} from its metadata"
         else:
             continue
         problems.append(f"{_where(location, 'asset', name_of(spec))} {problem}")
     return problems
 
 
-def every_job_says_how_long_it_may_run_and_whether_it_is_tried_again(
-    location: str, definitions: dg.Definitions
-) -> list[str]:
-    """Whole numbers, the run time above zero. Whether the instance lets it run so long is for `shared_policies`."""
+def every_job_has_a_maximum_runtime_and_a_number_of_retries(location: str, definitions: dg.Definitions) -> list[str]:
+    """Whole numbers, the runtime above zero."""
     problems = []
     for job in jobs_of(definitions):
         where = _where(location, "job", job.name)
         runtime, retries = job.run_tags.get(MAX_RUNTIME_TAG, ""), job.run_tags.get(MAX_RETRIES_TAG, "")
         if not re.fullmatch(r"[1-9][0-9]*", runtime):
             problems.append(
-                f"{where} has {runtime or 'nothing'} as {MAX_RUNTIME_TAG}: add the seconds after which a run is ended, "
-                'as in **owned_by(OWNER, **{MAX_RUNTIME_TAG: "1800", MAX_RETRIES_TAG: "0"})'
+                f"{where} has {runtime or 'nothing'} as {MAX_RUNTIME_TAG}: add the seconds after which a run is "
+                'terminated, as in **owned_by(OWNER, **{MAX_RUNTIME_TAG: "1800", MAX_RETRIES_TAG: "0"})'
             )
         if not re.fullmatch(r"[0-9]+", retries):
             problems.append(
-                f"{where} has {retries or 'nothing'} as {MAX_RETRIES_TAG}: decide how often a run whose process died "
-                'is started again, "0" for never, as in **owned_by(OWNER, **{MAX_RETRIES_TAG: "0"})'
+                f"{where} has {retries or 'nothing'} as {MAX_RETRIES_TAG}: add how often a run whose process died is "
+                'retried, "0" for never, as in **owned_by(OWNER, **{MAX_RETRIES_TAG: "0"})'
             )
     return problems
 
 
 def names_are_snake_case(location: str, definitions: dg.Definitions) -> list[str]:
-    """Of everything, of steps, pools and the location itself."""
+    """The names of all definitions, steps, pools, and the location itself."""
     named = [(kind, name_of(one)) for kind, one in everything_of(definitions)]
     named += [("step", name) for name in ops_of(definitions)]
     named += [("pool", pool) for pool in sorted(pools_of(definitions))]
@@ -151,8 +148,8 @@ def names_are_snake_case(location: str, definitions: dg.Definitions) -> list[str
     ]
 
 
-def names_say_what_kind_a_thing_is(location: str, definitions: dg.Definitions) -> list[str]:
-    """Jobs end in `_job`; a schedule is its job's name with `_schedule` at the end; others say what they do or are."""
+def names_end_as_their_kind_requires(location: str, definitions: dg.Definitions) -> list[str]:
+    """Jobs end in `_job`, schedules in their job's name and `_schedule`; others do not end in their kind."""
     problems = [
         f"{_where(location, 'job', job.name)} does not end in _job: rename it"
         for job in jobs_of(definitions)
@@ -166,26 +163,26 @@ def names_say_what_kind_a_thing_is(location: str, definitions: dg.Definitions) -
             )
     for kind, one in everything_of(definitions):
         problems += [
-            f"{_where(location, kind, name_of(one))} ends in {ending}, which its kind says already: say what it does"
-            for ending in IDLE_ENDINGS.get(kind, ())
+            f"{_where(location, kind, name_of(one))} ends in {ending}, which repeats its kind: name what it does"
+            for ending in REDUNDANT_ENDINGS.get(kind, ())
             if name_of(one).endswith(ending)
         ]
     return problems
 
 
-def names_of_partitioned_assets_say_their_grain(location: str, definitions: dg.Definitions) -> list[str]:
-    """An asset of days says "daily" in its name, and so for hours, weeks and months."""
+def names_of_partitioned_assets_contain_their_grain(location: str, definitions: dg.Definitions) -> list[str]:
+    """The word "daily" for daily partitions, and likewise for hours, weeks and months."""
     problems = []
     for spec in assets_of(definitions):
         grain = next((word for kind, word in GRAINS.items() if isinstance(spec.partitions_def, kind)), None)
         name = name_of(spec)
         if grain is not None and grain not in re.split("[_/]", name) and name not in FIXED_NAMES:
-            problems.append(f"{_where(location, 'asset', name)} has {grain} partitions: say {grain} in its name")
+            problems.append(f"{_where(location, 'asset', name)} has {grain} partitions: add {grain} to its name")
     return problems
 
 
 def every_config_field_has_a_description(location: str, definitions: dg.Definitions) -> list[str]:
-    """What it does, for whoever fills the launchpad in."""
+    """For the launchpad."""
     return [
         f"{_where(location, kind, name)} takes {path} without a description: give it one, Field(description=…)"
         for kind, name, schema in _configs(definitions)
@@ -195,9 +192,9 @@ def every_config_field_has_a_description(location: str, definitions: dg.Definiti
 
 
 def every_measure_in_the_config_names_its_unit(location: str, definitions: dg.Definitions) -> list[str]:
-    """A timeout ends in `_seconds` or another unit."""
+    """A timeout, for example, ends in `_seconds`."""
     return [
-        f"{_where(location, kind, name)} takes {path} without a unit: end its name in one, such as _seconds or _bytes"
+        f"{_where(location, kind, name)} takes {path} without a unit: add one to its name, such as _seconds or _bytes"
         for kind, name, schema in _configs(definitions)
         for path, field in _fields(schema)
         if _is_number(field.config_type) and _lacks_its_unit(path.rsplit(".", 1)[-1])
@@ -205,24 +202,24 @@ def every_measure_in_the_config_names_its_unit(location: str, definitions: dg.De
 
 
 def destructive_jobs_are_dry_runs_by_default(location: str, definitions: dg.Definitions) -> list[str]:
-    """A job that takes `dry_run` says by tag whether it destroys data; one that does is a dry run unless told."""
+    """A job with `dry_run` says by tag whether it destroys data; if it does, `dry_run` is True by default."""
     problems = []
     for job in jobs_of(definitions):
         where = _where(location, "job", job.name)
-        said = job.run_tags.get(DESTRUCTIVE_TAG)
+        destructive = job.run_tags.get(DESTRUCTIVE_TAG)
         defaults = dict(_dry_run_defaults(job))
-        if defaults and said not in {"true", "false"}:
+        if defaults and destructive not in {"true", "false"}:
             problems.append(
-                f"{where} takes dry_run, and its tag {DESTRUCTIVE_TAG} is {said}: say whether it destroys data, "
+                f"{where} takes dry_run, and its tag {DESTRUCTIVE_TAG} is {destructive}: say whether it destroys data, "
                 'with the tag DESTRUCTIVE_TAG "true" or "false"'
             )
-        if said == "true" and not defaults:
+        if destructive == "true" and not defaults:
             problems.append(
                 f"{where} destroys data and takes no dry_run: give its op dry_run: bool = Field(default=True)"
             )
-        if said == "true":
+        if destructive == "true":
             problems += [
-                f"{where} destroys data, and its step {op} does so without being told: give dry_run the default True"
+                f"{where} destroys data, and its step {op} is no dry run by default: give dry_run the default True"
                 for op, default in defaults.items()
                 if default is not True
             ]
@@ -230,7 +227,7 @@ def destructive_jobs_are_dry_runs_by_default(location: str, definitions: dg.Defi
 
 
 def _dry_run_defaults(job: dg.JobDefinition) -> Iterator[tuple[str, bool | None]]:
-    """Ops that take `dry_run`, and what it is in a run that is told nothing; None where it must be told."""
+    """Yield each op that takes `dry_run`, with its default in a run without config; None if it is required."""
     preset = (job.run_config or {}).get("ops", {})
     for op in job.graph.iterate_op_defs():
         for path, field in _fields(op.config_schema):
@@ -240,11 +237,11 @@ def _dry_run_defaults(job: dg.JobDefinition) -> Iterator[tuple[str, bool | None]
 
 
 def _configs(definitions: dg.Definitions) -> Iterator[tuple[str, str, Any]]:
-    """Kind and name of each step and each resource, and the schema of its config."""
+    """Yield the kind and name of each step and resource with the schema of its config."""
     for name, op in ops_of(definitions).items():
         yield "step", name, op.config_schema
     for name, resource in sorted((definitions.resources or {}).items()):
-        # One with config of its own kind is a pydantic model; one that is any other value takes no config.
+        # A resource that is neither of these is a plain value without config.
         if isinstance(resource, dg.ConfigurableResource | dg.ConfigurableIOManager):
             yield "resource", name, resource.to_config_schema()
         elif isinstance(resource, dg.ResourceDefinition):
@@ -252,14 +249,14 @@ def _configs(definitions: dg.Definitions) -> Iterator[tuple[str, str, Any]]:
 
 
 def _fields(schema: Any) -> Iterator[tuple[str, Any]]:
-    """Every field of the schema of a step or resource, nested ones too, with its path."""
+    """Yield every field of a config schema, including nested ones, with its path."""
     field = schema.as_field()
     if field is not None:
         yield from _fields_within(field.config_type, "")
 
 
 def _fields_within(config_type: Any, path: str) -> Iterator[tuple[str, Any]]:
-    # Lists and what may be left out have a type inside, structures have fields, plain values neither.
+    # Lists and optional values have an inner type, structures have fields, scalars have neither.
     inner = getattr(config_type, "inner_type", None)
     if inner is not None:
         yield from _fields_within(inner, path)
@@ -281,14 +278,14 @@ def _is_number(config_type: Any) -> bool:
 
 POLICIES: tuple[Policy, ...] = (
     everything_has_an_owner,
-    every_step_says_who_hears_when_it_fails,
+    every_step_has_an_owner,
     everything_has_a_description,
     every_asset_is_in_the_group_of_its_location,
-    every_asset_has_a_check_or_says_why_not,
-    every_job_says_how_long_it_may_run_and_whether_it_is_tried_again,
+    every_asset_has_a_check_or_a_reason_for_none,
+    every_job_has_a_maximum_runtime_and_a_number_of_retries,
     names_are_snake_case,
-    names_say_what_kind_a_thing_is,
-    names_of_partitioned_assets_say_their_grain,
+    names_end_as_their_kind_requires,
+    names_of_partitioned_assets_contain_their_grain,
     every_config_field_has_a_description,
     every_measure_in_the_config_names_its_unit,
     destructive_jobs_are_dry_runs_by_default,

@@ -1,6 +1,6 @@
-"""What takes all locations, the alert policy or the instance to judge. A policy returns problems, with their remedies.
+"""Rules that need all locations, the alert policy or the instance. A policy returns its problems with their remedies.
 
-Not here: what can be judged from one location (`policies.py`).
+`policies.py` has the rules for each location by itself.
 """
 
 import datetime as dt
@@ -21,14 +21,14 @@ OWNERS = "dags/common/owners.py"
 SLACK_ALERTS = "dags/slack_alerts.py"
 DAGSTER_YAML = ".dagster_home/dagster.yaml"
 
-HEAVY_SECONDS = 3600
-# Long enough for every weekday, every end of a month, a leap day, and four changes of the clocks.
+MIN_HEAVY_SECONDS = 3600
+# Long enough for every weekday, every end of a month, a leap day, and four clock changes.
 FIRST_TICK, LAST_TICK = dt.datetime(2027, 1, 1), dt.datetime(2029, 1, 1)  # noqa: DTZ001 - what a clock on the wall shows
 ONE_DAY = dt.timedelta(days=1)
 
 
 def every_owner_has_a_channel(owners: Sequence[str], channels: Mapping[str, str]) -> list[str]:
-    """A channel of its own, and no channel is of a stranger."""
+    """A channel of its own, and every channel has a team."""
     problems = [
         f'{SLACK_ALERTS}: {owner} has no channel: add it to notification_channel_per_team, as "#alerts-…"'
         for owner in owners
@@ -41,7 +41,7 @@ def every_owner_has_a_channel(owners: Sequence[str], channels: Mapping[str, str]
     ]
     problems += [
         f"{SLACK_ALERTS}: {one} and {other} share the channel {channels[one]}: give each its own, so that each "
-        "hears of its own work alone"
+        "sees the alerts of its own work only"
         for one, other in combinations(channels, 2)
         if channels[one] == channels[other]
     ]
@@ -89,7 +89,7 @@ def every_location_belongs_to_the_team_that_it_names(
 
 
 def thresholds_name_jobs(thresholds: Mapping[str, int], locations: Locations) -> list[str]:
-    """Jobs that exist, and numbers above the one that holds for all others."""
+    """Existing jobs, with numbers above the default of 1."""
     names = {job.name for definitions in locations.values() for job in jobs_of(definitions)}
     problems = [
         f"{SLACK_ALERTS}: no job is called {name}: correct or remove it in CONSECUTIVE_FAILURE_THRESHOLDS"
@@ -97,7 +97,7 @@ def thresholds_name_jobs(thresholds: Mapping[str, int], locations: Locations) ->
         if name not in names
     ]
     problems += [
-        f"{SLACK_ALERTS}: the threshold of {name} is {count}, and 1 holds without it: raise or remove it in "
+        f"{SLACK_ALERTS}: the threshold of {name} is {count}, and 1 is the default: raise or remove it in "
         "CONSECUTIVE_FAILURE_THRESHOLDS"
         for name, count in thresholds.items()
         if count <= 1
@@ -106,7 +106,7 @@ def thresholds_name_jobs(thresholds: Mapping[str, int], locations: Locations) ->
 
 
 def run_limits_name_tags_in_use(instance: Mapping[str, Any], locations: Locations) -> list[str]:
-    """A limit on a tag that no run carries limits nothing. `instance` is what a dagster.yaml holds."""
+    """A limit on a tag that no run has limits nothing. `instance` is the parsed dagster.yaml."""
     used = _run_tags(locations)
     problems = []
     for limit in instance["concurrency"]["runs"].get("tag_concurrency_limits", []):
@@ -133,25 +133,25 @@ def _run_tags(locations: Locations) -> dict[str, set[str]]:
 
 
 def pools_in_use_are_limited(instance: Mapping[str, Any], locations: Locations) -> list[str]:
-    """By a default, since Dagster keeps the limit of a single pool in its storage and not in a file."""
+    """By the default limit, since Dagster keeps the limit of a single pool in its storage and not in a file."""
     in_use = {pool for definitions in locations.values() for pool in pools_of(definitions)}
     limit = instance["concurrency"].get("pools", {}).get("default_limit")
     if not in_use or (isinstance(limit, int) and limit >= 1):
         return []
     pools = ", ".join(sorted(in_use))
-    remedy = "set concurrency.pools.default_limit to how many runs of a pool may work at once"
+    remedy = "set concurrency.pools.default_limit to the maximum number of runs of a pool at a time"
     return [f"{DAGSTER_YAML}: the pools {pools} are in use, and their default limit is {limit}: {remedy}"]
 
 
-def no_job_may_run_longer_than_the_instance_lets_it(instance: Mapping[str, Any], locations: Locations) -> list[str]:
-    """The tag of a job lowers the limit of the instance, and must not raise it."""
-    longest = instance["run_monitoring"]["max_runtime_seconds"]
+def no_job_may_run_longer_than_the_instance_allows(instance: Mapping[str, Any], locations: Locations) -> list[str]:
+    """The tag of a job may lower the limit of the instance and not raise it."""
+    max_seconds = instance["run_monitoring"]["max_runtime_seconds"]
     return [
-        f"dags/locations/{location}.py: job {job.name} may run {_max_runtime(job)} seconds, above the {longest} of "
+        f"dags/locations/{location}.py: job {job.name} may run {_max_runtime(job)} seconds, above the {max_seconds} of "
         f"run_monitoring.max_runtime_seconds in {DAGSTER_YAML}: lower its {MAX_RUNTIME_TAG}, or split the job"
         for location, definitions in locations.items()
         for job in jobs_of(definitions)
-        if _max_runtime(job) > longest
+        if _max_runtime(job) > max_seconds
     ]
 
 
@@ -161,12 +161,12 @@ def _max_runtime(job: dg.JobDefinition) -> int:
 
 
 def heavy_jobs_do_not_start_together(locations: Locations) -> list[str]:
-    """Heavy is what may run HEAVY_SECONDS or longer. Two of them at the same minute want the same memory and disks."""
+    """Heavy jobs may run MIN_HEAVY_SECONDS or longer. Two in the same minute compete for memory and disks."""
     starts = {
         schedule.name: (location, _starts(schedule))
         for location, definitions in locations.items()
         for schedule in schedules_of(definitions)
-        if _max_runtime(definitions.resolve_job_def(schedule.job_name)) >= HEAVY_SECONDS
+        if _max_runtime(definitions.resolve_job_def(schedule.job_name)) >= MIN_HEAVY_SECONDS
     }
     return [
         f"dags/locations/{starts[one][0]}.py: {one} and {other} of {starts[other][0]} start heavy jobs in the same "
@@ -177,21 +177,21 @@ def heavy_jobs_do_not_start_together(locations: Locations) -> list[str]:
 
 
 def _starts(schedule: dg.ScheduleDefinition) -> set[dt.datetime]:
-    """In UTC, all ticks of two years."""
+    """Return all ticks of two years in UTC."""
     zone = _zone(schedule)
     ticks = (tick for cron in _crons(schedule) for tick in wall_clock_ticks(cron, FIRST_TICK, LAST_TICK))
     return {tick.replace(tzinfo=zone).astimezone(dt.UTC) for tick in ticks}
 
 
-def no_schedule_fires_while_clocks_change(location: str, definitions: dg.Definitions) -> list[str]:
-    """No tick within an hour that is left out, or comes twice, when daylight saving begins or ends."""
+def no_schedule_ticks_while_clocks_change(location: str, definitions: dg.Definitions) -> list[str]:
+    """No tick in an hour that is skipped or repeated when daylight saving begins or ends."""
     problems = []
     for schedule in schedules_of(definitions):
         odd = next(_odd_ticks(schedule), None)
         if odd is not None:
             problems.append(
-                f"dags/locations/{location}.py: schedule {schedule.name} ({', '.join(_crons(schedule))}) fires at "
-                f"{odd:%Y-%m-%d %H:%M} {_zone(schedule).key}, an hour that clocks there leave out or show twice: move "
+                f"dags/locations/{location}.py: schedule {schedule.name} ({', '.join(_crons(schedule))}) ticks at "
+                f"{odd:%Y-%m-%d %H:%M} {_zone(schedule).key}, an hour that a clock change skips or repeats: move "
                 'it out of that hour, or give it execution_timezone="UTC"'
             )
     return problems
@@ -205,7 +205,7 @@ def _odd_ticks(schedule: dg.ScheduleDefinition) -> Iterator[dt.datetime]:
             continue
         for cron in _crons(schedule):
             for tick in wall_clock_ticks(cron, day, day + ONE_DAY):
-                # The two readings of a time differ where it comes twice, and where it does not come at all.
+                # The two offsets of a time differ if it is repeated, and if it is skipped.
                 if _offset(tick, zone) != _offset(tick.replace(fold=1), zone):
                     yield tick
 
@@ -215,12 +215,12 @@ def _offset(moment: dt.datetime, zone: ZoneInfo) -> dt.timedelta | None:
 
 
 def wall_clock_ticks(cron: str, first: dt.datetime, end: dt.datetime) -> list[dt.datetime]:
-    """When a cron expression fires from `first` to before `end`, as the clock on a wall shows it, without a zone.
+    """Return the ticks of a cron expression from `first` to before `end`, in local time without a zone.
 
-    By the public class of Dagster that follows cron expressions: a partition begins at each tick.
+    Dagster's public way to evaluate a cron expression: a time-window partition begins at each tick.
     """
     form = "%Y-%m-%d %H:%M"
-    # With the offset, the partition that begins before the end and is not over then is one too.
+    # With the offset, a partition that begins before the end and ends after it counts too.
     partitions = dg.TimeWindowPartitionsDefinition(
         start=first.replace(tzinfo=dt.UTC), fmt=form, cron_schedule=cron, timezone="UTC", end_offset=1
     )
@@ -235,5 +235,5 @@ def _crons(schedule: dg.ScheduleDefinition) -> Sequence[str]:
 
 
 def _zone(schedule: dg.ScheduleDefinition) -> ZoneInfo:
-    # Dagster takes UTC where none is named.
+    # Dagster's default is UTC.
     return ZoneInfo(schedule.execution_timezone or "UTC")

@@ -1,7 +1,7 @@
-"""What every location defines, in a file, so that a review sees what a change adds, alters or drops.
+"""A file with every definition of every location, so that a review shows what a change adds, changes or removes.
 
-`python -m dags.tests.policy.snapshot` shows how the file and the code differ; with `--write`, as in `make snapshot`,
-the file is written. Not here: whether what is defined is right (`policies.py`).
+`python -m dags.tests.policy.snapshot` shows how the file and the code differ; with `--write`, as in `make snapshot`, it
+writes the file.
 """
 
 import difflib
@@ -22,7 +22,7 @@ HEAD = "# What every location defines. Written by `make snapshot`; compared with
 
 
 def snapshot(locations: Mapping[str, dg.Definitions]) -> str:
-    """All definitions as YAML: by location, kind and name, in the order of the alphabet. What is empty is left out."""
+    """Return all definitions as YAML, sorted by location, kind and name, without empty values."""
     text = yaml.safe_dump(
         {location: _location(definitions) for location, definitions in locations.items()},
         allow_unicode=True,
@@ -33,7 +33,7 @@ def snapshot(locations: Mapping[str, dg.Definitions]) -> str:
 
 
 def difference(written: str, locations: Mapping[str, dg.Definitions]) -> str:
-    """How the code differs from what is written, as a diff; empty when it does not."""
+    """Return the difference between the file and the code as a diff; empty if there is none."""
     lines = difflib.unified_diff(
         written.splitlines(), snapshot(locations).splitlines(), SNAPSHOT.name, "the code", n=4, lineterm=""
     )
@@ -108,7 +108,7 @@ def _filled(**values: Any) -> dict[str, Any]:
 
 
 @click.command()
-@click.option("--write", is_flag=True, help="Write the file, in place of showing what would change.")
+@click.option("--write", is_flag=True, help="Write the file instead of failing on a difference.")
 def main(*, write: bool) -> None:
     """Compare the snapshot of all definitions with the code."""
     written = SNAPSHOT.read_text() if SNAPSHOT.exists() else ""

@@ -154,7 +154,7 @@ def faults_of_ownership() -> Iterator[Planted]:
     nobodys_schedule = schedule("lift_schedule", **nobodys)
     yield Planted(policy, "schedule lift_schedule has no owner: add **owned_by", {"schedules": [nobodys_schedule]})
 
-    policy = policies.every_step_says_who_hears_when_it_fails
+    policy = policies.every_step_has_an_owner
     yield Planted(policy, "step cranes has no owner: add op_tags=owner_tags", {"assets": [asset(op_tags={})]})
     yield Planted(policy, "step cranes_cranes_stand has no owner", {"asset_checks": [check(op_tags={})]})
 
@@ -168,18 +168,18 @@ def faults_of_assets_and_jobs() -> Iterator[Planted]:
     yield Planted(policy, "in the group default: give it group_name='cranes'", {"assets": [asset(group_name=None)]})
     yield Planted(policy, "asset cranes is in the group beams", {"assets": [asset(group_name="beams")]})
 
-    policy = policies.every_asset_has_a_check_or_says_why_not
-    yield Planted(policy, "asset cranes has no check: add one, or say why in", {"assets": [asset(metadata={})]})
+    policy = policies.every_asset_has_a_check_or_a_reason_for_none
+    yield Planted(policy, "asset cranes has no check: add one, or the reason as", {"assets": [asset(metadata={})]})
     both = {"assets": [asset()], "asset_checks": [check()]}
-    yield Planted(policy, "has a check and says why it has none: remove 'no_check_because'", both)
+    yield Planted(policy, "has a check and a reason for none: remove 'no_check_because'", both)
 
-    policy = policies.every_job_says_how_long_it_may_run_and_whether_it_is_tried_again
+    policy = policies.every_job_has_a_maximum_runtime_and_a_number_of_retries
     yield Planted(
         policy, "has nothing as dagster/max_runtime: add the seconds", {"jobs": [job(tags={MAX_RUNTIME_TAG: ""})]}
     )
     yield Planted(policy, "has 1h as dagster/max_runtime", {"jobs": [job(tags={MAX_RUNTIME_TAG: "1h"})]})
     yield Planted(policy, "has 0 as dagster/max_runtime", {"jobs": [job(tags={MAX_RUNTIME_TAG: "0"})]})
-    yield Planted(policy, "nothing as dagster/max_retries: decide", {"jobs": [job(tags={MAX_RETRIES_TAG: ""})]})
+    yield Planted(policy, "nothing as dagster/max_retries: add how often", {"jobs": [job(tags={MAX_RETRIES_TAG: ""})]})
 
 
 def faults_of_names() -> Iterator[Planted]:
@@ -188,16 +188,24 @@ def faults_of_names() -> Iterator[Planted]:
     yield Planted(policy, "asset a/Crane is not in snake_case", {"assets": [asset(name=None, key=["a", "Crane"])]})
     yield Planted(policy, "pool A_pool is not in snake_case", {"assets": [asset(pool="A_pool")]})
 
-    policy = policies.names_say_what_kind_a_thing_is
+    policy = policies.names_end_as_their_kind_requires
     yield Planted(policy, "job lift does not end in _job: rename it", {"jobs": [job(name="lift")]})
     early = [schedule("early_schedule")]
     yield Planted(policy, "schedule early_schedule is not named after its job: call it lift_", {"schedules": early})
-    yield Planted(policy, "sensor look_sensor ends in _sensor, which", {"sensors": [sensor("look_sensor")]})
-    yield Planted(policy, "asset cranes_table ends in _table, which", {"assets": [asset("cranes_table")]})
-    yield Planted(policy, "check cranes:cranes_check ends in _check, which", {"asset_checks": [check("cranes_check")]})
+    yield Planted(
+        policy, "sensor look_sensor ends in _sensor, which repeats", {"sensors": [sensor("look_sensor")]}
+    )
+    yield Planted(
+        policy, "asset cranes_table ends in _table, which repeats", {"assets": [asset("cranes_table")]}
+    )
+    yield Planted(
+        policy,
+        "cranes:cranes_check ends in _check, which",
+        {"asset_checks": [check("cranes_check")]},
+    )
 
-    policy = policies.names_of_partitioned_assets_say_their_grain
-    yield Planted(policy, "has daily partitions: say daily in its name", {"assets": [asset(partitions_def=DAYS)]})
+    policy = policies.names_of_partitioned_assets_contain_their_grain
+    yield Planted(policy, "has daily partitions: add daily to its name", {"assets": [asset(partitions_def=DAYS)]})
     misnamed = asset("cranes_hourly", partitions_def=DAYS)
     yield Planted(policy, "asset cranes_hourly has daily partitions", {"assets": [misnamed]})
 
@@ -217,7 +225,7 @@ def faults_of_config() -> Iterator[Planted]:
     yield Planted(policy, "takes dry_run, and its tag destructive is None: say", {"jobs": [job(lift_dry)]})
     yield Planted(policy, "its tag destructive is yes", {"jobs": [job(lift_dry, tags={DESTRUCTIVE_TAG: "yes"})]})
     yield Planted(policy, "destroys data and takes no dry_run", {"jobs": [job(lift, tags={DESTRUCTIVE_TAG: "true"})]})
-    wet = "step {} does so without being told: give dry_run the default True"
+    wet = "step {} is no dry run by default: give dry_run the default True"
     yield Planted(policy, wet.format("lift_wet"), {"jobs": [job(lift_wet, tags={DESTRUCTIVE_TAG: "true"})]})
     preset = {"ops": {"lift_dry": {"config": {"dry_run": False}}}}
     preset_wet = job(lift_dry, config=preset, tags={DESTRUCTIVE_TAG: "true"})
@@ -242,7 +250,7 @@ def test_a_planted_fault_is_named_with_its_place_and_its_remedy(fault: Planted) 
     assert found.startswith("dags/locations/cranes.py: ")
 
 
-def test_each_policy_is_shown_to_fail() -> None:
+def test_every_policy_fails_for_some_definitions() -> None:
     assert {fault.policy for fault in PLANTED} == set(POLICIES)
 
 
@@ -287,6 +295,6 @@ def test_a_location_without_faults_has_no_problems() -> None:
     assert [problem for policy in POLICIES for problem in policy("cranes", definitions)] == []
 
 
-def test_a_location_name_is_held_to_the_rule_of_names_too() -> None:
+def test_the_name_of_a_location_is_checked_too() -> None:
     (found,) = policies.names_are_snake_case("big-cranes", dg.Definitions())
     assert "location big-cranes is not in snake_case" in found

@@ -54,7 +54,7 @@ def test_every_owner_has_a_channel_of_its_own() -> None:
         ({"team-a": "#a", "team-b": "#a"}, "team-a and team-b share the channel #a: give each its own"),
     ],
 )
-def test_a_channel_that_is_missing_strange_or_shared_is_named(channels: dict[str, str], problem: str) -> None:
+def test_a_missing_unknown_or_shared_channel_is_named(channels: dict[str, str], problem: str) -> None:
     (found,) = policies.every_owner_has_a_channel(["team-a", "team-b"], channels)
     assert problem in found
 
@@ -93,13 +93,13 @@ def test_a_location_without_owner_and_one_that_is_named_like_another_team_are_na
     assert "clickhouse.py is owned by team-ingestion, and its name says team-clickhouse: name it after" in other_team
 
 
-def test_every_threshold_is_of_a_job_and_more_than_one() -> None:
+def test_every_threshold_names_a_job_and_is_above_one() -> None:
     assert CONSECUTIVE_FAILURE_THRESHOLDS
     problems = policies.thresholds_name_jobs(CONSECUTIVE_FAILURE_THRESHOLDS, LOCATIONS)
     assert not problems, "\n".join(problems)
 
 
-def test_a_threshold_of_no_job_and_one_that_changes_nothing_are_named() -> None:
+def test_a_threshold_of_no_job_and_a_threshold_of_one_are_named() -> None:
     locations = {"cranes": dg.Definitions(jobs=[job_of(60)])}
     assert policies.thresholds_name_jobs({"work_job": 3}, locations) == []
     no_job, idle = policies.thresholds_name_jobs({"wrok_job": 3, "work_job": 1}, locations)
@@ -107,11 +107,11 @@ def test_a_threshold_of_no_job_and_one_that_changes_nothing_are_named() -> None:
     assert "the threshold of work_job is 1" in idle
 
 
-def test_the_instance_limits_what_is_in_use_and_nothing_else() -> None:
-    assert INSTANCE["concurrency"]["runs"]["tag_concurrency_limits"], "there is no limit to look at"
+def test_the_limits_of_the_instance_are_in_use() -> None:
+    assert INSTANCE["concurrency"]["runs"]["tag_concurrency_limits"], "there is no limit to check"
     problems = policies.run_limits_name_tags_in_use(INSTANCE, LOCATIONS)
     problems += policies.pools_in_use_are_limited(INSTANCE, LOCATIONS)
-    problems += policies.no_job_may_run_longer_than_the_instance_lets_it(INSTANCE, LOCATIONS)
+    problems += policies.no_job_may_run_longer_than_the_instance_allows(INSTANCE, LOCATIONS)
     assert not problems, "\n".join(problems)
 
 
@@ -142,12 +142,12 @@ def test_a_pool_without_a_limit_is_named() -> None:
     assert policies.pools_in_use_are_limited({"concurrency": {}}, {"idle": dg.Definitions()}) == []
 
 
-def test_a_job_that_may_run_longer_than_the_instance_lets_it_is_named() -> None:
+def test_a_job_that_may_run_longer_than_the_instance_allows_is_named() -> None:
     instance = {"run_monitoring": {"max_runtime_seconds": 3600}}
-    assert not policies.no_job_may_run_longer_than_the_instance_lets_it(
+    assert not policies.no_job_may_run_longer_than_the_instance_allows(
         instance, {"cranes": dg.Definitions(jobs=[job_of(3600)])}
     )
-    (found,) = policies.no_job_may_run_longer_than_the_instance_lets_it(
+    (found,) = policies.no_job_may_run_longer_than_the_instance_allows(
         instance, {"cranes": dg.Definitions(jobs=[job_of(3601)])}
     )
     assert found.startswith("dags/locations/cranes.py: job work_job may run 3601 seconds, above the 3600")
@@ -182,8 +182,8 @@ def test_heavy_jobs_that_start_together_are_named_with_the_first_minute(
 
 
 @of_each_location
-def test_no_schedule_fires_while_clocks_change(location: str) -> None:
-    problems = policies.no_schedule_fires_while_clocks_change(location, LOCATIONS[location])
+def test_no_schedule_ticks_while_clocks_change(location: str) -> None:
+    problems = policies.no_schedule_ticks_while_clocks_change(location, LOCATIONS[location])
     assert not problems, "\n".join(problems)
 
 
@@ -206,13 +206,11 @@ def test_no_schedule_fires_while_clocks_change(location: str) -> None:
         ("0 2 * * *", "Asia/Kolkata", None),
     ],
 )
-def test_a_tick_in_an_hour_that_is_left_out_or_comes_twice_is_named(
-    cron: str, zone: str | None, odd: str | None
-) -> None:
-    found = policies.no_schedule_fires_while_clocks_change("cranes", firing(cron, zone))
+def test_a_tick_in_a_skipped_or_repeated_hour_is_named(cron: str, zone: str | None, odd: str | None) -> None:
+    found = policies.no_schedule_ticks_while_clocks_change("cranes", firing(cron, zone))
     if odd is None:
         assert found == []
     else:
         (problem,) = found
-        assert f"schedule work_schedule ({cron}) fires at {odd} {zone}" in problem
+        assert f"schedule work_schedule ({cron}) ticks at {odd} {zone}" in problem
         assert 'give it execution_timezone="UTC"' in problem

@@ -10,7 +10,7 @@ def test_the_snapshot_is_what_the_code_defines() -> None:
     assert not found, f"{SNAPSHOT} differs from the code: run `make snapshot`, and commit the file.\n{found}"
 
 
-def test_what_a_change_adds_alters_and_drops_is_in_the_difference() -> None:
+def test_the_difference_shows_what_a_change_adds_changes_and_removes() -> None:
     def cranes(cron: str, *more: dg.AssetSpec) -> dict[str, dg.Definitions]:
         @dg.job(**owned_by(JobOwners.TEAM_CLICKHOUSE))
         def lift_job() -> None: ...
@@ -26,7 +26,7 @@ def test_what_a_change_adds_alters_and_drops_is_in_the_difference() -> None:
     assert "-      owner: team-clickhouse" in difference(written, {"cranes": dg.Definitions()})
 
 
-def test_the_order_in_which_things_are_registered_does_not_show() -> None:
+def test_the_order_of_registration_does_not_matter() -> None:
     specs = [dg.AssetSpec(name) for name in ("beams", "anchors")]
     assert snapshot({"cranes": dg.Definitions(assets=specs)}) == snapshot(
         {"cranes": dg.Definitions(assets=specs[::-1])}
