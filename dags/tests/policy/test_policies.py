@@ -192,12 +192,8 @@ def faults_of_names() -> Iterator[Planted]:
     yield Planted(policy, "job lift does not end in _job: rename it", {"jobs": [job(name="lift")]})
     early = [schedule("early_schedule")]
     yield Planted(policy, "schedule early_schedule is not named after its job: call it lift_", {"schedules": early})
-    yield Planted(
-        policy, "sensor look_sensor ends in _sensor, which repeats", {"sensors": [sensor("look_sensor")]}
-    )
-    yield Planted(
-        policy, "asset cranes_table ends in _table, which repeats", {"assets": [asset("cranes_table")]}
-    )
+    yield Planted(policy, "sensor look_sensor ends in _sensor, which repeats", {"sensors": [sensor("look_sensor")]})
+    yield Planted(policy, "asset cranes_table ends in _table, which repeats", {"assets": [asset("cranes_table")]})
     yield Planted(
         policy,
         "cranes:cranes_check ends in _check, which",
