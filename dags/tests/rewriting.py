@@ -10,6 +10,7 @@ from typing import Any
 from uuid import UUID, uuid4
 
 import psycopg2
+import pytest
 from clickhouse_driver import Client
 from pydantic import SecretStr
 
@@ -185,6 +186,13 @@ def world_on(node_ports: Sequence[int], dsn: str) -> Iterator[World]:
         apply_schema(cluster, clustered=False)
         yield World(cluster, postgres)
     on_every_node(node_ports, f"DROP DATABASE IF EXISTS {database} SYNC")
+
+
+@pytest.fixture
+def world(clickhouse_cluster_ports: tuple[int, ...], postgres_dsn: str) -> Iterator[World]:
+    """A new database on two shards with the schema, and an empty table of requests."""
+    with world_on(clickhouse_cluster_ports, postgres_dsn) as opened:
+        yield opened
 
 
 def on_every_node(node_ports: Sequence[int], statement: str) -> None:

@@ -1,5 +1,3 @@
-from collections.abc import Iterator
-
 import dagster as dg
 import pytest
 
@@ -9,14 +7,9 @@ from dags.common.rewrites.run import REWRITE_JOBS
 from dags.locations.clickhouse import defs
 from dags.maintenance.orphaned_rewrites import cleanup_orphaned_rewrites_job, cleanup_orphaned_rewrites_schedule
 from dags.tests.resources import clickhouse_resource, postgres_resource
-from dags.tests.rewriting import World, world_on
+from dags.tests.rewriting import World, world
 
-
-@pytest.fixture
-def world(clickhouse_cluster_ports: tuple[int, ...], postgres_dsn: str) -> Iterator[World]:
-    """A new database on two shards with the schema, and an empty table of requests."""
-    with world_on(clickhouse_cluster_ports, postgres_dsn) as opened:
-        yield opened
+__all__ = ["world"]
 
 
 def test_the_job_drops_what_dead_runs_left_and_nothing_else(world: World) -> None:
