@@ -1,7 +1,7 @@
 """The teams, and how a definition names the one that owns it.
 
-A location names its owner once, `build_definitions(owner=…)`, for all its assets and asset checks. What Dagster lets
-nobody change afterwards names its owner itself:
+A location names its owner once, `build_definitions(owner=…)`, for all its assets and asset checks. Definitions that
+Dagster cannot change afterwards name their owner themselves:
 
 | definition | argument |
 |---|---|

@@ -21,7 +21,7 @@ def skip_if_already_running(
     """Return a SkipReason if a run of the job, or of a backfill of one of the assets, is in progress; else None.
 
     Used as `return skip_if_already_running(context, job.name) or dg.RunRequest()`. It saves a useless run and is not a
-    lock, since a run may start after the tick has looked: use `locks.py` for work that must not overlap.
+    lock, since a run may start after the tick checked: use `locks.py` for work that must not overlap.
     """
     run_id = unfinished_run(context.instance, job_name, asset_keys)
     if run_id is None:

@@ -1,4 +1,4 @@
-"""The asset of the daily digest: its partitions, its metadata, and what it refuses to compute."""
+"""The asset of the daily digest: its partitions, its metadata, and the days that it cannot compute."""
 
 import datetime as dt
 from collections.abc import Mapping, Sequence

@@ -30,7 +30,7 @@ def test_a_definition_of_each_kind_carries_the_owner_as_owner_and_as_tag() -> No
     definitions = dg.Definitions(
         assets=[an_asset, some_assets], jobs=[an_op_job, an_asset_job], schedules=[a_schedule], sensors=[a_sensor]
     )
-    # What is seen is the resolved definition, as a deployment has it.
+    # The resolved definitions, as in a deployment.
     found: list[Any] = [
         *definitions.resolve_all_asset_specs(),
         definitions.resolve_job_def("an_op_job"),
@@ -85,13 +85,13 @@ def test_runs_of_an_owned_job_carry_the_owner_as_tag() -> None:
 
 
 def test_a_second_owner_is_rejected() -> None:
-    tags = {"owner": "somebody"}
+    tags = {"owner": "team-other"}
     for helper in (owner_tags, owned_by):
         with pytest.raises(ValueError, match=r"set by the first argument \(team-clickhouse\)"):
             helper(OWNER, **tags)
 
 
-def test_a_tag_with_a_slash_in_its_name_is_taken() -> None:
+def test_a_tag_may_have_a_slash_in_its_name() -> None:
     assert owner_tags(OWNER, **{"dagster/priority": "1"}) == {"owner": "team-clickhouse", "dagster/priority": "1"}
 
 
@@ -110,7 +110,7 @@ def test_a_tag_with_a_slash_in_its_name_is_taken() -> None:
         dg.SensorDefinition,
     ],
 )
-def test_what_owned_by_is_for_takes_owners_and_tags(definition: Callable[..., object]) -> None:
+def test_definitions_for_owned_by_take_owners_and_tags(definition: Callable[..., object]) -> None:
     assert {"owners", "tags"} <= set(inspect.signature(definition).parameters)
 
 
@@ -127,13 +127,13 @@ def test_what_owned_by_is_for_takes_owners_and_tags(definition: Callable[..., ob
         dg.AutomationConditionSensorDefinition,
     ],
 )
-def test_what_only_owner_tags_are_for_takes_tags_and_still_no_owners(definition: Callable[..., object]) -> None:
+def test_definitions_for_owner_tags_take_tags_and_no_owners(definition: Callable[..., object]) -> None:
     parameters = set(inspect.signature(definition).parameters)
     assert "tags" in parameters
     assert "owners" not in parameters, "Dagster takes owners here now: use owned_by, and say so in owners.py"
 
 
-def test_a_location_belongs_to_the_team_that_it_is_named_like() -> None:
+def test_the_name_of_a_location_gives_its_team() -> None:
     assert team_of_location("web_analytics") == "team-web-analytics"
     assert team_of_location("shared") == "team-data-platform"
     assert team_of_location("elsewhere") is None

@@ -53,7 +53,7 @@ def storage_settings(endpoint: str, bucket: str) -> Settings:
 
 
 def message(error: dg.DagsterEvent) -> str:
-    """Everything the event log has of a failed step."""
+    """Return everything in the event log about a failed step."""
     return json.dumps(error.event_specific_data, default=str) + str(error.step_failure_data.error)
 
 
@@ -123,7 +123,7 @@ def test_storing_again_replaces_the_object(
     assert s3_client.list_objects_v2(Bucket=s3_bucket)["KeyCount"] == 1
 
 
-def test_a_partition_has_an_object_of_its_own(
+def test_each_partition_has_its_own_object(
     io_manager: JsonObjectIOManager, instance: dg.DagsterInstance, s3_client: Any, s3_bucket: str
 ) -> None:
     SEEN.clear()
@@ -133,7 +133,7 @@ def test_a_partition_has_an_object_of_its_own(
     assert SEEN == ["value of 2024-01-02"]
 
 
-def test_a_run_of_several_partitions_gives_and_gets_a_dict(
+def test_a_run_of_several_partitions_returns_and_receives_a_dict(
     io_manager: JsonObjectIOManager, instance: dg.DagsterInstance, s3_client: Any, s3_bucket: str
 ) -> None:
     SEEN.clear()
@@ -148,18 +148,18 @@ def test_a_run_of_several_partitions_gives_and_gets_a_dict(
     assert [{day: f"value of {day}" for day in days}] == SEEN
 
 
-def test_several_partitions_need_a_value_each(io_manager: JsonObjectIOManager, instance: dg.DagsterInstance) -> None:
+def test_every_partition_of_a_run_needs_a_value(io_manager: JsonObjectIOManager, instance: dg.DagsterInstance) -> None:
     @dg.asset(partitions_def=DAYS, backfill_policy=dg.BackfillPolicy.single_run())
-    def forgetful() -> dict[str, int]:
+    def incomplete() -> dict[str, int]:
         return {"2024-01-01": 1}
 
     partition_range = {
         "dagster/asset_partition_range_start": "2024-01-01",
         "dagster/asset_partition_range_end": "2024-01-02",
     }
-    (failure,) = materialize([forgetful], io_manager, instance, tags=partition_range).get_step_failure_events()
+    (failure,) = materialize([incomplete], io_manager, instance, tags=partition_range).get_step_failure_events()
     assert UnstorableAssetValueError.__name__ in message(failure)
-    assert "asset 'forgetful' ran for 2 partitions and returned the keys ['2024-01-01']" in message(failure)
+    assert "asset 'incomplete' ran for 2 partitions and returned the keys ['2024-01-01']" in message(failure)
     assert "2024-01-01, 2024-01-02" in message(failure)
 
 
@@ -168,8 +168,8 @@ def test_a_missing_value_is_named_with_the_remedy(
     io_manager: JsonObjectIOManager, instance: dg.DagsterInstance, s3_bucket: str, partition: str | None
 ) -> None:
     assets = [source, reader] if partition is None else [daily_source, daily_reader]
-    asked = assets[1].key.to_user_string()
-    result = materialize(assets, io_manager, instance, selection=asked, partition_key=partition)
+    selected = assets[1].key.to_user_string()
+    result = materialize(assets, io_manager, instance, selection=selected, partition_key=partition)
     (failure,) = result.get_step_failure_events()
     text = message(failure)
     assert MissingAssetValueError.__name__ in text
@@ -190,7 +190,7 @@ def test_a_value_that_json_cannot_hold_is_rejected(
     assert "asset 'odd' returned a value that JSON cannot hold" in message(failure)
 
 
-def test_keys_of_objects_do_not_mix_partitions_and_folders() -> None:
+def test_a_slash_in_a_partition_key_is_escaped() -> None:
     key = dg.AssetKey(["team", "rates"])
     assert object_key(key, None) == "assets/team/rates.json"
     assert object_key(key, "2024-01-01-00:00") == "assets/team/rates/2024-01-01-00:00.json"
@@ -232,7 +232,7 @@ def postgres_of(dsn: str) -> Postgres:
     )
 
 
-def test_the_password_is_not_in_the_text_of_postgres() -> None:
+def test_the_repr_of_postgres_has_no_password() -> None:
     assert SECRET not in repr(make_postgres(Settings(postgres_password=SecretStr(SECRET))))
 
 
@@ -252,14 +252,14 @@ def production(**more: Any) -> Settings:
     )
 
 
-def test_slack_only_logs_what_it_would_send_on_a_laptop(caplog: pytest.LogCaptureFixture) -> None:
+def test_slack_only_logs_messages_on_a_laptop(caplog: pytest.LogCaptureFixture) -> None:
     client = client_for(Settings(debug=True, slack_token=SecretStr(SECRET)))
-    # An address where nothing listens: sending would be an error.
+    # Nothing listens at this address, so sending would fail.
     client.base_url = "http://127.0.0.1:1/"
     with caplog.at_level(logging.INFO):
-        answer = client.chat_postMessage(channel="#alerts-clickhouse", text="It burns.")
+        answer = client.chat_postMessage(channel="#alerts-clickhouse", text="A job failed.")
     assert answer["ok"]
-    assert "Not sent: chat.postMessage to #alerts-clickhouse: It burns." in caplog.text
+    assert "Not sent: chat.postMessage to #alerts-clickhouse: A job failed." in caplog.text
     assert SECRET not in caplog.text
 
 
@@ -332,7 +332,7 @@ def test_tags_of_several_assets_at_once_name_them_all(instance: dg.DagsterInstan
     assert (tags.step, tags.owner) == ("a,b", "team-ingestion")
 
 
-# All of them in a run
+# All resources in one run
 
 
 SERVICES = ("clickhouse", "s3", "postgres")
@@ -458,7 +458,7 @@ def test_a_run_closes_the_connections_of_its_cluster(
     assert not kept[0].connection.connected
 
 
-def test_a_run_with_a_wrong_environment_fails_with_every_problem(
+def test_a_run_with_an_invalid_environment_fails_with_every_problem(
     monkeypatch: pytest.MonkeyPatch, instance: dg.DagsterInstance
 ) -> None:
     monkeypatch.setenv("CLICKHOUSE_PORT", "x")

@@ -1,4 +1,4 @@
-"""What the digest's tests run on: orders and pageviews go in, digests come out; and a model in plain Python."""
+"""A Dagster and a ClickHouse for the tests of the digest, and a model of the digest in plain Python."""
 
 import datetime as dt
 import json
@@ -29,7 +29,7 @@ NOON = at("12:00:00")
 
 @dataclass(frozen=True)
 class Order:
-    """A revenue event; a property that is NOTHING is left out."""
+    """A revenue event. A property that is NOTHING is absent."""
 
     revenue: object = "10"
     currency: object = "USD"
@@ -46,7 +46,7 @@ class Order:
 
     @property
     def amount(self) -> Decimal | None:
-        """The amount, by the rules as they are written down."""
+        """Return the amount by the documented rules."""
         if isinstance(self.revenue, bool) or not isinstance(self.revenue, str | int):
             return None
         if not NUMBER.fullmatch(str(self.revenue)) or abs(Decimal(self.revenue)) >= 10**12:
@@ -66,27 +66,27 @@ class Platform:
         return Web(self.cluster)
 
     def order(self, *orders: Order) -> None:
-        """Insert orders as one part: duplicates of two calls are not merged."""
+        """Insert orders as one part, so that duplicates of two calls are not merged."""
         names = ["properties", *(one.name for one in fields(Order) if one.name not in ("revenue", "currency"))]
         rows = [[getattr(order, name) for name in names] for order in orders]
         if rows:
             self.cluster.any_host(Insert("events", names, rows)).result()
 
     def rates(self, rates: Mapping[str, str], day: dt.date = DAY) -> None:
-        """Store rates of a day, and no others."""
+        """Store the rates of a day in place of all others."""
         self.rows("TRUNCATE TABLE exchange_rate")
         rows = [(currency, day, Decimal(rate), 1) for currency, rate in rates.items()]
         self.cluster.any_host(Insert("exchange_rate", ("currency", "date", "rate", "version"), rows)).result()
         self.rows("SYSTEM RELOAD DICTIONARY exchange_rate_dict")
 
     def web_tables_of(self, *days: dt.date) -> None:
-        """Say that the web tables of these days were computed, whatever is in them."""
+        """Record that the web tables of these days were computed, whatever they contain."""
         for key in ("web_analytics_stats_table_daily", "web_analytics_bounces_daily"):
             for day in days:
                 self.instance.report_runless_asset_event(dg.AssetMaterialization(key, partition=str(day)))
 
     def run(self, *days: dt.date, definitions: dg.Definitions = defs, job_name: str = JOB) -> dg.ExecuteInProcessResult:
-        """Run the job for no day, one, or all from the first to the second; errors are in the result."""
+        """Run the job for no day, for one, or for a range of two. Errors are in the result."""
         own = dg.Definitions(
             assets=definitions.assets,
             asset_checks=definitions.asset_checks,
@@ -101,7 +101,7 @@ class Platform:
         )
 
     def digests(self) -> dict[tuple[int, dt.date], Digest]:
-        """What the table holds."""
+        """Return the rows of the table."""
         names = ", ".join(one.name for one in fields(Digest))
         found = {}
         for row in self.rows(f"SELECT {names} FROM analytics_digest_daily"):  # noqa: S608 - names from code
@@ -114,7 +114,7 @@ class Platform:
         return found
 
     def metadata(self, day: dt.date = DAY) -> Mapping[str, Any]:
-        """The metadata of a day's newest materialisation."""
+        """Return the metadata of a day's newest materialization."""
         records = self.instance.fetch_materializations(
             dg.AssetRecordsFilter(asset_key=dg.AssetKey("analytics_digest_daily"), asset_partitions=[str(day)]), limit=1
         ).records
@@ -123,14 +123,14 @@ class Platform:
         return {name: value.value for name, value in found.metadata.items()}
 
     def rows(self, statement: str, **parameters: object) -> Rows:
-        """Ask ClickHouse."""
+        """Query ClickHouse."""
         return self.cluster.any_host(Query(statement, parameters)).result()
 
 
 def digests_of(
     day: dt.date, sessions: Iterable[Session], orders: Iterable[Order], rates: Mapping[str, str]
 ) -> dict[tuple[int, dt.date], Digest]:
-    """A day's digests from its sessions and orders, one by one and in fractions."""
+    """Return a day's digests from its sessions and orders, one by one and in fractions."""
     of_day = [session for session in sessions if session.start.date() == day]
     placed = {order.uuid: order for order in orders if order.event == "order_placed" and order.timestamp.date() == day}
     teams = {session.team_id for session in of_day} | {order.team_id for order in placed.values()}
@@ -182,5 +182,5 @@ def _digest_of(
 
 
 def to_cents(dollars: Fraction) -> Decimal:
-    """Rounded, a half to the even cent."""
+    """Return the amount rounded to cents, half to even."""
     return (Decimal(round(dollars * 100)) / 100).quantize(Decimal("0.01"))

@@ -19,7 +19,7 @@ def instance() -> Iterator[dg.DagsterInstance]:
 
 
 def tick_after(instance: dg.DagsterInstance, *computed: dt.date) -> tuple[list[dg.RunRequest], str]:
-    """What a tick asks for and why it is skipped, when the web tables of these days are computed."""
+    """Return the run requests and the skip message of a tick, with the web tables of these days computed."""
     for key in WEB_TABLES:
         for day in computed:
             instance.report_runless_asset_event(dg.AssetMaterialization(key, partition=str(day)))
@@ -29,7 +29,7 @@ def tick_after(instance: dg.DagsterInstance, *computed: dt.date) -> tuple[list[d
 
 
 @pytest.mark.parametrize("first", [YESTERDAY, DAY_BEFORE])
-def test_a_tick_asks_for_yesterday_and_the_day_before_where_it_is_computed(
+def test_a_tick_requests_yesterday_and_the_day_before_if_it_is_computed(
     instance: dg.DagsterInstance, first: dt.date
 ) -> None:
     (request,), _ = tick_after(instance, first, YESTERDAY)
@@ -43,7 +43,7 @@ def test_a_tick_is_skipped_while_the_web_tables_are_not_computed(instance: dg.Da
     assert f"The web tables of {YESTERDAY} are not computed" in reason
 
 
-def test_a_tick_is_skipped_while_a_run_is_under_way(instance: dg.DagsterInstance) -> None:
+def test_a_tick_is_skipped_while_a_run_is_in_progress(instance: dg.DagsterInstance) -> None:
     run = dg.DagsterRun(job_name="analytics_digest_daily_job", status=dg.DagsterRunStatus.STARTED)
     instance.add_run(run)
     requests, reason = tick_after(instance, YESTERDAY)

@@ -34,7 +34,7 @@ orders = st.builds(
     currency=st.sampled_from(["USD", "EUR", "eur", "JPY", "IDR", "GBP", "XYZ", "", "€", NOTHING, None, 7]),
     team_id=st.integers(1, 3),
     timestamp=moments,
-    event=st.sampled_from(["order_placed", "order_placed", "order_placed", "order_refused"]),
+    event=st.sampled_from(["order_placed", "order_placed", "order_placed", "order_canceled"]),
     distinct_id=st.sampled_from(["a", "b"]),
 )
 events = st.builds(
@@ -52,7 +52,7 @@ def assert_any_case_equals_the_model(platform: Platform, examples: int) -> None:
     platform.rows("SYSTEM STOP MERGES events")
     platform.rates(RATES, DAYS[0])
 
-    # One database for all examples: each begins by emptying what it reads, and replaces every day.
+    # One database for all examples: each first clears the tables that it reads, and replaces every day.
     @settings(
         max_examples=examples, deadline=None, suppress_health_check=[HealthCheck.too_slow], derandomize=examples < 100
     )

@@ -44,7 +44,7 @@ def rates_of(date: dt.date, **figures: str) -> Rates:
 
 
 @dataclass
-class ToldProvider:
+class FakeProvider:
     """A source that has the given days and latest rates."""
 
     days: dict[dt.date, Rates] = field(default_factory=dict)
@@ -53,10 +53,10 @@ class ToldProvider:
     name: str = "a source of the test"
     minimum_currencies: int = len(MAIN_CURRENCIES)
 
-    def tell(self, date: dt.date, **figures: str) -> None:
+    def add(self, date: dt.date, **figures: str) -> None:
         self.days[date] = rates_of(date, **figures)
 
-    def tell_latest(self, published_at: dt.datetime, **figures: str) -> None:
+    def set_latest(self, published_at: dt.datetime, **figures: str) -> None:
         self.latest = Rates(published_at.date(), published_at.date(), self.name, main_figures(**figures), published_at)
 
     def why_not_covered(self, date: dt.date) -> str | None:

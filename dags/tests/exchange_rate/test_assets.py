@@ -12,7 +12,7 @@ from dags.exchange_rate.assets import _fail_without_retry
 from dags.exchange_rate.european_central_bank import EuropeanCentralBank
 from dags.exchange_rate.open_exchange_rates import OpenExchangeRates
 from dags.exchange_rate.providers import ExchangeRatesUnavailableError
-from dags.tests.exchange_rate.platform import Platform, ToldProvider, failure_text
+from dags.tests.exchange_rate.platform import FakeProvider, Platform, failure_text
 from dags.tests.exchange_rate.source_server import APP_ID, Answer, Source, rates_body, refusal
 
 DAY = dt.date(2026, 10, 22)
@@ -70,10 +70,10 @@ def test_running_the_same_days_again_writes_no_row(platform: Platform) -> None:
 def test_a_rate_that_the_source_corrected_replaces_the_stored_one_and_nothing_else_is_written(
     platform: Platform,
 ) -> None:
-    provider = ToldProvider()
-    provider.tell(DAY, EUR="0.86")
+    provider = FakeProvider()
+    provider.add(DAY, EUR="0.86")
     assert platform.run_days(provider, DAY).success
-    provider.tell(DAY, EUR="0.87")
+    provider.add(DAY, EUR="0.87")
     result = platform.run_days(provider, DAY)
     assert result.success, failure_text(result)
     assert platform.rate("EUR", DAY) == Decimal("0.87")
@@ -83,8 +83,8 @@ def test_a_rate_that_the_source_corrected_replaces_the_stored_one_and_nothing_el
 
 
 def test_a_day_that_was_deleted_comes_back_when_it_is_run_again(platform: Platform) -> None:
-    provider = ToldProvider()
-    provider.tell(DAY)
+    provider = FakeProvider()
+    provider.add(DAY)
     assert platform.run_days(provider, DAY).success
     before = platform.stored_rows()
     # A lightweight delete: the table still remembers the token of the insert that it undoes.
@@ -121,11 +121,11 @@ def test_each_partition_of_a_range_has_metadata_of_its_own(platform: Platform) -
 
 
 def test_a_jump_stores_nothing_is_not_retried_and_names_the_override(platform: Platform) -> None:
-    provider = ToldProvider()
-    provider.tell(DAY, ZAR="18", SEK="10")
+    provider = FakeProvider()
+    provider.add(DAY, ZAR="18", SEK="10")
     assert platform.run_days(provider, DAY).success
     before = platform.stored_rows()
-    provider.tell(NEXT_DAY, ZAR="27.5", SEK="4.9")
+    provider.add(NEXT_DAY, ZAR="27.5", SEK="4.9")
     result = platform.run_days(provider, NEXT_DAY)
     assert not result.success
     assert retries(result) == 0
@@ -148,17 +148,17 @@ def test_a_jump_stores_nothing_is_not_retried_and_names_the_override(platform: P
 
 
 def test_the_run_config_can_lower_the_limit_of_a_change(platform: Platform) -> None:
-    provider = ToldProvider()
-    provider.tell(DAY, ZAR="18")
-    provider.tell(NEXT_DAY, ZAR="18.5")
+    provider = FakeProvider()
+    provider.add(DAY, ZAR="18")
+    provider.add(NEXT_DAY, ZAR="18.5")
     result = platform.run_days(provider, DAY, NEXT_DAY, maximum_change_percent=1)
     assert "ZAR on 2026-10-23" in failure_text(result)
     assert platform.stored_rows() == []
 
 
 def test_a_negative_rate_is_stored_nowhere(platform: Platform) -> None:
-    provider = ToldProvider()
-    provider.tell(DAY, EUR="-0.86", GBP="NaN")
+    provider = FakeProvider()
+    provider.add(DAY, EUR="-0.86", GBP="NaN")
     result = platform.run_days(provider, DAY)
     assert not result.success
     assert retries(result) == 0
@@ -169,8 +169,8 @@ def test_a_negative_rate_is_stored_nowhere(platform: Platform) -> None:
 
 
 def test_too_few_currencies_are_rejected_unless_the_run_config_allows_them(platform: Platform) -> None:
-    provider = ToldProvider(minimum_currencies=25)
-    provider.tell(DAY)
+    provider = FakeProvider(minimum_currencies=25)
+    provider.add(DAY)
     assert "14 currencies: at least 25" in failure_text(platform.run_days(provider, DAY))
     job = platform.definitions(provider).resolve_job_def("daily_exchange_rates_job")
     config = {"ops": {"daily_exchange_rates": {"config": {"minimum_currencies": 14}}}}
@@ -178,8 +178,8 @@ def test_too_few_currencies_are_rejected_unless_the_run_config_allows_them(platf
 
 
 def test_days_that_the_source_does_not_cover_are_all_named_and_not_retried(platform: Platform) -> None:
-    provider = ToldProvider()
-    provider.tell(DAY)
+    provider = FakeProvider()
+    provider.add(DAY)
     result = platform.run_days(provider, DAY, DAY + dt.timedelta(days=2))
     assert not result.success
     assert retries(result) == 0
@@ -190,16 +190,16 @@ def test_days_that_the_source_does_not_cover_are_all_named_and_not_retried(platf
 
 def test_a_days_final_rates_replace_its_hourly_rates_in_either_order(platform: Platform) -> None:
     last_hour = HOUR.replace(hour=23)
-    provider = ToldProvider()
-    provider.tell_latest(last_hour + dt.timedelta(minutes=59), EUR="0.85")
-    provider.tell(DAY, EUR="0.86", GBP="2")
+    provider = FakeProvider()
+    provider.set_latest(last_hour + dt.timedelta(minutes=59), EUR="0.85")
+    provider.add(DAY, EUR="0.86", GBP="2")
     assert platform.run("hourly_exchange_rates_job", provider, key_of(last_hour)).success
     assert platform.rate("EUR", DAY) == Decimal("0.85")
     assert platform.run_days(provider, DAY).success
     assert platform.rate("EUR", DAY) == Decimal("0.86")
     before = platform.rows("SELECT * FROM exchange_rate FINAL ORDER BY currency")
 
-    provider.tell_latest(last_hour + dt.timedelta(minutes=59), EUR="0.87", GBP="2.1")
+    provider.set_latest(last_hour + dt.timedelta(minutes=59), EUR="0.87", GBP="2.1")
     result = platform.run("hourly_exchange_rates_job", provider, key_of(last_hour))
     assert result.success, failure_text(result)
     assert platform.rows("SELECT * FROM exchange_rate FINAL ORDER BY currency") == before
@@ -208,10 +208,10 @@ def test_a_days_final_rates_replace_its_hourly_rates_in_either_order(platform: P
 
 
 def test_a_later_hour_replaces_an_earlier_one_and_never_the_other_way_round(platform: Platform) -> None:
-    provider = ToldProvider()
+    provider = FakeProvider()
     for hour, rate in ((12, "0.85"), (13, "0.86"), (12, "0.87")):
         at = HOUR.replace(hour=hour)
-        provider.tell_latest(at, EUR=rate)
+        provider.set_latest(at, EUR=rate)
         result = platform.run("hourly_exchange_rates_job", provider, key_of(at))
         assert result.success, failure_text(result)
     assert platform.rate("EUR", DAY) == Decimal("0.86")
@@ -220,8 +220,8 @@ def test_a_later_hour_replaces_an_earlier_one_and_never_the_other_way_round(plat
 
 
 def test_an_hour_of_the_past_cannot_be_fetched(platform: Platform) -> None:
-    provider = ToldProvider()
-    provider.tell_latest(HOUR)
+    provider = FakeProvider()
+    provider.set_latest(HOUR)
     result = platform.run("hourly_exchange_rates_job", provider, key_of(HOUR - dt.timedelta(hours=5)))
     assert not result.success
     assert retries(result) == 0

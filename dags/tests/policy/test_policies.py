@@ -127,7 +127,7 @@ def sensor(name: str, **given: Any) -> dg.SensorDefinition:
 
 @dataclass(frozen=True)
 class Planted:
-    """Definitions of a location `cranes` with a fault, and what the policy must say of it."""
+    """Definitions of a location `cranes` with a fault, and the problem that the policy must return."""
 
     policy: Policy
     problem: str
@@ -136,23 +136,23 @@ class Planted:
 
 def faults_of_ownership() -> Iterator[Planted]:
     policy: Policy = policies.everything_has_an_owner
-    nobodys: dict[str, Any] = {"owners": None, "tags": {}}
-    twisted: dict[str, Any] = {"owners": ["team:team-ingestion"], "tags": {"owner": "team-clickhouse"}}
-    strangers: dict[str, Any] = {"owners": ["team:nobody"], "tags": {"owner": "nobody"}}
-    yield Planted(policy, "asset cranes has no owner: define the location with", {"assets": [asset(**nobodys)]})
-    yield Planted(policy, "has owners ['team:team-ingestion'] and tag team-clickhouse", {"assets": [asset(**twisted)]})
-    yield Planted(policy, "owner nobody, which is not in JobOwners", {"assets": [asset(**strangers)]})
-    yield Planted(policy, "sensor look has no owner: add **owned_by", {"sensors": [sensor("look", **nobodys)]})
+    unowned: dict[str, Any] = {"owners": None, "tags": {}}
+    mixed: dict[str, Any] = {"owners": ["team:team-ingestion"], "tags": {"owner": "team-clickhouse"}}
+    unknown: dict[str, Any] = {"owners": ["team:team-unknown"], "tags": {"owner": "team-unknown"}}
+    yield Planted(policy, "asset cranes has no owner: define the location with", {"assets": [asset(**unowned)]})
+    yield Planted(policy, "has owners ['team:team-ingestion'] and tag team-clickhouse", {"assets": [asset(**mixed)]})
+    yield Planted(policy, "owner team-unknown, which is not in JobOwners", {"assets": [asset(**unknown)]})
+    yield Planted(policy, "sensor look has no owner: add **owned_by", {"sensors": [sensor("look", **unowned)]})
     without = check(metadata={})
     yield Planted(
         policy,
         "check cranes:cranes_stand has no owner: define the location with",
         {"asset_checks": [without]},
     )
-    nobodys_job = dg.JobDefinition(name="lift_job", graph_def=dg.GraphDefinition(name="lift_job", node_defs=[lift]))
-    yield Planted(policy, "job lift_job has no owner: add **owned_by", {"jobs": [nobodys_job]})
-    nobodys_schedule = schedule("lift_schedule", **nobodys)
-    yield Planted(policy, "schedule lift_schedule has no owner: add **owned_by", {"schedules": [nobodys_schedule]})
+    unowned_job = dg.JobDefinition(name="lift_job", graph_def=dg.GraphDefinition(name="lift_job", node_defs=[lift]))
+    yield Planted(policy, "job lift_job has no owner: add **owned_by", {"jobs": [unowned_job]})
+    unowned_schedule = schedule("lift_schedule", **unowned)
+    yield Planted(policy, "schedule lift_schedule has no owner: add **owned_by", {"schedules": [unowned_schedule]})
 
     policy = policies.every_step_has_an_owner
     yield Planted(policy, "step cranes has no owner: add op_tags=owner_tags", {"assets": [asset(op_tags={})]})
