@@ -1,6 +1,6 @@
-"""Alert policy: which Slack channel hears of which team's failures, from how many on; and the sensor that tells them.
+"""Alert policy: the Slack channel of each team, the thresholds of jobs, and the sensor that notifies.
 
-Belongs here: what people edit. Not here: how failures are read, judged and delivered (`dags/alerts`).
+How failures are read, decided and delivered is in `dags/alerts`.
 """
 
 import datetime as dt
@@ -17,7 +17,7 @@ from dags.common.owners import JobOwners, owner_tags
 if TYPE_CHECKING:
     from slack_sdk import WebClient
 
-    from dags.alerts.engine import TickReport
+    from dags.alerts.tick import TickReport
     from dags.common.settings import Settings
 
 notification_channel_per_team: Mapping[str, str] = {
@@ -29,9 +29,9 @@ notification_channel_per_team: Mapping[str, str] = {
     JobOwners.TEAM_WEB_ANALYTICS.value: "#alerts-web-analytics",
 }
 
-# Failures in a row from which on a job's team is told; one where nothing stands here.
+# Consecutive failures of a job after which its team is notified. Jobs without an entry: 1.
 CONSECUTIVE_FAILURE_THRESHOLDS: Mapping[str, int] = {
-    # It runs every hour over the same day: the next run makes good what one has missed.
+    # It recomputes the same day every hour, so the next run makes up for a failed one.
     "web_pre_aggregate_current_day_hourly_job": 3,
 }
 
@@ -39,15 +39,15 @@ SECONDS_BETWEEN_TICKS = 10
 
 
 def get_job_owner_for_alert(run: dg.DagsterRun, step_owner: str | None = None) -> str | None:
-    """The team that hears of a failed run: that of the failed step, else of the run's tag, else of its location.
+    """Return the team to notify of a failed run: the owner of the failed step, else of the run, else of its location.
 
-    None is nobody: such a failure goes to the default channel.
+    None means unowned: such a failure goes to the default channel.
     """
     return route.get_job_owner_for_alert(run, step_owner)
 
 
 def alert_policy(settings: "Settings") -> Policy:
-    """Everything above, with what the environment adds."""
+    """Return the channels and thresholds above, with what the environment adds."""
     return Policy(
         channel_of_owner=notification_channel_per_team,
         default_channel=settings.dagster_default_slack_alerts_channel,
@@ -59,11 +59,11 @@ def alert_policy(settings: "Settings") -> Policy:
 @dg.sensor(
     minimum_interval_seconds=SECONDS_BETWEEN_TICKS,
     default_status=dg.DefaultSensorStatus.RUNNING,
-    description="Tells the owning team of each failure on this instance. Exactly one of these runs on an instance.",
+    description="Notifies the owning team of each failure on this instance. Exactly one of these runs on an instance.",
     tags=owner_tags(JobOwners.TEAM_DATA_PLATFORM),
 )
 def notify_slack_on_failure(context: dg.SensorEvaluationContext) -> dg.SensorResult:
-    """One tick of the alert engine. Its cursor is for show: what it knows is in its own store."""
+    """Run one tick of the alert router. The cursor is only shown; the state is in the router's own store."""
     from dags.common.settings import get_settings
 
     settings = get_settings()
@@ -76,7 +76,7 @@ def notify_slack_on_failure(context: dg.SensorEvaluationContext) -> dg.SensorRes
 
 
 def client_for(settings: "Settings") -> "WebClient":
-    """Slack in production; anywhere else a client that only logs."""
+    """Return a client of Slack in production, and one that only logs elsewhere."""
     from dags.alerts.slack import make_client, make_logging_client
 
     if settings.cloud_deployment is None or settings.slack_token is None:
@@ -85,15 +85,16 @@ def client_for(settings: "Settings") -> "WebClient":
 
 
 def run_tick(instance: dg.DagsterInstance, settings: "Settings", client: "WebClient") -> "TickReport":
-    """One tick on the instance's own store."""
-    from dags.alerts import engine, redact, store, watch
+    """Run one tick on the store of the instance."""
+    from dags.alerts import redact, store, watch
+    from dags.alerts.tick import tick
 
     policy = alert_policy(settings)
     clock = partial(dt.datetime.now, dt.UTC)
     secrets = redact.secret_values(settings)
     opened = store.open_store(store.address_of(instance))
     try:
-        find = partial(
+        rules = partial(
             watch.findings,
             instance,
             opened,
@@ -102,22 +103,22 @@ def run_tick(instance: dg.DagsterInstance, settings: "Settings", client: "WebCli
             partial(redact.redact, secrets=secrets),
             webserver_url=settings.dagster_webserver_url,
         )
-        return engine.tick(instance, opened, client, policy, clock, secrets=secrets, find=find)
+        return tick(instance, opened, client, policy, clock, secrets=secrets, watch=rules)
     finally:
         opened.dispose()
 
 
 def summary(report: "TickReport", *, is_production: bool) -> str:
-    """What a tick has done, in a line for the list of ticks."""
+    """Return what a tick did, in one line for the list of ticks."""
     words = [
         f"{report.events} new events, {report.failures} failures.",
         f"{report.delivered.sent} messages sent, {report.delivered.waiting} waiting.",
     ]
     if not is_production:
-        words.append("Not production: messages are logged, none leaves this machine.")
+        words.append("Not production: messages are logged and not sent.")
     if report.rescued:
-        words.append(f"{len(report.rescued)} failed runs were found by the sweep alone.")
-    if report.set_aside:
-        words.append(f"{len(report.set_aside)} events could not be decoded.")
+        words.append(f"{len(report.rescued)} failed runs were found only by the sweep.")
+    if report.undecodable:
+        words.append(f"{len(report.undecodable)} events could not be decoded.")
     words += [f"{channel}: {fault}." for channel, fault in report.delivered.faults.items()]
     return " ".join(words)

@@ -263,7 +263,7 @@ def unmute(policy_module: str, mute_id: int) -> None:
         store.transaction(engine) as connection,
     ):
         ended = mutes.end(connection, mute_id, now())
-        suppressed = mutes.count(connection, mute_id)
+        suppressed = mutes.count(connection, ended)
     summary = "A summary follows." if suppressed else "There is no summary."
     click.echo(f"Mute {ended.id} ({ended.match}) has ended. It suppressed {suppressed} alerts. {summary}")
 

@@ -12,10 +12,13 @@ from pathlib import Path
 import dagster as dg
 import sqlalchemy as sa
 
-from dags.alerts import dagster_private, engine, ingest, mutes, outbox, store, tables, watch
+from dags.alerts import mutes, outbox, store, tables, tick, watch
+from dags.alerts.queries.mutes import without_summary
+from dags.alerts.queries.stored_values import get_value
 from dags.alerts.outbox import ALL_CHANNELS
 from dags.alerts.transitions import DEFAULT_PACE
 from dags.alerts.values import AttemptState, DeliveryState, Mute, Waiting
+from dags.common.event_log.private import event_heads
 
 MAX_AGE = dt.timedelta(minutes=5)
 SENSOR_DAEMON = "SENSOR"
@@ -103,7 +106,7 @@ def read(instance: dg.DagsterInstance, opened: sa.Engine | None, now: dt.datetim
         position = connection.execute(sa.select(sa.func.max(tables.positions.c.event_id))).scalar()
         waiting = outbox.waiting(connection)
         figures = Figures(
-            ticked_at=_time(connection, engine.TICKED_AT),
+            ticked_at=_time(connection, tick.TICKED_AT),
             sensor_daemon_at=beat_at,
             undecided=_count(connection, tables.attempts.c.state == AttemptState.NEW),
             held=_count(connection, tables.attempts.c.state == AttemptState.HELD),
@@ -111,16 +114,16 @@ def read(instance: dg.DagsterInstance, opened: sa.Engine | None, now: dt.datetim
             uncertain=_count(connection, tables.outbox.c.state == DeliveryState.UNCERTAIN),
             auth_refusal=_auth_refusal(connection) if waiting else None,
             incidents=_open_incidents(connection),
-            mutes=[(mute, mutes.count(connection, mute.id)) for mute in mutes.standing(connection)],
+            mutes=[(mute, mutes.count(connection, mute)) for mute in without_summary(connection)],
             rescued=_count(connection, tables.attempts.c.rescued),
             rescued_in_a_day=_count(connection, tables.attempts.c.rescued, tables.attempts.c.seen_at > now - DAY),
-            watched_at=_time(connection, "found_at"),
+            watched_at=_time(connection, tick.WATCHED_AT),
             rule_faults=faults,
             findings=findings,
         )
     if position is None:
         return figures
-    unread = dagster_private.event_heads(instance, [dg.DagsterEventType.RUN_FAILURE], position, MAX_UNREAD_EVENTS)
+    unread = event_heads(instance, [dg.DagsterEventType.RUN_FAILURE], position, MAX_UNREAD_EVENTS)
     return replace(figures, unread=len(unread), unread_since=min((head.at for head in unread), default=None))
 
 
@@ -165,7 +168,7 @@ def ago(now: dt.datetime, time: dt.datetime, after: str = " ago") -> str:
 
 
 def _time(connection: sa.Connection, name: str) -> dt.datetime | None:
-    value = ingest.get_value(connection, name)
+    value = get_value(connection, name)
     return None if value is None else dt.datetime.fromisoformat(value)
 
 

@@ -1,9 +1,6 @@
-"""Mutes: what people ask not to be told of for a while. Nothing is lost by one: it is counted, and told when it ends.
+"""Mutes: what each suppresses, and the summary at its end. The tag that mutes a job permanently is in `route.py`.
 
-Belongs here: the table, what a mute matches, and the summary at its end. Not here: the tag that mutes a job for good
-(`route.py`).
-
-What a mute keeps back is told by the time of the failure and not by that of a tick. In doubt it keeps back nothing.
+Whether a mute applies depends on the time of the failure, not on that of a tick. In doubt it suppresses nothing.
 """
 
 import datetime as dt
@@ -12,15 +9,16 @@ from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from fnmatch import fnmatchcase
-from typing import TYPE_CHECKING
 
 import sqlalchemy as sa
 
-from dags.alerts import incidents, outbox, route
+from dags.alerts import outbox, route
+from dags.alerts.queries import mutes as queries
+from dags.alerts.queries import outcomes
 from dags.alerts.store import reading, transaction
-from dags.alerts.tables import muted_findings, mutes, outcomes
 from dags.alerts.values import (
     Draft,
+    ExecutionOutcome,
     Finding,
     Mute,
     MuteKind,
@@ -33,12 +31,9 @@ from dags.alerts.values import (
 )
 from dags.common.tags import ASSET_JOB
 
-if TYPE_CHECKING:
-    from dags.alerts.values import ExecutionOutcome
-
-LONGEST = dt.timedelta(days=14)
-SAMPLES = 5
-LINES = 20
+MAX_DURATION = dt.timedelta(days=14)
+MAX_SAMPLES = 5
+MAX_LINES = 20
 UNITS: Mapping[str, dt.timedelta] = {
     "m": dt.timedelta(minutes=1),
     "h": dt.timedelta(hours=1),
@@ -47,11 +42,11 @@ UNITS: Mapping[str, dt.timedelta] = {
 
 
 class MuteError(Exception):
-    """What was asked for is no mute. The message says what is."""
+    """The arguments make no valid mute. The message says what does."""
 
 
 def parse_match(text: str) -> tuple[MuteKind, str]:
-    """The kind and the pattern of a text such as `job:web_*`. Raises MuteError."""
+    """Return the kind and the pattern of a text such as `job:web_*`. Raises MuteError."""
     kind, colon, pattern = text.partition(":")
     if not colon or kind not in set(MuteKind) or not pattern.strip():
         raise MuteError(
@@ -62,56 +57,40 @@ def parse_match(text: str) -> tuple[MuteKind, str]:
 
 
 def parse_duration(text: str) -> dt.timedelta:
-    """The time of a text such as `30m`, `4h` or `2d`. Raises MuteError when it is none, or longer than LONGEST."""
+    """Return the duration of a text such as `30m`, `4h` or `2d`. Raises MuteError, also above MAX_DURATION."""
     found = re.fullmatch(r"([1-9][0-9]{0,5})([mhd])", text.strip())
     if found is None:
-        raise MuteError(f"'{text}' is no time: write minutes, hours or days, as in 30m, 4h or 2d.")
+        raise MuteError(f"'{text}' is no duration: write minutes, hours or days, as in 30m, 4h or 2d.")
     duration = int(found[1]) * UNITS[found[2]]
-    if duration > LONGEST:
+    if duration > MAX_DURATION:
         raise MuteError(
-            f"{text} is longer than {LONGEST.days} days, the longest mute. For good, give the job the tag "
-            f'{route.MUTE_TAG}: "true".'
+            f"{text} is longer than {MAX_DURATION.days} days, the limit of a mute. To mute a job permanently, give it "
+            f'the tag {route.MUTE_TAG}: "true".'
         )
     return duration
 
 
 def add(connection: sa.Connection, match: str, duration: dt.timedelta, reason: str, now: dt.datetime) -> Mute:
-    """Mutes from now on. `reason` has been redacted. Raises MuteError."""
+    """Start a mute now. `reason` is already redacted. Raises MuteError."""
     kind, pattern = parse_match(match)
     if not reason.strip():
         raise MuteError("A mute needs a reason: others will read it.")
-    if not dt.timedelta() < duration <= LONGEST:
-        raise MuteError(f"A mute lasts at most {LONGEST.days} days.")
-    row = {
-        "kind": kind.value,
-        "pattern": pattern,
-        "reason": reason.strip(),
-        "created_at": now,
-        "ends_at": now + duration,
-    }
-    mute_id = connection.execute(sa.insert(mutes).values(**row).returning(mutes.c.id)).scalar_one()
-    return Mute(mute_id, kind, pattern, reason.strip(), now, now + duration)
+    if not dt.timedelta() < duration <= MAX_DURATION:
+        raise MuteError(f"A mute lasts at most {MAX_DURATION.days} days.")
+    return queries.add(connection, kind, pattern, reason.strip(), now, now + duration)
 
 
 def end(connection: sa.Connection, mute_id: int, now: dt.datetime) -> Mute:
-    """Ends a mute now; what it has kept back is told by a next tick. Raises MuteError when there is no such mute."""
-    found = [one for one in standing(connection) if one.id == mute_id and one.ends_at > now]
+    """End a mute now; a later tick sends its summary. Raises MuteError when no such mute is in force."""
+    found = [one for one in queries.without_summary(connection) if one.id == mute_id and one.ends_at > now]
     if not found:
         raise MuteError(f"No mute {mute_id} is in force: `mutes` lists those that are.")
-    connection.execute(sa.update(mutes).where(mutes.c.id == mute_id).values(ends_at=now))
+    queries.set_end(connection, mute_id, now)
     return replace(found[0], ends_at=now)
 
 
-def standing(connection: sa.Connection) -> Sequence[Mute]:
-    """The mutes whose end has not been told, the oldest first."""
-    return [
-        Mute(row.id, MuteKind(row.kind), row.pattern, row.reason, row.created_at, row.ends_at)
-        for row in connection.execute(sa.select(mutes).where(mutes.c.summarized_at.is_(None)).order_by(mutes.c.id))
-    ]
-
-
 def matches(mute: Mute, subject: MuteSubject) -> bool:
-    """Whether a mute matches. One by asset does when it matches every asset that failed: the others must be told."""
+    """Return whether a mute matches. By asset it does only when it matches every failed asset."""
     if mute.kind is MuteKind.ASSET:
         return bool(subject.asset_keys) and all(fnmatchcase(key, mute.pattern) for key in subject.asset_keys)
     values = {
@@ -125,115 +104,103 @@ def matches(mute: Mute, subject: MuteSubject) -> bool:
 
 
 def mute_of(known: Sequence[Mute], at: dt.datetime, subject: MuteSubject) -> Mute | None:
-    """The first mute that keeps back what happened at a time, None when it is to be told."""
+    """Return the first mute that suppresses what happened at a time, None when none does."""
     return next((one for one in known if one.created_at <= at < one.ends_at and matches(one, subject)), None)
 
 
-def apply(connection: sa.Connection, found: Sequence["ExecutionOutcome"]) -> list["ExecutionOutcome"]:
-    """The outcomes, with the mute that keeps each failure back."""
-    known = standing(connection)
-    return [replace(one, muted_by=muted.name) if (muted := _mute_of_outcome(known, one)) else one for one in found]
+def apply(connection: sa.Connection, found: Sequence[ExecutionOutcome]) -> list[ExecutionOutcome]:
+    """Return the outcomes, each failure with the mute that suppresses it."""
+    known = queries.without_summary(connection)
+    return [replace(one, muted_by=mute.name) if (mute := _mute_of_outcome(known, one)) else one for one in found]
 
 
-def keep_back(connection: sa.Connection, found: Sequence[Finding], now: dt.datetime) -> Sequence[Finding]:
-    """The findings that are to be told; the others are counted."""
-    known = standing(connection)
-    told = []
+def without_muted_findings(
+    connection: sa.Connection, found: Sequence[Finding], now: dt.datetime
+) -> Sequence[Finding]:
+    """Return the findings that no mute suppresses, and count the others."""
+    known = queries.without_summary(connection)
+    left = []
     for finding in found:
         subject = MuteSubject(finding.owner, finding.job_name, finding.location, (), finding.key)
-        muted = mute_of(known, now, subject)
-        if muted is None:
-            told.append(finding)
-            continue
-        row = {"mute": muted.id, "finding": finding.key, "owner": finding.owner, "title": finding.title, "at": now}
-        incidents.insert_new(connection, muted_findings, [row])
-    return told
+        mute = mute_of(known, now, subject)
+        if mute is None:
+            left.append(finding)
+        else:
+            queries.add_finding(connection, mute, finding, now)
+    return left
 
 
-def tell_ended(
+def enqueue_summaries(
     store: sa.Engine, policy: Policy, horizon: dt.datetime, now: dt.datetime, secrets: Collection[str] = ()
 ) -> int:
-    """Puts the summaries of mutes that are over into the outbox. How many messages those are.
+    """Put the summaries of ended mutes into the outbox, and return how many messages they are.
 
-    Over is a mute when all that happened before its end has been judged. One that kept back nothing ends in silence.
+    A mute is summarized when everything before its end has been decided. One that suppressed nothing has no summary.
     """
     with reading(store) as connection:
-        over = sa.select(mutes.c.id).where(mutes.c.summarized_at.is_(None), mutes.c.ends_at <= horizon)
-        if connection.execute(over.limit(1)).first() is None:
+        if not any(mute.ends_at <= horizon for mute in queries.without_summary(connection)):
             return 0
-    told = 0
+    enqueued = 0
     with transaction(store) as connection:
-        for mute in standing(connection):
+        for mute in queries.without_summary(connection):
             if mute.ends_at <= horizon:
-                told += outbox.enqueue(connection, _drafts(connection, mute, policy), policy, now, secrets)
-                connection.execute(sa.update(mutes).where(mutes.c.id == mute.id).values(summarized_at=now))
-    return told
+                enqueued += outbox.enqueue(connection, _drafts(connection, mute, policy), policy, now, secrets)
+                queries.set_summarized(connection, mute.id, now)
+    return enqueued
 
 
-def count(connection: sa.Connection, mute_id: int) -> int:
-    """How many failed executions and findings a mute has kept back."""
-    failures = sa.select(sa.func.count(outcomes.c.execution.distinct())).where(outcomes.c.muted_by == f"mute {mute_id}")
-    findings = sa.select(sa.func.count()).where(muted_findings.c.mute == mute_id)
-    return int(connection.execute(failures).scalar_one()) + int(connection.execute(findings).scalar_one())
+def count(connection: sa.Connection, mute: Mute) -> int:
+    """Return how many failed executions and findings a mute has suppressed."""
+    return outcomes.count_muted_by(connection, mute.name) + queries.count_findings(connection, mute.id)
 
 
-def swallowed(connection: sa.Connection, mute: Mute) -> Sequence[Suppressed]:
-    """What a mute has kept back, by owner."""
-    kept = connection.execute(
-        sa.select(outcomes).where(outcomes.c.muted_by == mute.name, outcomes.c.failed).order_by(outcomes.c.at)
-    ).all()
-    findings = connection.execute(
-        sa.select(muted_findings).where(muted_findings.c.mute == mute.id).order_by(muted_findings.c.at)
-    ).all()
+def suppressed(connection: sa.Connection, mute: Mute) -> Sequence[Suppressed]:
+    """Return what a mute has suppressed, by owner."""
+    failures = outcomes.muted_by(connection, mute.name)
+    findings = queries.findings_of(connection, mute)
+    owners = {one.owner or "" for one, _ in failures} | {one.owner or "" for one in findings}
     found = []
-    for owner in sorted({row.owner or "" for row in [*kept, *findings]}):
-        failed = [row for row in kept if (row.owner or "") == owner]
-        broken = [row for row in findings if (row.owner or "") == owner]
-        times = [row.at for row in [*failed, *broken]]
-        newest = {row.run_id: row.failure for row in reversed(failed) if row.failure is not None}
-        subjects = {(row.execution, _subject(row.job_name, row.series)) for row in failed}
+    for owner in sorted(owners):
+        failed = [(one, job_name) for one, job_name in failures if (one.owner or "") == owner]
+        broken = [one for one in findings if (one.owner or "") == owner]
+        times = [*(one.at for one, _ in failed), *(one.at for one in broken)]
+        newest = {one.run_id: one.failure for one, _ in reversed(failed) if one.failure is not None}
+        subjects = {(one.execution, _subject(job_name, one.series)) for one, job_name in failed}
         found.append(
             Suppressed(
                 owner=owner or None,
                 counts=Counter(subject for _, subject in subjects),
                 first_at=min(times),
                 last_at=max(times),
-                samples=[incidents.failure_from_json(text) for text in list(newest.values())[:SAMPLES]],
-                findings=[row.title for row in broken],
+                samples=list(newest.values())[:MAX_SAMPLES],
+                findings=[one.title for one in broken],
             )
         )
     return found
 
 
-def notice_of(mute: Mute, kept: Suppressed) -> Notice:
-    """The summary for one owner."""
-    lines = [f"{subject}: {_times(number)}" for subject, number in Counter(kept.counts).most_common(LINES)]
-    if len(kept.counts) > LINES:
-        lines.append(f"and {len(kept.counts) - LINES} more")
-    lines += kept.findings[:LINES]
-    number = kept.failures + len(kept.findings)
+def summary_of(mute: Mute, found: Suppressed) -> Notice:
+    """Return the facts of the summary for one owner."""
+    lines = [f"{subject}: {_times(number)}" for subject, number in Counter(found.counts).most_common(MAX_LINES)]
+    if len(found.counts) > MAX_LINES:
+        lines.append(f"and {len(found.counts) - MAX_LINES} more")
+    lines += found.findings[:MAX_LINES]
+    number = found.failures + len(found.findings)
     return Notice(
         kind=NoticeKind.MUTE_ENDED,
-        owner=kept.owner,
-        failures=kept.failures,
-        first_failed_at=kept.first_at,
-        last_failed_at=kept.last_at,
-        title=f"A mute has ended: it kept back {number} alert{'' if number == 1 else 's'}",
+        owner=found.owner,
+        failures=found.failures,
+        first_failed_at=found.first_at,
+        last_failed_at=found.last_at,
+        title=f"A mute has ended: it suppressed {number} alert{'' if number == 1 else 's'}",
         detail=f"{mute.match}, from {mute.created_at:%Y-%m-%d %H:%M} to {mute.ends_at:%Y-%m-%d %H:%M} UTC. "
-        f"Reason: {mute.reason}\nFailures from now on are told again; these are not.",
-        samples=kept.samples,
+        f"Reason: {mute.reason}\nYou are notified of failures from now on, not of these.",
+        samples=found.samples,
         lines=tuple(lines),
     )
 
 
-def forget(connection: sa.Connection, before: dt.datetime) -> None:
-    """Removes the mutes whose end was told before a time."""
-    old = sa.select(mutes.c.id).where(mutes.c.summarized_at < before)
-    connection.execute(sa.delete(muted_findings).where(muted_findings.c.mute.in_(old)))
-    connection.execute(sa.delete(mutes).where(mutes.c.summarized_at < before))
-
-
-def _mute_of_outcome(known: Sequence[Mute], outcome: "ExecutionOutcome") -> Mute | None:
+def _mute_of_outcome(known: Sequence[Mute], outcome: ExecutionOutcome) -> Mute | None:
     failure = outcome.failure
     if not outcome.failed or outcome.muted_by is not None or failure is None:
         return None
@@ -243,10 +210,10 @@ def _mute_of_outcome(known: Sequence[Mute], outcome: "ExecutionOutcome") -> Mute
 
 def _drafts(connection: sa.Connection, mute: Mute, policy: Policy) -> Sequence[Draft]:
     drafts = []
-    for kept in swallowed(connection, mute):
-        key = f"mute/{mute.id}/{kept.owner or 'unowned'}"
-        channel = route.channel_of(kept.owner, policy)
-        drafts.append(Draft(key, key, Operation.POST, channel, notice_of(mute, kept)))
+    for found in suppressed(connection, mute):
+        key = f"mute/{mute.id}/{found.owner or 'unowned'}"
+        channel = route.channel_of(found.owner, policy)
+        drafts.append(Draft(key, key, Operation.POST, channel, summary_of(mute, found)))
     return drafts
 
 

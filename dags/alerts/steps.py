@@ -1,7 +1,7 @@
 """What failed in a run: its steps, their assets and owners, and the error, from the run's own plan and log.
 
-Belongs here: reading a run. Not here: judging it (`decide.py`). The owner of a step is the `owner` tag of its op, which
-the plan that Dagster stores with a run carries: no team's code is imported.
+The owner of a step is the `owner` tag of its op, which is in the plan that Dagster stores with a run. So no team's code is
+imported.
 """
 
 import re
@@ -17,12 +17,12 @@ from dags.common.owners import OWNER_TAG
 if TYPE_CHECKING:
     from dagster_shared.error import SerializableErrorInfo
 
-# Of a run with more failed steps the first are read: one message names few of them.
+# A message names only a few of the failed steps.
 MAX_FAILED_STEPS = 100
-# Kept of an error's message; a message in Slack shows less.
+# Of an error's message. A message in Slack shows less.
 MAX_MESSAGE_CHARACTERS = 4000
 CUT = "\n[…]\n"
-# Errors by which Dagster says that a step failed; the error of the team is their cause.
+# Errors in which Dagster wraps the error of the team's code.
 WRAPPERS = re.compile(
     r"Dagster(ExecutionStep|TypeCheck|IOManager|ExecutionHandleOutput|ExecutionLoadInput)\w*Error|Retry.*"
 )
@@ -42,7 +42,7 @@ Plan = Mapping[str, PlannedStep]
 
 @dataclass(frozen=True)
 class FailedPart:
-    """What failed in a run of one owner's, by tags of steps; owner None where no step says it."""
+    """What failed of one owner in a run, by the tags of its steps; owner None where no step has one."""
 
     owner: str | None
     step_keys: Sequence[str] = ()
@@ -52,22 +52,22 @@ class FailedPart:
 
 @dataclass(frozen=True)
 class RunResult:
-    """What a run's log says. `note` is why it says less than it should; `mended` are assets that did succeed."""
+    """What a run's log says. `note` is why it says less than it should."""
 
     parts: Sequence[FailedPart]
-    mended: Sequence[str] = ()
+    succeeded_assets: Sequence[str] = ()
     note: str | None = None
 
 
 @dataclass
 class Plans:
-    """The plans of runs, read once each. Runs of a backfill share one."""
+    """The plans of runs, each read once. Runs of a backfill share a plan."""
 
     instance: dg.DagsterInstance
     _by_id: dict[str, Plan] = field(default_factory=dict)
 
     def of(self, run: dg.DagsterRun) -> Plan:
-        """The steps of a run, empty when its plan is not stored."""
+        """Return the steps of a run, empty when its plan is not stored."""
         snapshot_id = run.execution_plan_snapshot_id
         if snapshot_id is None:
             return {}
@@ -80,7 +80,7 @@ def _plan(instance: dg.DagsterInstance, snapshot_id: str) -> Plan:
     try:
         snapshot: Any = instance.get_execution_plan_snapshot(snapshot_id)
     except Exception:  # noqa: BLE001
-        # Not readable by this version: the run's own tags and location still say whose it is.
+        # Not readable by this version of Dagster. The run's tags and location still name the owner.
         return {}
     if snapshot is None:
         return {}
@@ -103,18 +103,18 @@ def _plan(instance: dg.DagsterInstance, snapshot_id: str) -> Plan:
 
 
 def check_name(asset_key: dg.AssetKey, name: str) -> str:
-    """An asset check as people write it."""
+    """Return the name of an asset check as people write it."""
     return f"{asset_key.to_user_string()}:{name}"
 
 
 def only_owner(plan: Plan) -> tuple[str | None] | None:
-    """The one owner of all steps, in a tuple because it may be nobody; None when steps have several."""
+    """Return the one owner of all steps, in a tuple because it may be None; None when steps have several owners."""
     owners = {step.owner for step in plan.values()}
     return (owners.pop(),) if len(owners) == 1 else None
 
 
 def read_run(instance: dg.DagsterInstance, run: dg.DagsterRun, plan: Plan, redact: Callable[[str], str]) -> RunResult:
-    """What failed in a run, by owner. Never without a part: a log that cannot be read is a note."""
+    """Return what failed in a run, by owner: at least one part. A log that cannot be read becomes a note."""
     try:
         records = instance.get_records_for_run(
             run.run_id, of_type={dg.DagsterEventType.STEP_FAILURE}, limit=MAX_FAILED_STEPS
@@ -129,31 +129,31 @@ def read_run(instance: dg.DagsterInstance, run: dg.DagsterRun, plan: Plan, redac
             return _without_steps(instance, run, plan, redact)
         finished = _finished_steps(instance, run) if len(plan) > len(failed) else set()
     except Exception as error:  # noqa: BLE001
-        # In doubt, tell: with less in it, and saying so.
+        # In doubt, notify: with fewer facts, and with the reason.
         return RunResult(
             parts=[FailedPart(only[0] if (only := only_owner(plan)) else None)],
-            note=f"The run's log could not be read ({type(error).__name__}), so what failed in it is not known.",
+            note=f"The run's log could not be read ({type(error).__name__}), so the failed steps are unknown.",
         )
     return RunResult(
         parts=_parts(failed, plan),
-        mended=tuple(key for step in finished - set(failed) for key in _planned(plan, step).asset_keys),
+        succeeded_assets=tuple(key for step in finished - set(failed) for key in _planned(plan, step).asset_keys),
     )
 
 
 def _without_steps(
     instance: dg.DagsterInstance, run: dg.DagsterRun, plan: Plan, redact: Callable[[str], str]
 ) -> RunResult:
-    """A run that failed outside its steps, such as one whose process died: all it did not finish has failed."""
+    """Return what failed in a run that failed outside its steps, such as by a crash: every step that did not finish."""
     finished = _finished_steps(instance, run)
     records = instance.get_records_for_run(run.run_id, of_type={dg.DagsterEventType.RUN_FAILURE}, limit=1).records
     cause = None
     if records and (event := records[0].event_log_entry.dagster_event) is not None:
-        # A run that was failed from outside, as run monitoring does it, has a message and no such data.
+        # A run that run monitoring marked as failed has a message and no such data.
         error = getattr(event.event_specific_data, "error", None)
         cause = cause_of(error, redact) or Cause("Run failed", shortened(redact(event.message or "")))
     unfinished = dict.fromkeys((key for key in plan if key not in finished), cause)
-    mended = tuple(key for step in finished for key in _planned(plan, step).asset_keys)
-    return RunResult(parts=_parts(unfinished, plan) or [FailedPart(None, cause=cause)], mended=mended)
+    succeeded_assets = tuple(key for step in finished for key in _planned(plan, step).asset_keys)
+    return RunResult(parts=_parts(unfinished, plan) or [FailedPart(None, cause=cause)], succeeded_assets=succeeded_assets)
 
 
 def _finished_steps(instance: dg.DagsterInstance, run: dg.DagsterRun) -> set[str]:
@@ -178,24 +178,24 @@ def _parts(causes: Mapping[str, Cause | None], plan: Plan) -> list[FailedPart]:
 
 
 def _planned(plan: Plan, step_key: str) -> PlannedStep:
-    """A step of the plan. One that a dynamic output made is planned under a common name."""
+    """Return a step of the plan. The steps of a dynamic output are planned under one name."""
     return plan.get(step_key) or plan.get(re.sub(r"\[[^\]]*\]", "[?]", step_key)) or PlannedStep(None)
 
 
 def cause_of(error: "SerializableErrorInfo | None", redact: Callable[[str], str]) -> Cause | None:
-    """The team's own error inside the one that Dagster reports, redacted and then shortened."""
+    """Return the error of the team's code inside the one that Dagster reports, redacted and then shortened."""
     if error is None:
         return None
     while error.cause is not None and WRAPPERS.fullmatch(error.cls_name or ""):
         error = error.cause
     error_class = error.cls_name or "Error"
-    # Dagster stores the message with the class in front of it, as Python prints it.
+    # Dagster stores the message with the class before it, as Python prints it.
     message = re.sub(rf"^(?:[\w.]+\.)?{re.escape(error_class)}: ", "", error.message.strip())
     return Cause(shortened(redact(error_class), 200), shortened(redact(message)))
 
 
 def shortened(text: str, characters: int = MAX_MESSAGE_CHARACTERS) -> str:
-    """The text with its middle left out when it is longer than that. Redact it first."""
+    """Return the text, without its middle when it is longer than that. Redact it first."""
     if len(text) <= characters:
         return text
     half = (characters - len(CUT)) // 2

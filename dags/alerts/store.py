@@ -1,8 +1,4 @@
-"""The alert engine's own tables: where they are, how they are made, and how a transaction on them is held.
-
-Belongs here: what all tables share. Not here: the tables, which stand in the module that reads and writes them and hang
-on `metadata`.
-"""
+"""The alert store: its address, how it is opened and brought to the latest version, and its transactions."""
 
 import contextlib
 from collections.abc import Iterator, Mapping
@@ -12,27 +8,27 @@ from typing import Any
 import dagster as dg
 import sqlalchemy as sa
 
-from dags.alerts import dagster_private
 from dags.alerts.tables import LATEST_VERSION, MIGRATIONS, SCHEMA, Migration, metadata, schema_version
+from dags.common.event_log.private import storage_url
 
-# Postgres knows the lock that serialises transactions by this number: "alerts" in ASCII.
+# The number of the Postgres lock that serializes transactions: "alerts" in ASCII.
 LOCK_NUMBER = 0x616C65727473
 BUSY_TIMEOUT_SECONDS = 20
 
 
 class StoreVersionError(Exception):
-    """The store was written by newer code than this."""
+    """The store was written by a newer release."""
 
 
 def address_of(instance: dg.DagsterInstance) -> str | Path:
-    """Where the store of an instance is: in its own Postgres database, or in a file beside its own."""
-    return dagster_private.storage_url(instance) or Path(instance.root_directory) / "alerts.sqlite"
+    """Return where the store of an instance is: in its Postgres database, or in a file beside its own files."""
+    return storage_url(instance) or Path(instance.root_directory) / "alerts.sqlite"
 
 
 def open_store(url: str | Path) -> sa.Engine:
-    """The store at a SQLAlchemy URL of Postgres, or in a SQLite file; made or brought to the latest version if need be.
+    """Open the store at a Postgres URL or in a SQLite file. Create it, or bring it to the latest version, if necessary.
 
-    Raises StoreVersionError when newer code has written it, and sqlalchemy.exc.OperationalError when it cannot be
+    Raises StoreVersionError when a newer release wrote it, and sqlalchemy.exc.OperationalError when it cannot be
     reached. The caller disposes of it.
     """
     engine = connect(url)
@@ -41,18 +37,18 @@ def open_store(url: str | Path) -> sa.Engine:
 
 
 def connect(url: str | Path) -> sa.Engine:
-    """The store as it is, for those who only look: nothing is made, and it may have no tables or older ones.
+    """Open the store as it is, for reading: nothing is created, and it may have no tables or those of another version.
 
-    A SQLite file comes to be when it is first used, so look for it before.
+    SQLite creates a missing file on first use, so the caller checks for it before.
     """
     address = sa.make_url(f"sqlite:///{url}" if isinstance(url, Path) else url)
     if address.get_backend_name() == "sqlite":
         engine = sa.create_engine(address, connect_args={"timeout": BUSY_TIMEOUT_SECONDS})
         _prepare_sqlite(engine)
     else:
-        # The one driver of Postgres that the project installs; SQLAlchemy's own choice changes with its version.
+        # The only Postgres driver that the project installs; SQLAlchemy's default changes with its version.
         address = address.set(drivername="postgresql+psycopg2")
-        # Whoever holds the lock for longer has died or hangs: the tick fails, and says so.
+        # A process that holds the lock for longer is dead or hangs: the tick fails with that error.
         milliseconds = BUSY_TIMEOUT_SECONDS * 1000
         options = f"-c lock_timeout={milliseconds} -c idle_in_transaction_session_timeout={milliseconds}"
         engine = sa.create_engine(
@@ -63,7 +59,7 @@ def connect(url: str | Path) -> sa.Engine:
 
 @contextlib.contextmanager
 def transaction(engine: sa.Engine) -> Iterator[sa.Connection]:
-    """One transaction that writes: committed at the end, rolled back after an error. They run one after another."""
+    """Hold a transaction that writes: committed at the end, rolled back after an error. They run one after another."""
     with engine.connect().execution_options(writes=True) as connection, connection.begin():
         if connection.dialect.name == "postgresql":
             connection.execute(sa.select(sa.func.pg_advisory_xact_lock(LOCK_NUMBER)))
@@ -72,7 +68,7 @@ def transaction(engine: sa.Engine) -> Iterator[sa.Connection]:
 
 @contextlib.contextmanager
 def reading(engine: sa.Engine) -> Iterator[sa.Connection]:
-    """One transaction that only reads, and waits for nobody."""
+    """Hold a transaction that only reads, and waits for no other."""
     with engine.connect() as connection, connection.begin():
         yield connection
 
@@ -80,7 +76,7 @@ def reading(engine: sa.Engine) -> Iterator[sa.Connection]:
 def migrate(
     engine: sa.Engine, migrations: Mapping[int, Migration] = MIGRATIONS, latest_version: int = LATEST_VERSION
 ) -> None:
-    """Makes the tables, or leads those that are there to the latest version. Each step is one transaction.
+    """Create the tables, or bring existing ones to the latest version. Each version is one transaction.
 
     Raises StoreVersionError when the store is newer than `latest_version`.
     """
@@ -89,16 +85,16 @@ def migrate(
             return
     while True:
         with transaction(engine) as connection:
-            # Asked under the lock: another process may be doing the same.
+            # Read under the lock: another process may be migrating too.
             version = version_of(connection)
             if version is None:
-                _make(connection, latest_version)
+                _create(connection, latest_version)
             elif version == latest_version:
                 return
             elif version > latest_version:
                 raise StoreVersionError(
                     f"The alert store is at version {version}, and this code knows versions up to {latest_version}. "
-                    "Run the newer code, or restore the store of before."
+                    "Run the newer release, or restore the store from before it."
                 )
             else:
                 migrations[version + 1](connection)
@@ -106,7 +102,7 @@ def migrate(
 
 
 def version_of(connection: sa.Connection) -> int | None:
-    """The version of the store's tables, None when there are none yet."""
+    """Return the version of the store's tables, None when there are none yet."""
     schema = SCHEMA if connection.dialect.name == "postgresql" else None
     if not sa.inspect(connection).has_table(schema_version.name, schema=schema):
         return None
@@ -114,7 +110,7 @@ def version_of(connection: sa.Connection) -> int | None:
     return version
 
 
-def _make(connection: sa.Connection, version: int) -> None:
+def _create(connection: sa.Connection, version: int) -> None:
     if connection.dialect.name == "postgresql":
         connection.execute(sa.schema.CreateSchema(SCHEMA, if_not_exists=True))
     metadata.create_all(connection)
@@ -124,12 +120,12 @@ def _make(connection: sa.Connection, version: int) -> None:
 def _prepare_sqlite(engine: sa.Engine) -> None:
     @sa.event.listens_for(engine, "connect")
     def connected(connection: Any, _record: object) -> None:
-        # The driver would begin transactions by rules of its own; `begun` does it.
+        # Otherwise the driver begins transactions by its own rules; `begun` does it.
         connection.isolation_level = None
         connection.execute("PRAGMA journal_mode = WAL")
 
     @sa.event.listens_for(engine, "begin")
     def begun(connection: sa.Connection) -> None:
-        # A transaction that read first and writes later could fail on a newer write of another.
+        # A transaction that reads first and writes later fails when another has written in between.
         writes = connection.get_execution_options().get("writes", False)
         connection.exec_driver_sql("BEGIN IMMEDIATE" if writes else "BEGIN")

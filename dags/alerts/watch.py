@@ -13,7 +13,8 @@ from typing import Any
 import dagster as dg
 import sqlalchemy as sa
 
-from dags.alerts import ingest, route, watch_rules, watch_sources
+from dags.alerts import route, watch_rules, watch_sources
+from dags.alerts.queries.stored_values import get_value, set_value
 from dags.alerts.steps import Plans, only_owner
 from dags.alerts.store import reading, transaction
 from dags.alerts.values import Finding, Policy
@@ -73,7 +74,7 @@ def findings(
     after[FAULTS] = _aged(faults, before.get(FAULTS, {}), now)
     if after != before:
         with transaction(store) as connection:
-            ingest.set_value(connection, OBSERVATIONS, _to_json(after))
+            set_value(connection, OBSERVATIONS, _to_json(after))
     return [
         replace(one.finding, title=redact(one.finding.title), detail=redact(one.finding.detail))
         for observed in after.values()
@@ -118,7 +119,7 @@ RULES: Mapping[str, Rule] = {
 def last_observations(store: sa.Engine) -> Mapping[str, Observed]:
     """Return the last observations by rule, and none when they cannot be read."""
     with reading(store) as connection:
-        text = ingest.get_value(connection, OBSERVATIONS)
+        text = get_value(connection, OBSERVATIONS)
     if text is None:
         return {}
     try:

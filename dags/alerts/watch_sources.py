@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import dagster as dg
 
-from dags.alerts import ingest
+from dags.common.event_log.run_records import read_records
 from dags.common.tags import MAX_RUNTIME_TAG
 
 if TYPE_CHECKING:
@@ -153,7 +153,7 @@ def read_unfinished_runs(
             filters = dg.RunsFilter(statuses=[status], updated_before=before)
         else:
             filters = dg.RunsFilter(statuses=[status], created_before=before)
-        records, _ = ingest.read_records(instance, instance.get_run_ids(filters, limit=MAX_RUNS))
+        records, _ = read_records(instance, instance.get_run_ids(filters, limit=MAX_RUNS))
         for record in records.values():
             since = _since(record)
             if since is not None:

@@ -1,8 +1,4 @@
-"""What the alert engine takes from Dagster by ways that Dagster does not promise to keep.
-
-Belongs here: such calls and nothing else, each with the reason; `test_dagster_private.py` pins what they do. All other
-modules use Dagster's public interface.
-"""
+"""What the reader takes from Dagster without a public interface; `test_private.py` pins its behavior."""
 
 import datetime as dt
 from collections.abc import Collection, Mapping, Sequence
@@ -15,10 +11,12 @@ import sqlalchemy as sa
 if TYPE_CHECKING:
     from dagster._core.events.log import EventLogEntry
 
+MAX_ERROR_CHARACTERS = 500
+
 
 @dataclass(frozen=True)
 class EventHead:
-    """What the event log knows of an event without decoding it."""
+    """The columns of an event that are readable without decoding it."""
 
     event_id: int
     run_id: str
@@ -27,16 +25,16 @@ class EventHead:
 
 
 class UndecodableEventError(Exception):
-    """The text of an event is not what this version of Dagster can read."""
+    """The stored text of an event is not readable by this version of Dagster."""
 
 
 def event_heads(
     instance: dg.DagsterInstance, event_types: Collection[dg.DagsterEventType], after_id: int, limit: int
 ) -> Sequence[EventHead]:
-    """The events of these types of all runs, in the order of their ids, after an id.
+    """Return the events of these types, of all runs, after an id and in the order of their ids.
 
-    The public readers decode each event, which makes reading the last two minutes again at each tick dear; leave out
-    what they cannot decode without a word; and read check evaluations run by run on SQLite.
+    The public readers decode each event, which is slow where each tick reads the last two minutes again. They also skip
+    what they cannot decode without an error, and on SQLite read check evaluations run by run.
     """
     table = _event_logs()
     query = (
@@ -53,7 +51,10 @@ def event_heads(
 def last_event_id_before(
     instance: dg.DagsterInstance, event_types: Collection[dg.DagsterEventType], time: dt.datetime
 ) -> int:
-    """The id after which all events of these types since a time are found; asked once in the life of a store."""
+    """Return the id after which all events of these types since a time are found.
+
+    The query scans the events of these types, so a reader asks once and then keeps its position.
+    """
     table = _event_logs()
     query = sa.select(sa.func.min(table.c.id)).where(
         table.c.dagster_event_type.in_(sorted(one.value for one in event_types)),
@@ -67,27 +68,29 @@ def last_event_id_before(
 
 
 def event_texts(instance: dg.DagsterInstance, event_ids: Collection[int]) -> Mapping[int, str]:
-    """The stored texts of events, by id. What was deleted meanwhile is missing."""
+    """Return the stored texts of events by id, without those deleted meanwhile."""
+    if not event_ids:
+        return {}
     table = _event_logs()
     query = sa.select(table.c.id, table.c.event).where(table.c.id.in_(list(event_ids)))
     with instance.event_log_storage.index_connection() as connection:  # type: ignore[attr-defined]
         return {row.id: row.event for row in connection.execute(query)}
 
 
-def decoded(text: str) -> "EventLogEntry":
-    """The event of a stored text. Raises UndecodableEventError."""
+def decode_event(text: str) -> "EventLogEntry":
+    """Return the event of a stored text. Raises UndecodableEventError."""
     from dagster._core.events.log import EventLogEntry
     from dagster._serdes import deserialize_value
 
     try:
         return deserialize_value(text, EventLogEntry)
     except Exception as error:
-        # Whatever a strange text makes the decoder do, it is one event's fault and not the tick's.
-        raise UndecodableEventError(f"{type(error).__name__}: {error}"[:500]) from error
+        # The decoder can raise anything for a malformed text. It is the fault of one event, not of the reader.
+        raise UndecodableEventError(f"{type(error).__name__}: {error}"[:MAX_ERROR_CHARACTERS]) from error
 
 
 def storage_url(instance: dg.DagsterInstance) -> str | None:
-    """The SQLAlchemy URL, password included, of the instance's own Postgres database; None when it is in files."""
+    """Return the SQLAlchemy URL, password included, of the instance's Postgres database; None when it is in files."""
     return getattr(instance.event_log_storage, "postgres_url", None)
 
 
