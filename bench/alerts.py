@@ -48,9 +48,11 @@ from measuring import Figures
 from slack_sdk import WebClient
 
 from dags import slack_alerts
-from dags.alerts import engine, store, tables, watch
+from dags.alerts import store, tables, watch
 from dags.alerts.redact import redact
 from dags.alerts.slack import make_client
+from dags.alerts.tick import WATCHED_AT, TickReport
+from dags.alerts.tick import tick as tick_router
 from dags.alerts.values import AttemptState, Policy
 from dags.local import ports, services
 from dags.tests.alerts.fake_slack import TOKEN, FakeSlack, serving
@@ -324,11 +326,11 @@ def opened_store(instance: dg.DagsterInstance) -> Iterator[sa.Engine]:
         opened.dispose()
 
 
-def tick(instance: dg.DagsterInstance, client: WebClient) -> engine.TickReport:
+def tick(instance: dg.DagsterInstance, client: WebClient) -> TickReport:
     """Tick like the sensor, which opens and closes the store."""
     with opened_store(instance) as opened:
         find = partial(watch.findings, instance, opened, POLICY, now, redact)
-        return engine.tick(instance, opened, client, POLICY, now, find=find)
+        return tick_router(instance, opened, client, POLICY, now, watch=find)
 
 
 @dataclass(frozen=True)
@@ -372,7 +374,7 @@ def measure_ticks(figures: Figures, home: Path, dsn: str, runs: int) -> None:
         client = make_client(TOKEN, slack.base_url)
         quiet = [cost_of_tick(home, client) for _ in range(QUIET_TICKS)]
         sweeping = [cost_of_tick(home, client, deleting=["swept_at"]) for _ in range(3)]
-        finding = [cost_of_tick(home, client, deleting=["found_at"]) for _ in range(3)]
+        finding = [cost_of_tick(home, client, deleting=[WATCHED_AT]) for _ in range(3)]
     middle = statistics.median
     figures.add("quiet_tick_database", middle(one.database_milliseconds for one in quiet), "ms", at_most=50)
     figures.add("quiet_tick_statements", middle(one.statements for one in quiet), "statements")

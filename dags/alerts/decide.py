@@ -103,7 +103,7 @@ def has_due_batch(incident: Incident, horizon: dt.datetime) -> bool:
 
 
 def due_reminder(incident: Incident, horizon: dt.datetime) -> int | None:
-    """Return the number of the reminder that is due; None when none is, such as without a failure since the last one."""
+    """Return the number of the reminder that is due; None also when nothing failed since the last one."""
     number = (horizon - incident.opened_at) // REMINDER_INTERVAL
     if number <= incident.reminders or incident.last_failed_at is None:
         return None

@@ -13,9 +13,9 @@ import dagster as dg
 import sqlalchemy as sa
 
 from dags.alerts import mutes, outbox, store, tables, tick, watch
+from dags.alerts.outbox import ALL_CHANNELS
 from dags.alerts.queries.mutes import without_summary
 from dags.alerts.queries.stored_values import get_value
-from dags.alerts.outbox import ALL_CHANNELS
 from dags.alerts.transitions import DEFAULT_PACE
 from dags.alerts.values import AttemptState, DeliveryState, Mute, Waiting
 from dags.common.event_log.private import event_heads

@@ -1,4 +1,4 @@
-"""Events of ended runs and asset checks into attempts: each once, in bulk, with the position in the same transaction."""
+"""Events of ended runs and asset checks into attempts: each once, in the transaction that moves the position."""
 
 import datetime as dt
 import json
@@ -67,9 +67,7 @@ def ingest(
             with transaction(store) as connection:
                 attempts.add(connection, rows)
                 attempts.move_position(connection, Position(chunk.read_at, position))
-        ingested = Ingested(
-            ingested.events + len(unknown), chunk.known_until, [*ingested.undecodable, *undecodable]
-        )
+        ingested = Ingested(ingested.events + len(unknown), chunk.known_until, [*ingested.undecodable, *undecodable])
     return ingested
 
 

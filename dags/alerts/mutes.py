@@ -114,9 +114,7 @@ def apply(connection: sa.Connection, found: Sequence[ExecutionOutcome]) -> list[
     return [replace(one, muted_by=mute.name) if (mute := _mute_of_outcome(known, one)) else one for one in found]
 
 
-def without_muted_findings(
-    connection: sa.Connection, found: Sequence[Finding], now: dt.datetime
-) -> Sequence[Finding]:
+def without_muted_findings(connection: sa.Connection, found: Sequence[Finding], now: dt.datetime) -> Sequence[Finding]:
     """Return the findings that no mute suppresses, and count the others."""
     known = queries.without_summary(connection)
     left = []

@@ -7,9 +7,14 @@ from dataclasses import dataclass, replace
 import dagster as dg
 import sqlalchemy as sa
 
-from dags.alerts import incidents, ingest, message, mutes, route, settle, speech, store, tables
-from dags.alerts.decide import count_executions, notice_of, streaks, thread_key
-from dags.alerts.settle import Reader
+from dags.alerts import message, mutes, route, store, tables
+from dags.alerts.classify import BACKFILL_SERIES, RunReader, classify
+from dags.alerts.compose_updates import facts_of_failures
+from dags.alerts.decide import count_executions, incident_key, streaks
+from dags.alerts.enqueue_updates import last_success
+from dags.alerts.ingest import SWEEP_LOOKBACK
+from dags.alerts.queries import attempts, incidents
+from dags.alerts.queries import outcomes as outcome_queries
 from dags.alerts.values import (
     Attempt,
     AttemptState,
@@ -22,6 +27,7 @@ from dags.alerts.values import (
     Policy,
     Streak,
 )
+from dags.common.event_log.run_records import ended_at, read_records
 from dags.common.owners import OWNER_TAG
 from dags.common.tags import RETRY_RUN_TAG
 
@@ -30,7 +36,6 @@ STATUSES: Mapping[dg.DagsterRunStatus, AttemptStatus] = {
     dg.DagsterRunStatus.SUCCESS: AttemptStatus.SUCCEEDED,
     dg.DagsterRunStatus.CANCELED: AttemptStatus.CANCELED,
 }
-BACKFILL_SERIES = "backfill:"
 
 
 class NoSuchRunError(Exception):
@@ -55,7 +60,7 @@ class _Subject:
     now: dt.datetime
     secrets: Collection[str]
     connection: sa.Connection
-    reader: Reader
+    reader: RunReader
     run: dg.DagsterRun
     classified: ClassifiedAttempt
 
@@ -75,7 +80,7 @@ def previews(
     secrets: Collection[str] = (),
 ) -> Sequence[Preview]:
     """Return a preview for each owner that a run concerns, by the store as it is now. Raises NoSuchRunError."""
-    records, _ = ingest.read_records(instance, [run_id])
+    records, _ = read_records(instance, [run_id])
     record = records.get(run_id)
     if record is None:
         raise NoSuchRunError(f"This instance has no run {run_id} that can be read. Check the run id and DAGSTER_HOME.")
@@ -84,41 +89,20 @@ def previews(
     if status is None:
         return [Preview([("Run", f"{run_id}, {run.status.value}"), ("Disposition", "none: the run has not ended")])]
     retry_id = run.tags.get(RETRY_RUN_TAG)
-    retries, _ = ingest.read_records(instance, [retry_id] if retry_id else [])
-    reader = Reader(instance, policy, redact)
+    retries, _ = read_records(instance, [retry_id] if retry_id else [])
+    reader = RunReader(instance, policy, redact)
     with store.reading(opened) as connection:
-        attempt = _attempt(connection, run_id, status) or Attempt(
-            run_id, "", status, 0, ingest.ended_at(record), run.job_name, AttemptState.NEW
+        attempt = attempts.get(connection, run_id, status) or Attempt(
+            run_id, "", status, 0, ended_at(record), run.job_name, AttemptState.NEW
         )
-        parent = _attempt(connection, run.parent_run_id or "", AttemptStatus.FAILED)
+        parent = attempts.get(connection, run.parent_run_id or "", AttemptStatus.FAILED)
         parents = {} if parent is None else {parent.run_id: parent}
-        classified = settle.settle(reader, attempt, parents, {**records, **retries}, now)
+        classified = classify(reader, attempt, parents, {**records, **retries}, now)
         subject = _Subject(instance, policy, now, secrets, connection, reader, run, classified)
         failed = [one for one in mutes.apply(connection, classified.outcomes) if one.failed]
         if failed:
             return [_failure(subject, outcomes) for outcomes in _by_owner(failed)]
         return [_no_failure(subject)]
-
-
-def _attempt(connection: sa.Connection, run_id: str, status: str) -> Attempt | None:
-    table = tables.attempts
-    row = connection.execute(
-        sa.select(table).where(table.c.run_id == run_id, table.c.subject == "", table.c.status == status)
-    ).one_or_none()
-    if row is None:
-        return None
-    return Attempt(
-        run_id=row.run_id,
-        subject="",
-        status=row.status,
-        event_id=row.event_id,
-        at=row.at,
-        job_name=row.job_name,
-        state=row.state,
-        series=row.series,
-        execution=row.execution,
-        backfill_id=row.backfill_id,
-    )
 
 
 def _by_owner(outcomes: Sequence[ExecutionOutcome]) -> Sequence[Sequence[ExecutionOutcome]]:
@@ -134,7 +118,9 @@ def _no_failure(subject: _Subject) -> Preview:
     if classified.held_until is not None:
         disposition = classified.disposition or "held"
     elif classified.outcomes:
-        failing = incidents.series_that_fail(subject.connection, [one.series for one in classified.outcomes])
+        failing = outcome_queries.series_with_open_failures(
+            subject.connection, [one.series for one in classified.outcomes]
+        )
         disposition = "not notified: the run succeeded"
         if failing:
             names = ", ".join(sorted(failing))
@@ -157,9 +143,9 @@ def _failure(subject: _Subject, outcomes: Sequence[ExecutionOutcome]) -> Preview
     counted = [(one, _streak(subject, one, threshold)) for one in outcomes]
     key = next((streak.incident for _, streak in counted if streak is not None and streak.incident is not None), None)
     if is_backfill:
-        key = thread_key(first.series, first.owner)
-    existing = None if key is None else incidents.get_thread(subject.connection, key)
-    known = [] if existing is None else incidents.failures_of(subject.connection, existing.key)
+        key = incident_key(first.series, first.owner)
+    existing = None if key is None else incidents.get(subject.connection, key)
+    known = [] if existing is None else outcome_queries.failures_of(subject.connection, existing.key)
     by_key = {one.key: one for one in [*outcomes, *known]}
     for _, streak in counted:
         by_key |= {one.key: one for one in (streak.failures if streak else ())}
@@ -173,9 +159,9 @@ def _failure(subject: _Subject, outcomes: Sequence[ExecutionOutcome]) -> Preview
         threshold=threshold,
         failures=count_executions(failures),
     )
-    notice = notice_of(incident, failures)
+    notice = facts_of_failures(incident, failures)
     if first.failure is not None:
-        success = speech.last_success(subject.instance, subject.run.job_name, first.failure.asset_keys, failures[0].at)
+        success = last_success(subject.instance, subject.run.job_name, first.failure.asset_keys, failures[0].at)
         notice = replace(notice, last_success_at=success)
     facts = [
         *_head(subject),
@@ -193,7 +179,7 @@ def _failure(subject: _Subject, outcomes: Sequence[ExecutionOutcome]) -> Preview
 
 
 def _streak(subject: _Subject, outcome: ExecutionOutcome, threshold: int) -> Streak | None:
-    history = incidents.history(subject.connection, [outcome], ingest.HORIZON_OF_SWEEP).get(outcome.series, [])
+    history = outcome_queries.history(subject.connection, [outcome], SWEEP_LOOKBACK).get(outcome.series, [])
     same_owner = [one for one in history if not one.failed or one.owner == outcome.owner]
     # A stored outcome of the same failure replaces it: it knows its incident.
     found = streaks([outcome, *same_owner], threshold)

@@ -1,6 +1,6 @@
 """What failed in a run: its steps, their assets and owners, and the error, from the run's own plan and log.
 
-The owner of a step is the `owner` tag of its op, which is in the plan that Dagster stores with a run. So no team's code is
+The owner of a step is the `owner` tag of its op. The plan that Dagster stores with a run has it, so no team's code is
 imported.
 """
 
@@ -143,7 +143,7 @@ def read_run(instance: dg.DagsterInstance, run: dg.DagsterRun, plan: Plan, redac
 def _without_steps(
     instance: dg.DagsterInstance, run: dg.DagsterRun, plan: Plan, redact: Callable[[str], str]
 ) -> RunResult:
-    """Return what failed in a run that failed outside its steps, such as by a crash: every step that did not finish."""
+    """Return what failed in a run that failed outside its steps, as in a crash: every step that did not finish."""
     finished = _finished_steps(instance, run)
     records = instance.get_records_for_run(run.run_id, of_type={dg.DagsterEventType.RUN_FAILURE}, limit=1).records
     cause = None
@@ -153,7 +153,9 @@ def _without_steps(
         cause = cause_of(error, redact) or Cause("Run failed", shortened(redact(event.message or "")))
     unfinished = dict.fromkeys((key for key in plan if key not in finished), cause)
     succeeded_assets = tuple(key for step in finished for key in _planned(plan, step).asset_keys)
-    return RunResult(parts=_parts(unfinished, plan) or [FailedPart(None, cause=cause)], succeeded_assets=succeeded_assets)
+    return RunResult(
+        parts=_parts(unfinished, plan) or [FailedPart(None, cause=cause)], succeeded_assets=succeeded_assets
+    )
 
 
 def _finished_steps(instance: dg.DagsterInstance, run: dg.DagsterRun) -> set[str]:

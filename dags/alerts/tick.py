@@ -1,7 +1,7 @@
 """One tick of the alert router: ingest, classify, decide, compose, deliver.
 
-Every step leaves rows from which the next tick continues, so a tick may end anywhere. Two ticks at once do the same work
-twice and write it once.
+Every step leaves rows from which the next tick continues, so a tick may end anywhere. Two ticks at once do the same
+work twice and write it once.
 """
 
 import datetime as dt

@@ -153,17 +153,52 @@ def postgres_port(session_directory: Path, lifeline: services.Lifeline) -> Itera
 @pytest.fixture
 def postgres_dsn(postgres_port: int) -> Iterator[str]:
     """Connection string of an empty database, dropped after the test."""
+    with _database(postgres_port) as dsn:
+        yield dsn
+
+
+@pytest.fixture(scope="session")
+def dagster_template(postgres_port: int, tmp_path_factory: pytest.TempPathFactory) -> str:
+    """Name of a database with Dagster's tables, created once because that takes seconds."""
+    from dags.tests.alerts.world import local_instance
+
+    name = f"template_{uuid.uuid4().hex}"
+    _execute_on_server(postgres_port, f"CREATE DATABASE {name}")
+    with local_instance(tmp_path_factory.mktemp("template"), _dsn(postgres_port, name)):
+        return name
+
+
+@pytest.fixture
+def dagster_dsn(postgres_port: int, dagster_template: str) -> Iterator[str]:
+    """Connection string of a database with Dagster's tables and no runs, dropped after the test."""
+    with _database(postgres_port, f" TEMPLATE {dagster_template}") as dsn:
+        yield dsn
+
+
+@pytest.fixture
+def memory_path() -> Iterator[Path]:
+    """A directory in memory where the system has one: SQLite waits for the disk at each of many commits."""
+    memory = Path("/dev/shm")  # noqa: S108 - a directory of our own in it
+    with tempfile.TemporaryDirectory(prefix="dagster-", dir=memory if memory.is_dir() else None) as path:
+        yield Path(path)
+
+
+@contextlib.contextmanager
+def _database(port: int, how: str = "") -> Iterator[str]:
+    name = f"test_{uuid.uuid4().hex}"
+    _execute_on_server(port, f"CREATE DATABASE {name}{how}")
+    yield _dsn(port, name)
+    _execute_on_server(port, f"DROP DATABASE {name} WITH (FORCE)")
+
+
+def _dsn(port: int, name: str) -> str:
+    return f"postgresql://{CREDENTIALS.postgres_user}@{ports.LOOPBACK}:{port}/{name}"
+
+
+def _execute_on_server(port: int, statement: str) -> None:
     import psycopg2
 
-    server = f"postgresql://{CREDENTIALS.postgres_user}@{ports.LOOPBACK}:{postgres_port}"
-    name = f"test_{uuid.uuid4().hex}"
-
-    def execute(statement: str) -> None:
-        with contextlib.closing(psycopg2.connect(f"{server}/postgres")) as connection:
-            connection.autocommit = True
-            with connection.cursor() as cursor:
-                cursor.execute(statement)
-
-    execute(f"CREATE DATABASE {name}")
-    yield f"{server}/{name}"
-    execute(f"DROP DATABASE {name} WITH (FORCE)")
+    with contextlib.closing(psycopg2.connect(_dsn(port, "postgres"))) as connection:
+        connection.autocommit = True
+        with connection.cursor() as cursor:
+            cursor.execute(statement)

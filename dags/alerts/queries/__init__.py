@@ -1,1 +1,1 @@
-"""The queries of the alert store, a module for each table or group of tables. Those of the outbox are in `outbox.py`."""
+"""The queries of the alert store, a module for each group of tables. Those of the outbox are in `outbox.py`."""

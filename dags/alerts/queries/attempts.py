@@ -141,9 +141,7 @@ def record(connection: sa.Connection, found: Sequence[ClassifiedAttempt], failin
         if one.retried is not None:
             connection.execute(
                 sa.update(attempts)
-                .where(
-                    attempts.c.run_id == one.retried.run_id, IS_FAILED_RUN, attempts.c.state == AttemptState.HELD
-                )
+                .where(attempts.c.run_id == one.retried.run_id, IS_FAILED_RUN, attempts.c.state == AttemptState.HELD)
                 .values(state=AttemptState.DONE, disposition=f"retried in {one.attempt.run_id}")
             )
 
@@ -157,9 +155,7 @@ def read_positions(connection: sa.Connection) -> Sequence[Position]:
 def move_position(connection: sa.Connection, position: Position) -> None:
     """Store a position, and delete those at which no overlap will start any more."""
     insert_new(connection, positions, [vars(position)])
-    connection.execute(
-        sa.update(positions).where(positions.c.at == position.at).values(event_id=position.event_id)
-    )
+    connection.execute(sa.update(positions).where(positions.c.at == position.at).values(event_id=position.event_id))
     is_old = positions.c.at <= position.at - OVERLAP
     start = connection.execute(sa.select(sa.func.max(positions.c.at)).where(is_old)).scalar()
     if start is not None:

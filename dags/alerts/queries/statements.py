@@ -20,6 +20,7 @@ def chunks(values: Sequence[Value], size: int = MAX_ROWS_PER_STATEMENT) -> Itera
 def insert_new(connection: sa.Connection, table: sa.Table, rows: Sequence[Mapping[str, Any]]) -> int:
     """Insert the rows whose key does not exist yet, and return how many they were."""
     insert = postgresql.insert if connection.dialect.name == "postgresql" else sqlite.insert
-    return sum(
-        connection.execute(insert(table).values(list(chunk)).on_conflict_do_nothing()).rowcount for chunk in chunks(rows)
-    )
+    added = 0
+    for chunk in chunks(rows):
+        added += connection.execute(insert(table).values(list(chunk)).on_conflict_do_nothing()).rowcount
+    return added

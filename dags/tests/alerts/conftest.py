@@ -1,15 +1,11 @@
 """What the tests of the alert engine share: a clock, a store on either database, a Slack."""
 
-import contextlib
 import datetime as dt
 import os
-import tempfile
-import uuid
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import psycopg2
 import pytest
 import sqlalchemy as sa
 
@@ -17,10 +13,8 @@ from dags.alerts.slack import make_client
 from dags.alerts.store import open_store
 from dags.alerts.transitions import Pace
 from dags.alerts.values import Policy
-from dags.local import ports, services
 from dags.tests.alerts.fake_slack import TOKEN, FakeSlack, serving
 from dags.tests.alerts.site import Site, opened
-from dags.tests.alerts.world import local_instance
 
 if TYPE_CHECKING:
     from slack_sdk import WebClient
@@ -91,32 +85,6 @@ def no_proxy(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.delenv(name)
 
 
-@pytest.fixture(scope="session")
-def dagster_template(postgres_port: int, tmp_path_factory: pytest.TempPathFactory) -> str:
-    """Name of a database with Dagster's tables, made once: making them takes seconds."""
-    name = f"template_{uuid.uuid4().hex}"
-    _on_server(postgres_port, f"CREATE DATABASE {name}")
-    with local_instance(tmp_path_factory.mktemp("template"), _dsn(postgres_port, name)):
-        return name
-
-
-@pytest.fixture
-def dagster_dsn(postgres_port: int, dagster_template: str) -> Iterator[str]:
-    """Connection string of a database with Dagster's tables and no runs, dropped after the test."""
-    name = f"test_{uuid.uuid4().hex}"
-    _on_server(postgres_port, f"CREATE DATABASE {name} TEMPLATE {dagster_template}")
-    yield _dsn(postgres_port, name)
-    _on_server(postgres_port, f"DROP DATABASE {name} WITH (FORCE)")
-
-
-@pytest.fixture
-def memory_path() -> Iterator[Path]:
-    """A directory that is in memory where the system has such: SQLite waits for the disk at each of many commits."""
-    memory = Path("/dev/shm")  # noqa: S108 - a directory of our own in it
-    with tempfile.TemporaryDirectory(prefix="alerts-", dir=memory if memory.is_dir() else None) as path:
-        yield Path(path)
-
-
 @pytest.fixture(params=["sqlite", "postgres"])
 def site(request: pytest.FixtureRequest, memory_path: Path) -> Iterator[Site]:
     """A whole alert engine, on each database in turn, which has ticked once."""
@@ -124,14 +92,3 @@ def site(request: pytest.FixtureRequest, memory_path: Path) -> Iterator[Site]:
     with opened(memory_path / "home", dsn) as made:
         made.tick()
         yield made
-
-
-def _dsn(port: int, name: str) -> str:
-    return f"postgresql://{services.Credentials().postgres_user}@{ports.LOOPBACK}:{port}/{name}"
-
-
-def _on_server(port: int, statement: str) -> None:
-    with contextlib.closing(psycopg2.connect(_dsn(port, "postgres"))) as connection:
-        connection.autocommit = True
-        with connection.cursor() as cursor:
-            cursor.execute(statement)

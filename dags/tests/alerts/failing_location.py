@@ -13,9 +13,10 @@ from pathlib import Path
 import dagster as dg
 
 from dags import slack_alerts
-from dags.alerts import engine, store, watch
+from dags.alerts import store, watch
 from dags.alerts.redact import redact
 from dags.alerts.slack import make_client
+from dags.alerts.tick import tick
 from dags.common.owners import JobOwners, owned_by, owner_tags
 from dags.common.settings import get_settings
 from dags.tests.alerts.fake_slack import TOKEN
@@ -150,7 +151,7 @@ def alert_sensor(slack_base_url: str, controls: Path) -> dg.SensorDefinition:
                 watch.findings, context.instance, opened, policy, clock, redact, webserver_url=told.get("webserver_url")
             )
             client = make_client(TOKEN, slack_base_url)
-            report = engine.tick(context.instance, opened, client, policy, clock, find=find)
+            report = tick(context.instance, opened, client, policy, clock, watch=find)
         finally:
             opened.dispose()
         report.raise_for_problems()

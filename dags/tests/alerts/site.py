@@ -9,10 +9,12 @@ from typing import Any
 import sqlalchemy as sa
 from slack_sdk import WebClient
 
-from dags.alerts import engine, store, tables, verdicts
+from dags.alerts import store
 from dags.alerts.slack import make_client
+from dags.alerts.tables import attempts, outcomes
+from dags.alerts.tick import TickReport, tick
 from dags.alerts.transitions import Pace
-from dags.alerts.values import AttemptStatus, Policy
+from dags.alerts.values import AttemptState, AttemptStatus, Policy
 from dags.tests.alerts.fake_slack import TOKEN, FakeSlack, Stored, serving
 from dags.tests.alerts.world import World, local_instance
 
@@ -44,11 +46,11 @@ class Site:
         """The directory of the instance, from which another process opens it too."""
         return Path(self.world.instance.root_directory)
 
-    def tick(self, **how: Any) -> engine.TickReport:
+    def tick(self, **how: Any) -> TickReport:
         """A tick now."""
-        return engine.tick(self.world.instance, self.store, self.client, self.policy, self.world, pace=QUICK, **how)
+        return tick(self.world.instance, self.store, self.client, self.policy, self.world, pace=QUICK, **how)
 
-    def settle(self, seconds: float = SETTLED_SECONDS) -> engine.TickReport:
+    def settle(self, seconds: float = SETTLED_SECONDS) -> TickReport:
         """Lets what has happened settle, and ticks."""
         self.world.forward(seconds)
         return self.tick()
@@ -68,20 +70,28 @@ class Site:
             for channel in ("#a", "#b", DEFAULT_CHANNEL)
         }
 
-    def fates(self) -> dict[str, str | None]:
-        """What became of each failed run, by its id."""
+    def dispositions(self) -> dict[str, str | None]:
+        """Return what became of each failed run, by its id."""
         with store.reading(self.store) as connection:
-            told = {
-                row.run_id: row.disposition
-                for row in connection.execute(sa.select(tables.outcomes).where(tables.outcomes.c.failed))
+            decided = {
+                row.run_id: row.disposition for row in connection.execute(sa.select(outcomes).where(outcomes.c.failed))
             }
-            failed = sa.select(tables.attempts).where(tables.attempts.c.status == AttemptStatus.FAILED)
-            return {row.run_id: row.disposition or told.get(row.run_id) for row in connection.execute(failed)}
+            failed = sa.select(attempts).where(attempts.c.status == AttemptStatus.FAILED)
+            return {row.run_id: row.disposition or decided.get(row.run_id) for row in connection.execute(failed)}
 
-    def unaccounted(self) -> list[str]:
-        """Failed runs of which nothing says what became of them."""
+    def without_disposition(self) -> list[str]:
+        """Return the failed runs that are decided and have no disposition. There must be none."""
+        has_one = sa.exists().where(
+            outcomes.c.run_id == attempts.c.run_id, outcomes.c.failed, outcomes.c.disposition.is_not(None)
+        )
+        query = sa.select(attempts.c.run_id).where(
+            attempts.c.status == AttemptStatus.FAILED,
+            attempts.c.state == AttemptState.DONE,
+            attempts.c.disposition.is_(None),
+            sa.not_(has_one),
+        )
         with store.reading(self.store) as connection:
-            return list(verdicts.unaccounted(connection))
+            return list(connection.execute(query).scalars())
 
     def with_policy(self, **changes: Any) -> None:
         """Changes the policy from now on."""

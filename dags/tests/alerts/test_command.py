@@ -114,7 +114,7 @@ def test_a_preview_sends_and_changes_nothing(site: Site) -> None:
     for _ in range(2):
         run(site, "preview", run_id)
     assert site.posts("#a") == []
-    assert site.fates() == {}
+    assert site.dispositions() == {}
 
 
 def test_a_preview_is_the_same_without_a_store_and_makes_none(memory_path: Path) -> None:

@@ -18,8 +18,11 @@ import sqlalchemy as sa
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from dags.alerts import incidents, speech, store, tables, verdicts
-from dags.alerts.decide import thread_key
+from dags.alerts import store, tables
+from dags.alerts.apply_outcomes import apply_outcomes
+from dags.alerts.decide import incident_key
+from dags.alerts.enqueue_updates import enqueue_updates
+from dags.alerts.queries import incidents, outcomes
 from dags.alerts.values import (
     Attempt,
     AttemptState,
@@ -104,7 +107,7 @@ def expected(history: Sequence[End]) -> dict[str, tuple[int, bool]]:
                 if end.failed:
                     streak.append(end.run_id)
                     if len(streak) == THRESHOLDS.get(job, 1):
-                        key = thread_key(end.run_id, owner)
+                        key = incident_key(end.run_id, owner)
                     if key:
                         found[key] = (len(streak), False)
                 else:
@@ -141,12 +144,12 @@ class Router:
             if success not in ends and any(one.job == success.job and one.at <= success.at for one in failed)
         ]
         with store.transaction(self.engine) as connection:
-            verdicts.write(connection, [end.settled() for end in [*ends, *again]], POLICY)
-        speech.tell(self.instance, self.engine, POLICY, horizon, horizon, ())
+            apply_outcomes(connection, [end.settled() for end in [*ends, *again]], POLICY)
+        enqueue_updates(self.instance, self.engine, POLICY, horizon, horizon, ())
 
     def told(self) -> dict[str, tuple[int, bool]]:
         with store.reading(self.engine) as connection:
-            found = incidents.find_threads(connection, sa.true())
+            found = incidents.find(connection)
             return {one.key: (one.failures, one.resolved_at is not None) for one in found if one.posted}
 
     def posts(self) -> set[str]:
@@ -157,11 +160,11 @@ class Router:
     def open(self) -> set[tuple[str, str | None]]:
         """The jobs and owners with an incident that is not over."""
         with store.reading(self.engine) as connection:
-            found = incidents.find_threads(connection, tables.incidents.c.resolved_at.is_(None))
+            found = incidents.find(connection, tables.incidents.c.resolved_at.is_(None))
             return {
                 (outcome.failure.job_name, outcome.owner)
                 for one in found
-                for outcome in incidents.failures_of(connection, one.key)
+                for outcome in outcomes.failures_of(connection, one.key)
                 if outcome.failure is not None
             }
 

@@ -8,6 +8,8 @@ from dags.alerts import ingest
 from dags.alerts.ingest import Ingested
 from dags.alerts.store import reading
 from dags.alerts.tables import attempts, positions
+from dags.common.event_log import reading as event_log
+from dags.common.event_log.run_records import read_records
 from dags.tests.alerts.site import Site
 from dags.tests.alerts.world import asset_job, op_job
 
@@ -39,7 +41,7 @@ def test_a_second_failure_event_of_a_run_is_absorbed(site: Site) -> None:
 
 
 def test_more_events_than_a_chunk_holds_are_all_read(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ingest, "EVENTS_IN_A_CHUNK", 3)
+    monkeypatch.setattr(event_log, "MAX_EVENTS_PER_CHUNK", 3)
     runs = [site.world.fail(JOB) for _ in range(8)]
     assert take(site).events == 8
     assert [run_id for run_id, _, _ in rows(site)] == runs
@@ -48,7 +50,7 @@ def test_more_events_than_a_chunk_holds_are_all_read(site: Site, monkeypatch: py
 def test_reading_stops_after_its_time_and_says_until_when_everything_is_known(
     site: Site, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(ingest, "EVENTS_IN_A_CHUNK", 2)
+    monkeypatch.setattr(event_log, "MAX_EVENTS_PER_CHUNK", 2)
     begin = site.world.now
     for _ in range(5):
         site.world.fail(JOB)
@@ -95,12 +97,12 @@ def test_records_that_cannot_be_read_do_not_hide_the_others(site: Site) -> None:
     storage: object = site.world.instance.run_storage
     with storage.connect() as connection:  # type: ignore[attr-defined]
         connection.execute(sa.update(RunsTable).where(RunsTable.c.run_id == runs[1]).values(run_body="{"))
-    records, unreadable = ingest.read_records(site.world.instance, runs)
+    records, unreadable = read_records(site.world.instance, runs)
     assert set(records) == {runs[0], runs[2], runs[3]}
     assert list(unreadable) == [runs[1]]
     site.settle()
-    assert site.unaccounted() == []
-    assert set(site.fates()) == set(runs)
+    assert site.without_disposition() == []
+    assert set(site.dispositions()) == set(runs)
     assert len(site.posts("#default")) == 1
 
 
@@ -110,7 +112,7 @@ def test_a_database_that_is_gone_is_an_error_and_no_unreadable_run() -> None:
             raise sa.exc.OperationalError("SELECT", {}, ConnectionError("gone"))
 
     with pytest.raises(sa.exc.OperationalError):
-        ingest.read_records(Gone(), ["a_run"])  # type: ignore[arg-type]
+        read_records(Gone(), ["a_run"])  # type: ignore[arg-type]
 
 
 def test_the_sweep_finds_nothing_that_reading_has_seen(site: Site) -> None:

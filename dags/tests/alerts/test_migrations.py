@@ -5,7 +5,9 @@ from typing import Any
 import pytest
 import sqlalchemy as sa
 
-from dags.alerts import incidents, mutes, outbox, store, tables
+from dags.alerts import outbox, store, tables
+from dags.alerts.queries import incidents, outcomes
+from dags.alerts.queries.mutes import without_summary
 from dags.alerts.values import IncidentKind, NoticeKind
 from dags.tests.alerts import store_version_1 as version_1
 
@@ -73,20 +75,20 @@ def _fill(connection: sa.Connection) -> None:
 def test_a_store_of_version_1_opens_and_keeps_its_rows(migrated: sa.Engine) -> None:
     with store.reading(migrated) as connection:
         assert store.version_of(connection) == tables.LATEST_VERSION
-        opened = incidents.get_thread(connection, OPEN)
-        resolved = incidents.get_thread(connection, RESOLVED)
+        opened = incidents.get(connection, OPEN)
+        resolved = incidents.get(connection, RESOLVED)
         assert opened is not None
         assert resolved is not None
         assert (opened.kind, opened.failures, opened.notified_failures) == (IncidentKind.RUN, 2, 1)
         assert (opened.resolved_at, opened.finished) == (None, False)
         assert (resolved.resolved_at, resolved.finished) == (NOW, True)
-        assert incidents.ended_at(connection, RESOLVED) == NOW
-        assert incidents.ended_at(connection, OPEN) is None
-        assert [one.run_id for one in incidents.failures_of(connection, OPEN)] == ["run_1"]
+        assert incidents.series_resolved_at(connection, RESOLVED) == NOW
+        assert incidents.series_resolved_at(connection, OPEN) is None
+        assert [one.run_id for one in outcomes.failures_of(connection, OPEN)] == ["run_1"]
         found = {row.run_id: row for row in connection.execute(sa.select(tables.outcomes))}
         assert found["run_1"].disposition == f"notified in {OPEN}"
         assert found["run_2"].muted_by == "mute 1"
-        assert [mute.match for mute in mutes.standing(connection)] == ["job:a"]
+        assert [mute.match for mute in without_summary(connection)] == ["job:a"]
 
 
 def test_the_kinds_and_keys_of_messages_are_reworded_and_unsent_messages_keep_their_key(migrated: sa.Engine) -> None:

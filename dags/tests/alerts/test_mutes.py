@@ -5,6 +5,7 @@ import sqlalchemy as sa
 
 from dags.alerts import mutes, store, tables
 from dags.alerts.mutes import MuteError, matches, mute_of, parse_duration, parse_match
+from dags.alerts.queries.mutes import delete_summarized, without_summary
 from dags.alerts.values import Finding, Mute, MuteKind, MuteSubject
 from dags.tests.alerts.site import DEFAULT_CHANNEL, Site
 from dags.tests.alerts.world import ASSET_JOB, asset_job, op_job
@@ -90,12 +91,12 @@ def test_a_muted_failure_is_not_told_but_accounted_for_and_summed_up_at_the_end(
     other = site.world.fail(op_job("other"))
     site.settle()
     assert [first_line(post.text) for post in site.posts("#a")] == ["*🔴 `other` is failing*"]
-    assert {site.fates()[run] for run in runs} == {f"muted by mute {made.id}"}
-    assert (site.fates()[other] or "").startswith("notified")
-    assert site.unaccounted() == []
+    assert {site.dispositions()[run] for run in runs} == {f"muted by mute {made.id}"}
+    assert (site.dispositions()[other] or "").startswith("notified")
+    assert site.without_disposition() == []
     site.settle(3600)
     (summary,) = [post for post in site.posts("#a") if "mute" in post.text]
-    assert "it kept back 3 alerts" in summary.text
+    assert "it suppressed 3 alerts" in summary.text
     assert "plain: 3 failures" in summary.text
     assert "the source is moving" in summary.text
     assert all(run[:8] in summary.text for run in runs)
@@ -120,7 +121,7 @@ def test_a_failure_that_is_found_after_the_summary_is_told(site: Site) -> None:
     mute(site, "job:plain", HOUR / 60)
     site.settle(90)
     with store.reading(site.store) as connection:
-        assert mutes.standing(connection) == []
+        assert without_summary(connection) == []
     moment = site.world.now
     site.world.now = moment - dt.timedelta(seconds=85)
     site.world.fail(op_job("plain"))
@@ -133,7 +134,7 @@ def test_every_owner_gets_a_summary_of_their_own(site: Site) -> None:
     mute(site, "location:web")
     site.world.fail(op_job("two_teams", ("team-a", "team-b")), ["step_0", "step_1"])
     site.settle(3700)
-    assert ["it kept back 1 alert" in post.text for post in (*site.posts("#a"), *site.posts("#b"))] == [True, True]
+    assert ["it suppressed 1 alert" in post.text for post in (*site.posts("#a"), *site.posts("#b"))] == [True, True]
 
 
 def test_a_mute_that_kept_back_nothing_ends_in_silence(site: Site) -> None:
@@ -149,7 +150,7 @@ def test_a_muted_backfill_opens_no_thread(site: Site) -> None:
         site.world.fail(job, ["x"], assets=["x"], tags={"dagster/backfill": "abcdefgh"})
     site.settle(3700)
     (summary,) = site.posts("#a")
-    assert "it kept back 3 alerts" in summary.text
+    assert "it suppressed 3 alerts" in summary.text
 
 
 def test_a_summary_names_the_assets_of_asset_runs(site: Site) -> None:
@@ -168,7 +169,7 @@ def test_unmuting_ends_a_mute_now_and_brings_its_summary(site: Site) -> None:
     with store.transaction(site.store) as connection:
         mutes.end(connection, made.id, site.world())
     site.settle()
-    assert ["it kept back 1 alert" in post.text for post in site.posts("#a")] == [True]
+    assert ["it suppressed 1 alert" in post.text for post in site.posts("#a")] == [True]
     with store.transaction(site.store) as connection, pytest.raises(MuteError, match=f"No mute {made.id} is in force"):
         mutes.end(connection, made.id, site.world())
 
@@ -178,28 +179,28 @@ def test_a_muted_finding_is_told_when_it_outlives_the_mute_and_counted(site: Sit
     broken = Finding("location/web", "team-a", "Code location web does not load", "boom", site.world(), "web")
     for seconds in (0, 300, 3600):
         site.world.forward(seconds)
-        site.tick(find=lambda: [broken])
+        site.tick(watch=lambda: [broken])
         with store.reading(site.store) as connection:
-            assert mutes.count(connection, made.id) == 1
+            assert mutes.count(connection, made) == 1
     site.settle()
     assert sorted(first_line(post.text) for post in site.posts("#a")) == [
-        "*🔔 `A mute has ended: it kept back 1 alert`*",
+        "*🔔 `A mute has ended: it suppressed 1 alert`*",
         "*🟠 `Code location web does not load`*",
     ]
 
 
 def test_a_finding_that_was_told_before_a_mute_is_not_over_by_it(site: Site) -> None:
     broken = Finding("location/web", "team-a", "Code location web does not load", "boom", site.world(), "web")
-    site.tick(find=lambda: [broken])
+    site.tick(watch=lambda: [broken])
     site.settle()
     mute(site, "owner:team-a")
     site.world.forward(300)
-    site.tick(find=lambda: [broken])
+    site.tick(watch=lambda: [broken])
     site.settle()
     (post,) = site.posts("#a")
     assert "Resolved" not in post.text
     site.world.forward(300)
-    site.tick(find=list)
+    site.tick(watch=list)
     site.settle()
     (post,) = site.posts("#a")
     assert "Resolved" in post.text
@@ -218,7 +219,7 @@ def test_mutes_are_forgotten_after_the_retention_and_those_in_force_are_not(site
     site.settle(3700)
     mute(site, "job:other", dt.timedelta(days=14))
     with store.transaction(site.store) as connection:
-        mutes.forget(connection, site.world.now + HOUR)
+        delete_summarized(connection, site.world.now + HOUR)
         left = connection.execute(sa.select(tables.mutes.c.pattern)).scalars().all()
         assert list(left) == ["other"]
         assert connection.execute(sa.select(tables.outcomes.c.muted_by)).scalars().all() == ["mute 1"]

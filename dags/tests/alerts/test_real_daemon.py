@@ -17,8 +17,10 @@ import sqlalchemy as sa
 from dagster._core.scheduler.instigation import InstigatorTick, TickStatus
 
 from dags import slack_alerts
-from dags.alerts import ingest, store, tables
-from dags.alerts.decide import SETTLE
+from dags.alerts import store, tables
+from dags.alerts.decide import SETTLE_TIME
+from dags.alerts.queries.stored_values import get_value
+from dags.alerts.tick import WATCHED_AT
 from dags.alerts.values import AttemptState
 from dags.common.owners import JobOwners
 from dags.tests import webserver
@@ -147,7 +149,7 @@ class Platform:
         after = dt.datetime.now(dt.UTC) + dt.timedelta(seconds=clock_ahead_seconds)
 
         def looked(connection: sa.Connection) -> bool:
-            looked_at = ingest.get_value(connection, "found_at")
+            looked_at = get_value(connection, WATCHED_AT)
             return looked_at is not None and dt.datetime.fromisoformat(looked_at) >= after
 
         self._wait_for_store(looked, "the engine has looked for what makes no run")
@@ -202,7 +204,7 @@ def test_a_failing_op_is_told_once_by_a_real_daemon(tmp_path: Path) -> None:
     with serving(*CHANNELS.values()) as slack:
         # The clock is ahead by the time in which a failure settles: nobody waits for it here.
         locations = {LOCATION: router_of(tmp_path, slack, "router_and_failing")}
-        write_home(tmp_path, locations, clock_ahead_seconds=SETTLE.total_seconds())
+        write_home(tmp_path, locations, clock_ahead_seconds=SETTLE_TIME.total_seconds())
         with daemon(tmp_path, {}), dg.DagsterInstance.from_config(str(tmp_path)) as instance:
             wait_for(lambda: slack.messages or None, TELL_SECONDS, "Slack has a message")
             (run,) = instance.get_runs()

@@ -105,7 +105,7 @@ def test_failed_steps_are_told_with_their_assets_by_owner_with_the_users_error(i
     assert by_owner["team-clickhouse"].asset_keys == ("left", "right")
     assert by_owner["team-clickhouse"].step_keys == ("pair",)
     assert {part.cause for part in result.parts} == {Cause("ValueError", "the user's own words")}
-    assert result.mended == ("good",)
+    assert result.succeeded_assets == ("good",)
     assert result.note is None
 
 

@@ -8,7 +8,7 @@ import sqlalchemy as sa
 
 from dags.alerts import store as stores
 from dags.alerts import tables
-from dags.alerts.ingest import get_value, set_value
+from dags.alerts.queries.stored_values import get_value, set_value
 from dags.alerts.store import StoreVersionError, migrate, open_store, reading, transaction, version_of
 from dags.alerts.tables import attempts
 

@@ -25,7 +25,8 @@ from dagster._core.scheduler.instigation import (
 from dagster._core.storage.runs.schema import RunsTable
 from dagster._daemon.types import DaemonHeartbeat
 
-from dags.alerts import ingest, redact, store, watch, watch_rules, watch_sources
+from dags.alerts import redact, store, watch, watch_rules, watch_sources
+from dags.alerts.queries.stored_values import get_value, set_value
 from dags.alerts.values import Finding
 from dags.alerts.watch import Sources
 from dags.alerts.watch_rules import Observation, WatchContext
@@ -234,7 +235,7 @@ def test_a_rule_that_fails_is_a_finding_and_stops_no_other_rule(site: Site) -> N
     assert "RuntimeError" in found["watch/broken"].detail
     assert SECRET not in found["watch/broken"].detail
     with store.reading(site.store) as connection:
-        assert SECRET not in (ingest.get_value(connection, watch.OBSERVATIONS) or "")
+        assert SECRET not in (get_value(connection, watch.OBSERVATIONS) or "")
 
 
 def test_observations_stand_while_their_rule_fails(site: Site) -> None:
@@ -247,7 +248,7 @@ def test_observations_stand_while_their_rule_fails(site: Site) -> None:
 def test_observations_that_cannot_be_read_are_started_over(site: Site) -> None:
     RunningInstigator(site, "nightly").tick(TickStatus.FAILURE)
     with store.transaction(site.store) as connection:
-        ingest.set_value(connection, watch.OBSERVATIONS, '{"ticks": {"x": 1}}')
+        set_value(connection, watch.OBSERVATIONS, '{"ticks": {"x": 1}}')
     assert set(observed(site, rules=only("ticks"))) == {"schedule/web/nightly"}
 
 

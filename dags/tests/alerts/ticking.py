@@ -21,7 +21,8 @@ import sqlalchemy as sa
 from slack_sdk import WebClient
 from slack_sdk.web import SlackResponse
 
-from dags.alerts import engine, slack, store
+from dags.alerts import slack, store
+from dags.alerts.tick import tick
 from dags.tests.alerts.crashing import CRASHED, Points
 from dags.tests.alerts.fake_slack import TOKEN
 from dags.tests.alerts.site import POLICY, QUICK
@@ -76,7 +77,7 @@ def carry_out(order: dict[str, str]) -> None:
     sa.event.listen(opened, "checkin", point)
     client = CrashingClient(TOKEN, order["base_url"], slack.SOCKET_TIMEOUT_SECONDS, retry_handlers=[])
     now = dt.datetime.fromisoformat(order["now"])
-    engine.tick(instance, opened, client, POLICY, lambda: now, pace=QUICK)
+    tick(instance, opened, client, POLICY, lambda: now, pace=QUICK)
 
 
 def main() -> None:

@@ -6,8 +6,12 @@ import dagster as dg
 import pytest
 import sqlalchemy as sa
 
-from dags.alerts import dagster_private, engine, incidents, store, tables
+from dags.alerts import store, tables
+from dags.alerts.queries import incidents
+from dags.alerts.retention import delete_old_rows
+from dags.alerts.tick import WatchError
 from dags.alerts.values import Finding
+from dags.common.event_log import private
 from dags.tests.alerts.fake_slack import Kind
 from dags.tests.alerts.site import DEFAULT_CHANNEL, Site, opened
 from dags.tests.alerts.world import ASSET_JOB, asset_job, op_job, user_error
@@ -94,7 +98,7 @@ def test_a_job_with_a_threshold_is_told_when_it_is_reached_and_not_before(site: 
         site.world.fail(job)
         site.settle()
     assert site.posts("#a") == []
-    assert set(site.fates().values()) == {"below the threshold: 2 of 3"}
+    assert set(site.dispositions().values()) == {"below the threshold: 2 of 3"}
     site.world.start(job)
     site.world.fail(job)
     site.settle()
@@ -118,7 +122,7 @@ def test_canceled_and_muted_runs_neither_count_nor_end_a_streak(site: Site) -> N
     muted = site.world.fail(job, tags={"disable_slack_notifications": "true"})
     site.settle()
     assert site.posts("#a") == []
-    assert site.fates()[muted] == "muted by the tag disable_slack_notifications"
+    assert site.dispositions()[muted] == "muted by the tag disable_slack_notifications"
     site.world.fail(job, tags={"disable_slack_notifications": "false"})
     site.settle()
     assert len(site.posts("#a")) == 1
@@ -156,7 +160,7 @@ def test_a_retry_that_succeeds_is_silence(site: Site) -> None:
     site.settle()
     site.settle(HOUR)
     assert site.everything() == {"#a": [], "#b": [], DEFAULT_CHANNEL: []}
-    assert site.fates() == {first: f"retried in {again}"}
+    assert site.dispositions() == {first: f"retried in {again}"}
 
 
 def test_a_retry_that_fails_makes_one_failure_of_all_attempts(site: Site) -> None:
@@ -170,14 +174,14 @@ def test_a_retry_that_fails_makes_one_failure_of_all_attempts(site: Site) -> Non
     site.settle()
     assert "is failing" in first_line(site)
     assert "Attempt: 3" in site.posts("#a")[0].text
-    assert site.fates()[first] == f"retried in {second}"
-    assert site.fates()[second] == f"retried in {third}"
+    assert site.dispositions()[first] == f"retried in {second}"
+    assert site.dispositions()[second] == f"retried in {third}"
 
 
 def test_a_promised_retry_that_never_starts_is_a_failure_after_ten_minutes(site: Site) -> None:
     run_id = site.world.fail(op_job("plain"), tags=WILL_RETRY)
     site.settle()
-    fate = site.fates()[run_id]
+    fate = site.dispositions()[run_id]
     assert fate is not None
     assert fate.startswith("held for a retry until")
     site.settle(560)
@@ -267,7 +271,7 @@ def test_a_backfill_is_one_message_and_a_last_one_when_it_ends(site: Site, make_
     site.settle(30)
     assert len(site.posts("#a")) == 1
     assert len(site.replies("#a")) == 1
-    assert site.unaccounted() == []
+    assert site.without_disposition() == []
 
 
 @pytest.fixture
@@ -371,7 +375,7 @@ def test_a_failure_that_becomes_visible_after_its_success_is_told_as_recovered(s
 
 def test_an_undecodable_event_is_set_aside_and_holds_up_no_other(site: Site) -> None:
     broken, fine = site.world.fail(op_job("broken")), site.world.fail(op_job("fine"))
-    logs = dagster_private._event_logs()
+    logs = private._event_logs()
     with site.world.instance.event_log_storage.index_connection() as connection:  # type: ignore[attr-defined]
         connection.execute(
             sa.update(logs)
@@ -379,9 +383,9 @@ def test_an_undecodable_event_is_set_aside_and_holds_up_no_other(site: Site) -> 
             .values(event='{"__class__": "Unheard", "of": 1}')
         )
     report = site.tick()
-    assert len(report.set_aside) == 1
+    assert len(report.undecodable) == 1
     site.settle()
-    assert {fine, broken} == set(site.fates())
+    assert {fine, broken} == set(site.dispositions())
     assert len(site.posts("#a")) == 2
 
 
@@ -400,7 +404,7 @@ def test_a_run_that_is_stranger_than_the_code_knows_is_told_of_and_holds_up_no_o
 def test_the_sweep_rescues_a_failed_run_whose_event_was_never_seen(site: Site) -> None:
     job = op_job("plain")
     run_id = site.world.fail(job)
-    logs = dagster_private._event_logs()
+    logs = private._event_logs()
     with site.world.instance.event_log_storage.index_connection() as connection:  # type: ignore[attr-defined]
         connection.execute(sa.delete(logs).where(logs.c.run_id == run_id))
     site.settle(60)
@@ -414,7 +418,7 @@ def test_the_sweep_rescues_a_failed_run_whose_event_was_never_seen(site: Site) -
 
 def test_events_that_become_visible_out_of_order_are_found_by_the_overlap(site: Site) -> None:
     runs = [site.world.fail(op_job(f"job_{number}")) for number in range(3)]
-    logs = dagster_private._event_logs()
+    logs = private._event_logs()
     with site.world.instance.event_log_storage.index_connection() as connection:  # type: ignore[attr-defined]
         hidden = connection.execute(
             sa.select(logs).where(logs.c.run_id == runs[0], logs.c.dagster_event_type == "PIPELINE_FAILURE")
@@ -441,13 +445,13 @@ def test_the_first_tick_of_all_tells_of_the_last_two_days_and_nothing_older(memo
 
 def test_findings_open_an_incident_and_close_it_when_they_are_gone(site: Site) -> None:
     found = [Finding("tick:nightly", "team-b", "Schedule nightly fails", "ValueError: boom", site.world.now, "web")]
-    site.tick(find=lambda: found)
+    site.tick(watch=lambda: found)
     assert "nightly" in first_line(site, "#b")
     site.world.forward(130)
-    site.tick(find=lambda: found)
+    site.tick(watch=lambda: found)
     assert len(site.slack.in_channel("#b")) == 1
     site.world.forward(130)
-    site.tick(find=list)
+    site.tick(watch=list)
     assert len(site.posts("#b")) == 1
     assert len(site.replies("#b")) == 1
 
@@ -457,13 +461,13 @@ def test_a_search_for_findings_that_fails_is_said_closes_nothing_and_stops_no_fa
         raise OSError("no answer")
 
     found = [Finding("tick:nightly", "team-b", "Schedule nightly fails", "ValueError: boom", site.world.now, "web")]
-    site.tick(find=lambda: found)
+    site.tick(watch=lambda: found)
     site.world.fail(op_job("plain"))
     site.world.forward(130)
-    report = site.tick(find=broken)
+    report = site.tick(watch=broken)
     assert len(site.posts("#a")) == 1
     assert len(site.slack.in_channel("#b")) == 1
-    with pytest.raises(engine.FindError, match="OSError: no answer"):
+    with pytest.raises(WatchError, match="OSError: no answer"):
         report.raise_for_problems()
 
 
@@ -522,10 +526,10 @@ def test_every_failed_run_has_a_row_that_says_what_became_of_it(site: Site, make
         site.world.fail(op_job("nobodys", (None,)), location="elsewhere"),
     ]
     site.settle()
-    fates = site.fates()
+    fates = site.dispositions()
     assert set(fates) == set(runs)
     assert None not in fates.values()
-    assert site.unaccounted() == []
+    assert site.without_disposition() == []
 
 
 def test_what_is_closed_and_old_is_forgotten_and_what_is_open_is_not(site: Site) -> None:
@@ -536,9 +540,9 @@ def test_what_is_closed_and_old_is_forgotten_and_what_is_open_is_not(site: Site)
     site.world.succeed(closed)
     site.settle()
     site.world.forward(91 * 24 * HOUR)
-    engine.forget(site.store, site.world.now)
+    delete_old_rows(site.store, site.world.now)
     with store.reading(site.store) as connection:
-        threads = incidents.find_threads(connection, sa.true())
+        threads = incidents.find(connection)
         kept = set(connection.execute(sa.select(tables.outbox.c.thread)).scalars())
         names = set(connection.execute(sa.select(tables.outcomes.c.job_name)).scalars())
         assert connection.execute(sa.select(sa.func.count()).select_from(tables.attempts)).scalar() == 0

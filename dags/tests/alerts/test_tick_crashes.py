@@ -8,7 +8,7 @@ import pytest
 import sqlalchemy as sa
 
 from dags.alerts import store, tables
-from dags.alerts.decide import thread_key
+from dags.alerts.decide import incident_key
 from dags.alerts.values import OPEN_STATES
 from dags.tests.alerts.fake_slack import Stored
 from dags.tests.alerts.site import Site
@@ -52,7 +52,7 @@ class Round:
     def fail(self, name: str, owner: str) -> None:
         """A run of a job fails."""
         run_id = self.site.world.fail(op_job(name, (owner,)))
-        self.posts.append(thread_key(run_id, owner))
+        self.posts.append(incident_key(run_id, owner))
 
     def recover(self, name: str, owner: str, post: str) -> None:
         """A run of a job that has failed succeeds."""
@@ -78,8 +78,8 @@ class Round:
             assert keys.index(key) < keys.index(f"{key}/resolved")
         for key in self.recovered:
             assert "Resolved" in slack.copies(key)[-1].text.splitlines()[0]
-        assert self.site.unaccounted() == []
-        assert None not in self.site.fates().values()
+        assert self.site.without_disposition() == []
+        assert None not in self.site.dispositions().values()
         with store.reading(self.site.store) as connection:
             still_open = sa.select(tables.outbox.c.key).where(tables.outbox.c.state.in_(OPEN_STATES))
             assert connection.execute(still_open).scalars().all() == []
