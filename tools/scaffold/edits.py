@@ -15,8 +15,8 @@ class Entries(NamedTuple):
     pattern: str
 
 
-# Of a location that the formatter has split into lines.
-ARGUMENTS = Entries("dags/locations", "build_definitions(\n", r"^    (\w+)=.*\n(?:(?:     .*|    [])}].*|)\n)*")
+# Of a location that the formatter has split into lines. `owner` stays first.
+ARGUMENTS = Entries("dags/locations", "build_definitions(\n", r"^    (?!owner=)(\w+)=.*\n(?:(?:     .*|    [])}].*|)\n)*")
 
 
 def find_entries(text: str, entries: Entries) -> list[re.Match[str]]:
