@@ -1,7 +1,6 @@
-"""Forgetting old runs: Dagster keeps every run and all of its events for ever, and Postgres fills up.
+"""The job that deletes old runs with their events, which Dagster keeps for ever otherwise.
 
-Belongs here: which runs go, the job and its schedule. Not here: ticks of schedules and sensors, which Dagster purges
-itself (`retention` of the instance), and what runs printed, which a lifecycle rule of the bucket removes.
+Dagster deletes old ticks itself (`retention` in dagster.yaml), and a lifecycle rule of the bucket deletes logs.
 """
 
 import datetime as dt
@@ -19,34 +18,32 @@ from dags.common.schedules import skip_if_already_running
 from dags.common.tags import DESTRUCTIVE_TAG, MAX_RETRIES_TAG, MAX_RUNTIME_TAG
 
 OWNER = JobOwners.TEAM_DATA_PLATFORM
-# The alert router reads back 48 hours, and waits for retries on top of it.
-FEWEST_DAYS = 7
+# The alert router reads the last 48 hours, and the retries of these runs.
+MIN_KEEP_DAYS = 7
 BATCH_RUNS = 100
 PAUSE_SECONDS = 0.5
-OVER = (DagsterRunStatus.SUCCESS, DagsterRunStatus.FAILURE, DagsterRunStatus.CANCELED)
+FINISHED = (DagsterRunStatus.SUCCESS, DagsterRunStatus.FAILURE, DagsterRunStatus.CANCELED)
 
 
 @dataclass(frozen=True)
-class Forgotten:
-    """What a pass has deleted, or would have."""
+class DeletedRuns:
+    """The runs that were deleted, or would have been."""
 
     runs: int = 0
-    # Older, and kept: they made what an asset or a partition of it is now.
+    # Kept although old: they made the latest materialization of an asset or of a partition.
     current: int = 0
     is_complete: bool = True
 
 
 class RunRetentionConfig(dg.Config):
-    """What a run of the retention may be told."""
+    """Run config of the retention."""
 
-    dry_run: bool = Field(default=True, description="Count what would be deleted, and change nothing.")
-    keep_days: int = Field(default=90, ge=FEWEST_DAYS, description="Runs that ended more recently are kept.")
-    max_runtime_minutes: float = Field(
-        default=30, gt=0, description="Stop after this; the next run continues from there."
-    )
+    dry_run: bool = Field(default=True, description="Count the runs that would be deleted, and delete none.")
+    keep_days: int = Field(default=90, ge=MIN_KEEP_DAYS, description="Keep the runs that ended in the last days.")
+    max_runtime_minutes: float = Field(default=30, gt=0, description="Stop after this time. The next run continues.")
 
 
-def forget_runs(
+def delete_runs(
     instance: dg.DagsterInstance,
     before: dt.datetime,
     *,
@@ -54,36 +51,36 @@ def forget_runs(
     deadline: float = float("inf"),
     batch_runs: int = BATCH_RUNS,
     pause_seconds: float = PAUSE_SECONDS,
-    report: Callable[[Forgotten], None] = lambda _: None,
-) -> Forgotten:
-    """Delete runs that were over and last changed before a time, with their events, oldest first; return how many.
+    report: Callable[[DeletedRuns], None] = lambda _: None,
+) -> DeletedRuns:
+    """Delete finished runs that last changed before a time, with their events, oldest first; return how many.
 
-    A run stays that is not over, or that made the newest version of an asset or of a partition of it: Dagster would
-    take them for never made. It stops between two runs at the deadline, on the clock of `time.monotonic`; whatever way
-    it is stopped, the next pass goes on. `report` hears of each batch.
+    Runs that made the latest materialization of an asset or of a partition stay: without them Dagster would show it as
+    never materialized. The deadline is a time of `time.monotonic`. However a pass ends, the next one continues.
+    `report` is called after each batch.
     """
-    forgotten = Forgotten()
-    for batch in _batches(instance, RunsFilter(statuses=list(OVER), updated_before=before), batch_runs):
+    deleted = DeletedRuns()
+    for batch in _batches(instance, RunsFilter(statuses=list(FINISHED), updated_before=before), batch_runs):
         for run_id in batch:
             if time.monotonic() >= deadline:
-                return Forgotten(forgotten.runs, forgotten.current, is_complete=False)
+                return DeletedRuns(deleted.runs, deleted.current, is_complete=False)
             if _is_current(instance, run_id):
-                forgotten = Forgotten(forgotten.runs, forgotten.current + 1)
+                deleted = DeletedRuns(deleted.runs, deleted.current + 1)
                 continue
             if not dry_run:
                 instance.delete_run(run_id)
-            forgotten = Forgotten(forgotten.runs + 1, forgotten.current)
-        report(forgotten)
+            deleted = DeletedRuns(deleted.runs + 1, deleted.current)
+        report(deleted)
         if not dry_run:
-            # Leaves Postgres time for those who wait for it.
+            # Let other clients of Postgres in.
             time.sleep(pause_seconds)
-    return forgotten
+    return deleted
 
 
 def _batches(instance: dg.DagsterInstance, filters: RunsFilter, size: int) -> Iterator[list[str]]:
     batch = _run_ids(instance, filters, None, size)
     while batch:
-        # Asked for before this one is deleted: Dagster finds a place in the list by a run that is there.
+        # Read before this batch is deleted, because the cursor is a run that must still exist.
         following = _run_ids(instance, filters, batch[-1], size)
         yield batch
         batch = following
@@ -97,49 +94,51 @@ def _run_ids(instance: dg.DagsterInstance, filters: RunsFilter, after: str | Non
 def _is_current(instance: dg.DagsterInstance, run_id: str) -> bool:
     cursor = None
     while True:
-        made = instance.get_records_for_run(
+        materializations = instance.get_records_for_run(
             run_id, cursor=cursor, of_type=dg.DagsterEventType.ASSET_MATERIALIZATION, limit=BATCH_RUNS
         )
-        if any(_is_newest(instance, record) for record in made.records):
+        if any(_is_latest(instance, record) for record in materializations.records):
             return True
-        if not made.has_more:
+        if not materializations.has_more:
             return False
-        cursor = made.cursor
+        cursor = materializations.cursor
 
 
-def _is_newest(instance: dg.DagsterInstance, made: dg.EventLogRecord) -> bool:
-    if made.asset_key is None:
+def _is_latest(instance: dg.DagsterInstance, record: dg.EventLogRecord) -> bool:
+    if record.asset_key is None:
         return False
-    partitions = None if made.partition_key is None else [made.partition_key]
-    newest = instance.fetch_materializations(dg.AssetRecordsFilter(made.asset_key, partitions), limit=1).records
-    # By run: the number of an event is another in each of SQLite's files.
-    return not newest or newest[0].run_id == made.run_id
+    partitions = None if record.partition_key is None else [record.partition_key]
+    latest = instance.fetch_materializations(dg.AssetRecordsFilter(record.asset_key, partitions), limit=1).records
+    # Compared by run, because SQLite numbers the events of each run on its own.
+    return not latest or latest[0].run_id == record.run_id
 
 
 @dg.op(tags=owner_tags(OWNER))
 def delete_old_runs(context: dg.OpExecutionContext, config: RunRetentionConfig) -> None:
-    """Deletes runs that ended long ago, with their events."""
+    """Delete old runs with their events."""
     before = dt.datetime.now(dt.UTC) - dt.timedelta(days=config.keep_days)
     verb = "would be deleted" if config.dry_run else "deleted"
-    forgotten = forget_runs(
+    deleted = delete_runs(
         context.instance,
         before,
         dry_run=config.dry_run,
         deadline=time.monotonic() + config.max_runtime_minutes * 60,
-        report=lambda now: context.log.info(f"{now.runs} runs {verb}, {now.current} kept for what they made."),
+        report=lambda now: context.log.info(
+            f"{now.runs} runs {verb}, {now.current} kept because they made the latest materialization of an asset."
+        ),
     )
     context.add_output_metadata(
         {
             "dry_run": dg.MetadataValue.bool(config.dry_run),
             "before": dg.MetadataValue.text(f"{before:%Y-%m-%d %H:%M:%S} UTC"),
-            "runs_that_would_be_deleted" if config.dry_run else "runs_deleted": dg.MetadataValue.int(forgotten.runs),
-            "runs_kept_for_what_they_made": dg.MetadataValue.int(forgotten.current),
-            "is_complete": dg.MetadataValue.bool(forgotten.is_complete),
+            "runs_that_would_be_deleted" if config.dry_run else "runs_deleted": dg.MetadataValue.int(deleted.runs),
+            "runs_kept_for_what_they_made": dg.MetadataValue.int(deleted.current),
+            "is_complete": dg.MetadataValue.bool(deleted.is_complete),
         }
     )
 
 
-# Not tried again by itself: the next day's run does what is left.
+# Not retried: the next day's run continues.
 @dg.job(
     **owned_by(
         OWNER,
@@ -148,7 +147,7 @@ def delete_old_runs(context: dg.OpExecutionContext, config: RunRetentionConfig) 
     )
 )
 def run_retention_job() -> None:
-    """Deletes runs that ended long ago, with their events. A dry run, unless the config says otherwise."""
+    """Deletes old runs with their events. A dry run unless the config says otherwise."""
     delete_old_runs()
 
 
@@ -157,10 +156,10 @@ def run_retention_job() -> None:
     cron_schedule="20 4 * * *",
     execution_timezone="UTC",
     default_status=dg.DefaultScheduleStatus.RUNNING,
-    description="Daily, when few runs are under way.",
+    description="Daily, when few runs are in progress.",
     **owned_by(OWNER),
 )
 def run_retention_schedule(context: dg.ScheduleEvaluationContext) -> dg.RunRequest | dg.SkipReason:
-    """Ask for a pass that is no dry run, unless one is not over yet."""
+    """Request a run that deletes, unless one is still in progress."""
     config = dg.RunConfig(ops={delete_old_runs.name: RunRetentionConfig(dry_run=False)})
     return skip_if_already_running(context, run_retention_job.name) or dg.RunRequest(run_config=config)

@@ -1,6 +1,6 @@
-"""The patient launcher beside Dagster's own on an API server that goes away; what Dagster's own does is pinned.
+"""The resilient launcher and Dagster's own while the API server is down.
 
-That whole runs outlive an absence of the server is proven in `test_faults.py`.
+`test_faults.py` has the same with whole runs.
 """
 
 import contextlib
@@ -17,9 +17,9 @@ from kubernetes.client.exceptions import ApiException
 
 from dags.common.resilient_kubernetes import (
     ResilientStepHandler,
-    UnansweredError,
+    UnknownRunHealthError,
+    create_with_retries,
     resilient_k8s_job_executor,
-    until_answered,
 )
 from dags.tests.kubernetes.server import KubernetesServer
 from dags.tests.kubernetes.site import LAUNCHER
@@ -35,7 +35,7 @@ def nothing_job() -> None: ...
 
 @contextlib.contextmanager
 def launching(launcher: dict[str, str], kubeconfig: Path) -> Iterator[dg.DagsterInstance]:
-    """An instance with a launcher on the loopback server."""
+    """Yield an instance with a launcher that calls the loopback server."""
     config = {
         "load_incluster_config": False,
         "kubeconfig_file": str(kubeconfig),
@@ -52,21 +52,21 @@ def started_run(instance: dg.DagsterInstance) -> dg.DagsterRun:
     return instance.create_run_for_job(nothing_job, status=dg.DagsterRunStatus.STARTED)
 
 
-def test_nothing_is_said_of_a_run_while_the_server_is_away_and_the_truth_afterwards(
+def test_the_health_of_a_run_is_unknown_while_the_server_is_down_and_reported_afterwards(
     kubernetes: KubernetesServer, kubeconfig: Path
 ) -> None:
     with launching(LAUNCHER, kubeconfig) as instance:
         run = started_run(instance)
         kubernetes.cluster.create("jobs", job(f"dagster-run-{run.run_id}", ENDLESS))
         kubernetes.go_away()
-        with pytest.raises(UnansweredError, match="Is its API server up"):
+        with pytest.raises(UnknownRunHealthError, match="Is its API server up"):
             instance.run_launcher.check_run_worker_health(run)
         kubernetes.come()
         assert instance.run_launcher.check_run_worker_health(run).status is WorkerStatus.RUNNING
 
 
-def test_a_run_whose_job_is_gone_is_not_mistaken_for_one_that_nothing_is_known_of(
-    kubernetes: KubernetesServer,  # noqa: ARG001 - the kubeconfig leads to it
+def test_a_run_whose_job_was_deleted_is_reported(
+    kubernetes: KubernetesServer,  # noqa: ARG001 - the kubeconfig names it
     kubeconfig: Path,
 ) -> None:
     with launching(LAUNCHER, kubeconfig) as instance:
@@ -76,7 +76,9 @@ def test_a_run_whose_job_is_gone_is_not_mistaken_for_one_that_nothing_is_known_o
     assert result.msg == f"Job dagster-run-{run.run_id} could not be found"
 
 
-def test_dagsters_own_launcher_takes_no_answer_for_a_lost_run(kubernetes: KubernetesServer, kubeconfig: Path) -> None:
+def test_dagsters_own_launcher_reports_unknown_when_the_server_is_down(
+    kubernetes: KubernetesServer, kubeconfig: Path
+) -> None:
     with launching(STOCK, kubeconfig) as instance:
         run = started_run(instance)
         kubernetes.cluster.create("jobs", job(f"dagster-run-{run.run_id}", ENDLESS))
@@ -84,8 +86,8 @@ def test_dagsters_own_launcher_takes_no_answer_for_a_lost_run(kubernetes: Kubern
         assert instance.run_launcher.check_run_worker_health(run).status is WorkerStatus.UNKNOWN
 
 
-def test_the_resilient_executor_is_dagsters_own_with_another_way_to_launch_a_step(
-    kubernetes: KubernetesServer,  # noqa: ARG001 - the kubeconfig leads to it
+def test_the_resilient_executor_is_dagsters_own_with_another_step_handler(
+    kubernetes: KubernetesServer,  # noqa: ARG001 - the kubeconfig names it
     kubeconfig: Path,
 ) -> None:
     config = {"retries": {"enabled": {}}, "load_incluster_config": False, "kubeconfig_file": str(kubeconfig)}
@@ -99,7 +101,7 @@ def test_the_resilient_executor_is_dagsters_own_with_another_way_to_launch_a_ste
 
 
 class Creation:
-    """Fails as told, one error an attempt, and then succeeds."""
+    """A call that raises the given errors, one per attempt, and then succeeds."""
 
     def __init__(self, *errors: Exception) -> None:
         self.errors = list(errors)
@@ -126,24 +128,24 @@ def refused(code: int) -> Exception:
     )
 
 
-def test_a_creation_is_tried_until_it_is_answered() -> None:
+def test_a_creation_is_retried_until_the_server_answers() -> None:
     create = Creation(unanswered(), unanswered())
-    assert until_answered(create, 60) == "made"
+    assert create_with_retries(create, 60) == "made"
     assert create.attempts == 3
 
 
-def test_patience_ends() -> None:
+def test_retries_end_at_the_timeout() -> None:
     with pytest.raises(DagsterK8sAPIRetryLimitExceeded):
-        until_answered(Creation(unanswered(), unanswered()), 0)
+        create_with_retries(Creation(unanswered(), unanswered()), 0)
 
 
 @pytest.mark.parametrize("code", [403, 409, 422])
-def test_a_refusal_is_not_tried_again(code: int) -> None:
+def test_a_refused_creation_is_not_retried(code: int) -> None:
     create = Creation(refused(code))
     with pytest.raises(DagsterK8sUnrecoverableAPIError):
-        until_answered(create, 60)
+        create_with_retries(create, 60)
     assert create.attempts == 1
 
 
-def test_what_an_unanswered_attempt_has_made_all_the_same_is_not_made_twice() -> None:
-    assert until_answered(Creation(unanswered(), refused(409)), 60) is None
+def test_a_job_that_an_earlier_attempt_created_is_not_created_twice() -> None:
+    assert create_with_retries(Creation(unanswered(), refused(409)), 60) is None

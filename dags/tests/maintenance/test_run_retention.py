@@ -9,9 +9,9 @@ import pytest
 
 from dags.definitions import load_locations
 from dags.maintenance.run_retention import (
-    Forgotten,
+    DeletedRuns,
     RunRetentionConfig,
-    forget_runs,
+    delete_runs,
     run_retention_job,
     run_retention_schedule,
 )
@@ -23,7 +23,7 @@ DAYS = dg.StaticPartitionsDefinition(["monday", "tuesday"])
 @dg.op(config_schema={"fails": dg.Field(bool, default_value=False)})
 def work(context: dg.OpExecutionContext) -> None:
     if context.op_config["fails"]:
-        raise RuntimeError("as asked for")
+        raise RuntimeError("as configured")
 
 
 @dg.job
@@ -41,7 +41,7 @@ def whole() -> None: ...
 
 @pytest.fixture(params=["sqlite", "postgres"])
 def instance(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[dg.DagsterInstance]:
-    """An instance without runs, on each database in turn."""
+    """Yield an instance without runs, on SQLite and on Postgres."""
     dsn = request.getfixturevalue("postgres_dsn") if request.param == "postgres" else None
     with local_instance(tmp_path / "home", dsn) as made:
         yield made
@@ -53,7 +53,7 @@ def ran(instance: dg.DagsterInstance, *, fails: bool = False) -> str:
 
 
 def now() -> dt.datetime:
-    """A time after everything so far, and before everything from here on."""
+    """Return a time after everything so far, and before everything that follows."""
     time.sleep(0.01)
     return dt.datetime.now(dt.UTC)
 
@@ -62,27 +62,27 @@ def kept(instance: dg.DagsterInstance) -> set[str]:
     return {run.run_id for run in instance.get_runs()}
 
 
-def forget(instance: dg.DagsterInstance, before: dt.datetime, **how: float) -> Forgotten:
-    return forget_runs(instance, before, dry_run=False, pause_seconds=0, **how)  # type: ignore[arg-type] # numbers all
+def delete_before(instance: dg.DagsterInstance, before: dt.datetime, **how: float) -> DeletedRuns:
+    return delete_runs(instance, before, dry_run=False, pause_seconds=0, **how)  # type: ignore[arg-type] # numbers all
 
 
-def test_runs_that_ended_before_go_with_their_events_and_later_ones_stay(instance: dg.DagsterInstance) -> None:
+def test_old_runs_are_deleted_with_their_events_and_newer_ones_stay(instance: dg.DagsterInstance) -> None:
     old = [ran(instance), ran(instance, fails=True)]
     before = now()
     young = ran(instance)
-    assert forget(instance, before) == Forgotten(runs=2)
+    assert delete_before(instance, before) == DeletedRuns(runs=2)
     assert kept(instance) == {young}
     assert [entry for run_id in old for entry in instance.all_logs(run_id)] == []
     assert instance.all_logs(young) != []
 
 
-def test_a_dry_run_counts_the_same_and_changes_nothing(instance: dg.DagsterInstance) -> None:
+def test_a_dry_run_counts_the_same_runs_and_deletes_none(instance: dg.DagsterInstance) -> None:
     old = {ran(instance), ran(instance)}
-    assert forget_runs(instance, now(), dry_run=True) == Forgotten(runs=2)
+    assert delete_runs(instance, now(), dry_run=True) == DeletedRuns(runs=2)
     assert kept(instance) == old
 
 
-def test_a_run_that_is_not_over_stays_however_old(instance: dg.DagsterInstance) -> None:
+def test_an_unfinished_run_stays_however_old_it_is(instance: dg.DagsterInstance) -> None:
     unfinished = {
         instance.create_run_for_job(plain_job, status=status, remote_job_origin=origin(plain_job.name, "web")).run_id
         for status in dg.DagsterRunStatus
@@ -90,53 +90,53 @@ def test_a_run_that_is_not_over_stays_however_old(instance: dg.DagsterInstance) 
     }
     assert len(unfinished) >= 5
     ran(instance)
-    assert forget(instance, now()) == Forgotten(runs=1)
+    assert delete_before(instance, now()) == DeletedRuns(runs=1)
     assert kept(instance) == unfinished
 
 
-def test_the_run_that_made_what_an_asset_is_now_stays_and_those_before_it_go(instance: dg.DagsterInstance) -> None:
+def test_the_run_of_the_latest_materialization_stays_and_earlier_ones_are_deleted(instance: dg.DagsterInstance) -> None:
     def made(asset: dg.AssetsDefinition, partition: str | None = None) -> str:
         return dg.materialize([asset], instance=instance, partition_key=partition).run_id
 
     made(whole)
     made(by_day, "monday")
     current = {made(by_day, "tuesday"), made(whole), made(by_day, "monday")}
-    assert forget(instance, now()) == Forgotten(runs=2, current=3)
+    assert delete_before(instance, now()) == DeletedRuns(runs=2, current=3)
     assert kept(instance) == current
     assert instance.get_materialized_partitions(by_day.key) == {"monday", "tuesday"}
 
 
-def test_more_runs_than_a_batch_holds_all_go_and_progress_is_told(instance: dg.DagsterInstance) -> None:
+def test_more_runs_than_a_batch_holds_are_deleted_and_progress_is_reported(instance: dg.DagsterInstance) -> None:
     current = dg.materialize([whole], instance=instance).run_id
     for _ in range(7):
         ran(instance)
-    told: list[Forgotten] = []
-    result = forget_runs(instance, now(), dry_run=False, batch_runs=3, pause_seconds=0, report=told.append)
-    assert result == Forgotten(runs=7, current=1)
-    assert [one.runs + one.current for one in told] == [3, 6, 8]
+    reports: list[DeletedRuns] = []
+    result = delete_runs(instance, now(), dry_run=False, batch_runs=3, pause_seconds=0, report=reports.append)
+    assert result == DeletedRuns(runs=7, current=1)
+    assert [one.runs + one.current for one in reports] == [3, 6, 8]
     assert kept(instance) == {current}
 
 
-def test_what_a_deadline_left_is_done_by_the_next_pass(instance: dg.DagsterInstance) -> None:
+def test_a_pass_that_stops_at_its_deadline_is_continued_by_the_next(instance: dg.DagsterInstance) -> None:
     for _ in range(3):
         ran(instance)
-    stopped = forget(instance, now(), deadline=time.monotonic())
-    assert stopped == Forgotten(runs=0, is_complete=False)
-    assert forget(instance, now()) == Forgotten(runs=3)
+    stopped = delete_before(instance, now(), deadline=time.monotonic())
+    assert stopped == DeletedRuns(runs=0, is_complete=False)
+    assert delete_before(instance, now()) == DeletedRuns(runs=3)
     assert kept(instance) == set()
 
 
-def test_a_pass_that_dies_in_the_middle_is_taken_up_by_the_next(instance: dg.DagsterInstance) -> None:
+def test_a_pass_that_dies_is_continued_by_the_next(instance: dg.DagsterInstance) -> None:
     for _ in range(4):
         ran(instance)
 
-    def die(_: Forgotten) -> None:
+    def die(_: DeletedRuns) -> None:
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        forget_runs(instance, now(), dry_run=False, batch_runs=2, report=die)
+        delete_runs(instance, now(), dry_run=False, batch_runs=2, report=die)
     assert len(kept(instance)) == 2
-    assert forget(instance, now()) == Forgotten(runs=2)
+    assert delete_before(instance, now()) == DeletedRuns(runs=2)
 
 
 def test_the_job_is_a_dry_run_and_its_schedule_is_not() -> None:
@@ -146,7 +146,7 @@ def test_the_job_is_a_dry_run_and_its_schedule_is_not() -> None:
         (output,) = result.filter_events(lambda event: event.is_successful_output)
         metadata = output.step_output_data.metadata
         assert metadata["dry_run"].value is True
-        # What has just ended is younger than any age that may be asked for.
+        # The run has just ended, and the config allows no age below seven days.
         assert metadata["runs_that_would_be_deleted"].value == 0
         with dg.build_schedule_context(instance=instance) as context:
             request = run_retention_schedule(context)
@@ -154,12 +154,12 @@ def test_the_job_is_a_dry_run_and_its_schedule_is_not() -> None:
     assert request.run_config["ops"]["delete_old_runs"]["config"]["dry_run"] is False
 
 
-def test_what_the_alert_router_still_reads_cannot_be_asked_for() -> None:
+def test_runs_that_the_alert_router_still_reads_cannot_be_deleted() -> None:
     with pytest.raises(pydantic.ValidationError, match="keep_days"):
         RunRetentionConfig(keep_days=2)
 
 
-def test_one_location_runs_it_and_its_schedule_by_default() -> None:
+def test_one_location_schedules_the_job_by_default() -> None:
     having = [
         name
         for name, location in load_locations().items()
