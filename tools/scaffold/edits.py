@@ -16,7 +16,9 @@ class Entries(NamedTuple):
 
 
 # Of a location that the formatter has split into lines. `owner` stays first.
-ARGUMENTS = Entries("dags/locations", "build_definitions(\n", r"^    (?!owner=)(\w+)=.*\n(?:(?:     .*|    [])}].*|)\n)*")
+ARGUMENTS = Entries(
+    "dags/locations", "build_definitions(\n", r"^    (?!owner=)(\w+)=.*\n(?:(?:     .*|    [])}].*|)\n)*"
+)
 
 
 def find_entries(text: str, entries: Entries) -> list[re.Match[str]]:

@@ -119,11 +119,14 @@ def test_a_location_lists_new_definitions_behind_the_ones_it_has() -> None:
 def test_a_location_on_one_line_gets_the_other_arguments(tmp_path: Path) -> None:
     plan = Plan(tmp_path)
     plan.put(
-        "growth.py", "from dags.locations import build_definitions\n\ndefs = build_definitions(owner=G, sensors=[s], jobs=[],)\n"
+        "growth.py",
+        "from dags.locations import build_definitions\n\ndefs = build_definitions(owner=G, sensors=[s], jobs=[],)\n",
     )
     added = add_to_location(plan.read("growth.py"), "growth.py", "dags.signups", {"assets": "a", "jobs": "j"})
     plan.put("growth.py", added)
-    assert "build_definitions(\n    owner=G,\n    assets=[a],\n    sensors=[s],\n    jobs=[j],\n)" in plan.read("growth.py")
+    assert "build_definitions(\n    owner=G,\n    assets=[a],\n    sensors=[s],\n    jobs=[j],\n)" in plan.read(
+        "growth.py"
+    )
 
 
 @pytest.mark.parametrize(
