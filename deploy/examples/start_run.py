@@ -1,6 +1,6 @@
-"""Start a run from outside of the platform, once for each key: docs/start-a-run.md. Needs `requests` and nothing else.
+"""Start a run from outside the platform, once for each key. Needs only `requests`. See docs/start-a-run.md.
 
-DAGSTER_URL is where the authenticating proxy answers, DAGSTER_TOKEN what it lets in.
+DAGSTER_URL is the address of the authenticating proxy, DAGSTER_TOKEN a token that it accepts.
 """
 
 from __future__ import annotations
@@ -44,17 +44,17 @@ mutation($runId: String!) {
 
 
 class StartError(Exception):
-    """The run could not be started; the message says why."""
+    """A run that could not be started; the message says why."""
 
 
 def start_run(
     url: str, token: str, location: str, job: str, key: str, run_config: dict[str, Any] | None = None
 ) -> dict[str, str]:
-    """Start a run of a job, or find the one that was started with this key before; return its `runId` and `status`.
+    """Start a run of a job, or find the run that was started with this key; return its `runId` and `status`.
 
-    After a lost answer, call it again with the same key. Two calls at the same time with one key leave one run: each
-    looks again after its own start, and the one that came second ends its run. Raises StartError when Dagster refuses,
-    and requests.RequestException when it cannot be reached or the proxy refuses the token.
+    If the answer is lost, call it again with the same key. Two concurrent calls with one key leave one run: each looks
+    again after its start, and the later one terminates its run. Raises StartError when Dagster refuses, and
+    requests.RequestException when Dagster cannot be reached or the proxy refuses the token.
     """
     with requests.Session() as session:
         session.headers["Authorization"] = f"Bearer {token}"
@@ -67,7 +67,7 @@ def start_run(
             "executionMetadata": {"tags": [{"key": KEY_TAG, "value": key}]},
         }
         started = _ask(session, url, LAUNCH, "LaunchRunSuccess", params=params)["run"]
-        # Newest first, so the last one is the one that stays.
+        # Newest first: the last one is the first that was started, and stays.
         first = _runs(session, url, job, key)[-1]
         if first["runId"] != started["runId"]:
             _ask(session, url, TERMINATE, "TerminateRunSuccess", runId=started["runId"])
@@ -85,12 +85,12 @@ def _ask(session: requests.Session, url: str, query: str, expected: str, **varia
         f"{url.rstrip('/')}/graphql",
         json={"query": query, "variables": variables},
         timeout=TIMEOUT_SECONDS,
-        # A proxy that does not know the token sends to its page for people.
+        # A proxy that does not know the token redirects to its login page.
         allow_redirects=False,
     )
     response.raise_for_status()
     if response.is_redirect:
-        raise StartError(f"{url} sends to a page for signing in: the token is missing or not known to the proxy.")
+        raise StartError(f"{url} redirects to a login page: the token is missing or unknown to the proxy.")
     answer = response.json()
     if "errors" in answer:
         raise StartError("; ".join(error["message"] for error in answer["errors"]))
@@ -103,13 +103,11 @@ def _ask(session: requests.Session, url: str, query: str, expected: str, **varia
 
 
 def main() -> int:
-    """Start a run and print its id; returns the exit code."""
+    """Start a run and print its id; return the exit code."""
     parser = argparse.ArgumentParser(description="Start a run, once for each key.")
     parser.add_argument("--location", required=True, help="code location, such as shared")
     parser.add_argument("--job", required=True)
-    parser.add_argument(
-        "--key", required=True, help="what makes this start one of its kind, such as invoices-2026-11-21"
-    )
+    parser.add_argument("--key", required=True, help="identifies what must happen once, such as invoices-2026-11-21")
     parser.add_argument("--config", type=json.loads, default={}, help="run config, as JSON")
     given = parser.parse_args()
     try:

@@ -1,1 +1,1 @@
-"""What is written down for production, compared with the code and with what Kubernetes and Dagster accept."""
+"""The deployment files, compared with the code and with what Kubernetes and Dagster accept."""

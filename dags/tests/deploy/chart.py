@@ -1,8 +1,7 @@
-"""The values of the official chart as Helm merges them, and what the chart makes of them.
+"""The values of the official chart as Helm merges them, and what the chart renders from them.
 
-Belongs here: reading, merging, rendering. Not here: what must hold of the result. The templates are not at hand where
-the tests run, so `instance_config` and `code_server` say in Python what they render; docs/deploy.md has the command
-that compares with `helm template`.
+The tests run without the chart's templates, so `instance_config` and `code_server` render in Python what they do.
+docs/deploy.md has the command that compares the result with `helm template`.
 """
 
 import copy
@@ -17,12 +16,12 @@ ROOT = Path(__file__).parents[3]
 DEPLOY = ROOT / "deploy"
 REGIONS = ("us", "eu", "dev")
 NAMESPACE = "dagster"
-# The schemas of Kubernetes that objects are held against: a version that is supported, and in the package.
+# The Kubernetes version whose schemas validate objects: a supported one that the package has.
 KUBERNETES_VERSION = "1.34"
 CHART_VARIABLE = "DAGSTER_HELM_CHART"
-ANYWHERE = "0.0.0.0"  # noqa: S104 - inside of a pod, and only written down here
+ANYWHERE = "0.0.0.0"  # noqa: S104 - an argument inside a pod
 HOW_TO_GET_THE_CHART = (
-    f"{CHART_VARIABLE} is not set, so the values are not held against the chart's own schema. Get it with "
+    f"{CHART_VARIABLE} is not set, so the values are not validated by the schema of the chart. Get it with "
     "`helm pull dagster --repo https://dagster-io.github.io/helm --untar`, "
     f"then `make test {CHART_VARIABLE}=$PWD/dagster`"
 )
@@ -31,12 +30,12 @@ Values = dict[str, Any]
 
 
 def read(path: Path) -> list[Any]:
-    """The documents of a YAML file."""
+    """Return the documents of a YAML file."""
     return list(yaml.safe_load_all(path.read_text()))
 
 
 def chart_directory() -> Path | None:
-    """Where the official chart lies: as the environment says, else in the folder `shared` beside the project's own."""
+    """Return the directory of the official chart: from the environment, else in `shared` beside the project."""
     named = os.environ.get(CHART_VARIABLE)
     if named:
         return Path(named)
@@ -45,7 +44,7 @@ def chart_directory() -> Path | None:
 
 
 def merged(base: Mapping[str, Any], over: Mapping[str, Any]) -> Values:
-    """What Helm makes of two files of values: maps merge, everything else replaces, null removes."""
+    """Merge two files of values as Helm does: maps are merged, other values replaced, null removes a key."""
     result = copy.deepcopy(dict(base))
     for key, value in over.items():
         if value is None:
@@ -58,7 +57,7 @@ def merged(base: Mapping[str, Any], over: Mapping[str, Any]) -> Values:
 
 
 def values_of(region: str | None = None) -> Values:
-    """The project's values, those of a region merged over what all share."""
+    """Return the values of a region, or the shared values without one."""
     (shared,) = read(DEPLOY / "helm" / "values.yaml")
     if region is None:
         return dict(shared)
@@ -67,13 +66,13 @@ def values_of(region: str | None = None) -> Values:
 
 
 def code_servers(values: Values) -> list[Values]:
-    """The user deployments."""
+    """Return the user deployments."""
     found: list[Values] = values["dagster-user-deployments"]["deployments"]
     return found
 
 
 def manifests() -> Iterator[tuple[str, Values]]:
-    """Every object that is written by hand, with the name of its file; those in the values of a region too."""
+    """Yield every hand-written object with the name of its file, including those in the values of a region."""
     for path in sorted((DEPLOY / "manifests").glob("*.yaml")):
         for document in read(path):
             yield path.name, document
@@ -83,7 +82,7 @@ def manifests() -> Iterator[tuple[str, Values]]:
 
 
 def pod_specs() -> Iterator[tuple[str, Values]]:
-    """The pod of every hand-written object that has one, with a name for people."""
+    """Yield the pod of every hand-written object that has one, with a readable name."""
     for file, document in manifests():
         spec = document.get("spec", {})
         spec = spec.get("jobTemplate", {}).get("spec", spec)
@@ -92,12 +91,12 @@ def pod_specs() -> Iterator[tuple[str, Values]]:
 
 
 def image_name(image: Mapping[str, Any]) -> str:
-    """An image of the values, as a pod names it."""
+    """Return the name of an image of the values, as a pod has it."""
     return f"{image['repository']}:{image['tag']}"
 
 
 def instance_config(values: Values) -> Values:
-    """The dagster.yaml that the chart renders."""
+    """Return the dagster.yaml that the chart renders."""
     daemon = values["dagsterDaemon"]
     database = values["postgresql"]
     logs = values["computeLogManager"]["config"]["s3ComputeLogManager"]
@@ -116,7 +115,7 @@ def instance_config(values: Values) -> Values:
         "run_storage": _class("dagster_postgres.run_storage", "PostgresRunStorage", storage),
         "event_log_storage": _class("dagster_postgres.event_log", "PostgresEventLogStorage", storage),
         "schedule_storage": _class("dagster_postgres.schedule_storage", "PostgresScheduleStorage", storage),
-        # Of a custom launcher the chart takes over what the values say, word for word.
+        # The chart copies the values of a custom launcher.
         "run_launcher": values["runLauncher"]["config"]["customRunLauncher"],
         "run_coordinator": _class(
             "dagster.core.run_coordinator",
@@ -128,7 +127,7 @@ def instance_config(values: Values) -> Values:
             "pools": _snake(values["concurrency"]["pools"]),
         },
         "run_monitoring": _snake(daemon["runMonitoring"]),
-        # The chart leaves out a 0.
+        # The chart omits a 0.
         "run_retries": {
             key: value for key, value in _snake(daemon["runRetries"]).items() if value != 0 or value is False
         },
@@ -143,7 +142,7 @@ def instance_config(values: Values) -> Values:
 
 
 def code_server(values: Values, server: Values) -> Values:
-    """The Deployment that the chart makes of a user deployment."""
+    """Return the Deployment that the chart renders from a user deployment."""
     probe = {"exec": {"command": ["dagster", "api", "grpc-health-check", "-p", str(server["port"])]}}
     container = {
         "name": "dagster-user-deployments",
@@ -166,7 +165,7 @@ def code_server(values: Values, server: Values) -> Values:
 
 
 def platform_server(values: Values, key: str) -> Values:
-    """The Deployment that the chart makes of `dagsterWebserver` or `dagsterDaemon`."""
+    """Return the Deployment that the chart renders from `dagsterWebserver` or `dagsterDaemon`."""
     server = values[key]
     probes = {
         probe: _without_enabled(server[probe])

@@ -1,4 +1,4 @@
-"""What goes into the image, and how a server of code behaves in it."""
+"""The contents of the image, and the code server in it."""
 
 import re
 import shutil
@@ -32,19 +32,19 @@ START_SECONDS = 120
 
 
 def locked(name: str) -> dict[str, str]:
-    """Packages of a lock with their versions."""
+    """Return the packages of a lock with their versions."""
     lines = re.findall(r"^([A-Za-z0-9._-]+)(?:\[[^]]*])?==(\S+)", (chart.ROOT / name).read_text(), re.MULTILINE)
     return {canonicalize_name(package): version for package, version in lines}
 
 
-def test_production_installs_the_versions_that_the_tests_ran_with() -> None:
+def test_production_installs_the_versions_that_the_tests_use() -> None:
     production, everything = locked("requirements.production.lock"), locked("requirements.lock")
     assert production
     other = {name: version for name, version in production.items() if everything.get(name) != version}
-    assert not other, f"not as in requirements.lock, so run `make lock`: {other}"
+    assert not other, f"versions differ from requirements.lock: run `make lock`: {other}"
 
 
-def test_the_production_lock_holds_what_the_code_needs_and_nothing_for_laptops() -> None:
+def test_the_production_lock_has_the_dependencies_of_the_code_and_none_for_laptops() -> None:
     production = locked("requirements.production.lock")
     project = tomllib.loads((chart.ROOT / "pyproject.toml").read_text())["project"]
     needed = {canonicalize_name(Requirement(text).name) for text in project["dependencies"]}
@@ -55,22 +55,22 @@ def test_the_production_lock_holds_what_the_code_needs_and_nothing_for_laptops()
     assert text.count("--hash=sha256:") >= len(production)
 
 
-def test_the_image_is_pinned_unprivileged_and_made_of_hashes() -> None:
+def test_the_image_is_pinned_unprivileged_and_installs_by_hash() -> None:
     bases = re.findall(r"^FROM (\S+)", DOCKERFILE, re.MULTILINE)
     assert len(bases) == 2
     assert all(base.endswith("@${BASE_DIGEST}") for base in bases)
     assert "--require-hashes -r requirements.production.lock" in DOCKERFILE
-    # A digest that is only a default would be forgotten.
+    # A default digest would never be updated.
     assert re.search(r"^ARG BASE_DIGEST$", DOCKERFILE, re.MULTILINE)
     last_stage = DOCKERFILE[DOCKERFILE.rindex("\nFROM ") :]
     user = chart.values_of()["shared"]["podSecurityContext"]["runAsUser"]
     assert f"USER {user}:{user}" in last_stage
-    # The chart and the run launcher give arguments alone: an entry point would be put before them.
+    # The chart and the run launcher pass the whole command, which would follow an entry point.
     assert "ENTRYPOINT" not in last_stage.replace("# No ENTRYPOINT", "")
     assert f"DAGSTER_HOME={chart.values_of()['global']['dagsterHome']}" in last_stage
 
 
-def test_every_location_loads_with_the_files_of_the_image_alone(tmp_path: Path) -> None:
+def test_every_location_loads_with_only_the_files_of_the_image(tmp_path: Path) -> None:
     ignored = {
         line for line in (chart.ROOT / ".dockerignore").read_text().splitlines() if not line.startswith(("#", "!"))
     }
@@ -91,7 +91,7 @@ def test_every_location_loads_with_the_files_of_the_image_alone(tmp_path: Path) 
 
 
 def code_server(directory: Path, module: str) -> tuple["subprocess.Popen[str]", int]:
-    """A server of code with the arguments of the chart, and its port."""
+    """Start a code server with the arguments of the chart; return it and its port."""
     port = ports.free_port()
     arguments = ["api", "grpc", "-h", ports.LOOPBACK, "-p", str(port), "-m", module]
     environment = {"PATH": "/usr/bin:/bin", "PYTHONPATH": str(chart.ROOT), "DAGSTER_HOME": str(directory)}
@@ -107,14 +107,14 @@ def code_server(directory: Path, module: str) -> tuple["subprocess.Popen[str]", 
 
 
 def answers(port: int) -> bool:
-    """What the probes ask."""
+    """Return the result of the probe."""
     command = [sys.executable, "-m", "dagster", "api", "grpc-health-check", "-p", str(port), "--host", ports.LOOPBACK]
     return subprocess.run(command, capture_output=True, check=False, timeout=60).returncode == 0
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(300)
-def test_a_server_of_code_that_loads_answers_its_probe_and_stops_when_asked(tmp_path: Path) -> None:
+def test_a_code_server_that_loads_passes_its_probe_and_stops_on_sigterm(tmp_path: Path) -> None:
     process, port = code_server(tmp_path, "dags.locations.shared")
     try:
         deadline = time.monotonic() + START_SECONDS
@@ -128,8 +128,8 @@ def test_a_server_of_code_that_loads_answers_its_probe_and_stops_when_asked(tmp_
 
 @pytest.mark.slow
 @pytest.mark.timeout(300)
-def test_a_server_of_code_that_does_not_load_ends_and_never_answers(tmp_path: Path) -> None:
-    # So a new pod is never ready, and the one that serves stays.
+def test_a_code_server_that_does_not_load_exits_and_never_passes_its_probe(tmp_path: Path) -> None:
+    # So a new pod never becomes ready, and the old one keeps serving.
     (tmp_path / "broken_location.py").write_text("import nothing_of_that_name\n")
     process, port = code_server(tmp_path, "broken_location")
     output, _ = process.communicate(timeout=START_SECONDS)

@@ -1,4 +1,4 @@
-"""The production instance: what the chart renders, what the laptop's says too, and what Dagster makes of it."""
+"""The production instance, compared with what the chart renders and with the laptop's, and loaded by Dagster."""
 
 from pathlib import Path
 from typing import Any
@@ -25,7 +25,7 @@ LAPTOP = yaml.safe_load((chart.ROOT / ".dagster_home" / "dagster.yaml").read_tex
 IMAGE = "registry.example.com/analytics-platform:0.1.0"
 
 
-def test_the_written_instance_is_what_the_chart_renders() -> None:
+def test_the_instance_file_equals_what_the_chart_renders() -> None:
     rendered = chart.instance_config(chart.values_of())
     for part in rendered.keys() | WRITTEN.keys():
         assert WRITTEN.get(part) == rendered.get(part), (
@@ -34,16 +34,16 @@ def test_the_written_instance_is_what_the_chart_renders() -> None:
 
 
 @pytest.mark.parametrize("region", chart.REGIONS)
-def test_the_regions_instances_differ_in_the_database_host_alone(region: str) -> None:
+def test_the_instances_of_regions_differ_only_in_the_database_host(region: str) -> None:
     rendered = chart.instance_config(chart.values_of(region))
     for storage in ("run_storage", "event_log_storage", "schedule_storage"):
         rendered[storage]["config"]["postgres_db"]["hostname"] = "postgres.example.com"
     assert rendered == WRITTEN
 
 
-def test_production_and_laptop_have_one_policy() -> None:
+def test_production_and_laptop_have_the_same_limits() -> None:
     assert WRITTEN["concurrency"] == LAPTOP["concurrency"]
-    # The chart leaves out a number of 0, which is Dagster's default.
+    # The chart omits a 0, which is Dagster's default.
     assert {"max_retries": 0} | WRITTEN["run_retries"] == LAPTOP["run_retries"]
     for key in ("cancel_timeout_seconds", "max_runtime_seconds", "free_slots_after_run_end_seconds"):
         assert WRITTEN["run_monitoring"][key] == LAPTOP["run_monitoring"][key], key
@@ -53,7 +53,7 @@ def test_production_and_laptop_have_one_policy() -> None:
 
 @pytest.fixture
 def instance(tmp_path: Path, postgres_dsn: str, monkeypatch: pytest.MonkeyPatch) -> dg.DagsterInstance:
-    """The production instance as Dagster loads it, with the database of this test, and a cluster that is not there."""
+    """Return the production instance as Dagster loads it, with the database of this test and an unreachable cluster."""
     kubeconfig = tmp_path / "kubeconfig"
     cluster = {"name": "none", "cluster": {"server": "http://127.0.0.1:9"}}
     context = {"name": "none", "context": {"cluster": "none", "user": "none"}}
@@ -69,8 +69,8 @@ def instance(tmp_path: Path, postgres_dsn: str, monkeypatch: pytest.MonkeyPatch)
         "service": {"port": at.port},
         "postgresqlParams": {"sslmode": "disable"},
     }
-    outside = {"load_incluster_config": False, "kubeconfig_file": str(kubeconfig)}
-    launcher = {"config": {"customRunLauncher": {"config": outside}}}
+    unreachable = {"load_incluster_config": False, "kubeconfig_file": str(kubeconfig)}
+    launcher = {"config": {"customRunLauncher": {"config": unreachable}}}
     values = chart.merged(chart.values_of("us"), {"postgresql": database, "runLauncher": launcher})
     home = tmp_path / "home"
     home.mkdir()
@@ -81,7 +81,7 @@ def instance(tmp_path: Path, postgres_dsn: str, monkeypatch: pytest.MonkeyPatch)
     return dg.DagsterInstance.from_config(str(home))
 
 
-def test_dagster_loads_the_instance_with_what_it_says(instance: dg.DagsterInstance) -> None:
+def test_dagster_loads_the_instance_as_configured(instance: dg.DagsterInstance) -> None:
     with instance:
         assert isinstance(instance.run_storage, PostgresRunStorage)
         assert instance.get_runs() == []
@@ -101,7 +101,7 @@ def test_dagster_loads_the_instance_with_what_it_says(instance: dg.DagsterInstan
 
 
 def job_of(launcher: K8sRunLauncher, tags: dict[str, str]) -> dict[str, Any]:
-    """The Job that the launcher makes of a run with these tags."""
+    """Return the Job that the launcher creates for a run with these tags."""
     run = dg.DagsterRun(job_name="any_job", tags=tags)
     context = K8sContainerContext.create_for_run(run, launcher, include_run_tags=True)
     job = construct_dagster_k8s_job(
@@ -116,7 +116,7 @@ def job_of(launcher: K8sRunLauncher, tags: dict[str, str]) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("job_class", [None, *JOB_CLASS_RESOURCES])
-def test_the_job_of_a_run_is_valid_safe_and_bounded(instance: dg.DagsterInstance, job_class: JobClass | None) -> None:
+def test_the_job_of_a_run_is_valid_safe_and_limited(instance: dg.DagsterInstance, job_class: JobClass | None) -> None:
     with instance:
         launcher = instance.run_launcher
         assert isinstance(launcher, K8sRunLauncher)
@@ -132,8 +132,8 @@ def test_the_job_of_a_run_is_valid_safe_and_bounded(instance: dg.DagsterInstance
     if job_class:
         assert container["resources"] == JOB_CLASS_RESOURCES[job_class]
     mounted = [mount["mountPath"] for mount in container["volumeMounts"]]
-    # The instance's configuration is in the command line of a run, so no file is mounted for it.
-    assert sorted(mounted) == ["/opt/dagster/dagster_home", "/tmp"]  # noqa: S108 - inside of a pod
+    # The command line of a run contains the instance's configuration, so no file is mounted for it.
+    assert sorted(mounted) == ["/opt/dagster/dagster_home", "/tmp"]  # noqa: S108 - inside a pod
     assert [one["secretRef"]["name"] for one in container["envFrom"] if "secretRef" in one] == [
         "analytics-platform",
         "dagster-aws",

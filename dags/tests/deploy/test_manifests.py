@@ -1,4 +1,4 @@
-"""The objects written by hand: valid, bounded, and with no more rights than they use."""
+"""The hand-written objects: valid, limited, and without permissions that they do not use."""
 
 from typing import Any
 
@@ -23,25 +23,25 @@ NAMES = [f"{file}-{one['kind']}-{one['metadata'].get('name', '')}" for file, one
 
 
 @pytest.mark.parametrize(("file", "document"), OBJECTS, ids=NAMES)
-def test_every_object_is_valid_by_the_schemas_of_kubernetes(file: str, document: dict[str, Any]) -> None:
+def test_every_object_matches_the_schemas_of_kubernetes(file: str, document: dict[str, Any]) -> None:
     kubernetes_validate.validate(document, chart.KUBERNETES_VERSION, strict=True)
     if document["kind"] != "Namespace":
         assert document["metadata"]["namespace"] == chart.NAMESPACE, file
 
 
-def test_a_field_that_kubernetes_does_not_know_is_seen() -> None:
+def test_an_unknown_field_is_detected() -> None:
     wrong = {"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "x"}, "date": {}}
     with pytest.raises(kubernetes_validate.ValidationError):
         kubernetes_validate.validate(wrong, chart.KUBERNETES_VERSION, strict=True)
 
 
 @pytest.mark.parametrize(("name", "spec"), PODS, ids=[name for name, _ in PODS])
-def test_every_pod_is_without_privileges_and_bounded(name: str, spec: dict[str, Any]) -> None:
+def test_every_pod_is_unprivileged_and_limited(name: str, spec: dict[str, Any]) -> None:
     problems = safety_problems(spec)
     assert not problems, f"{name}: " + "; ".join(problems)
 
 
-def test_a_pod_that_is_not_safe_is_seen() -> None:
+def test_an_unsafe_pod_is_detected() -> None:
     assert len(safety_problems({"containers": [{"name": "x", "image": "x"}]})) == 8
 
 
@@ -52,7 +52,7 @@ def test_every_server_has_its_probes() -> None:
         assert not missing, f"{deployment['metadata']['name']} has no {missing}"
 
 
-def test_every_job_ends_by_itself() -> None:
+def test_every_job_has_a_deadline() -> None:
     jobs = [one for _, one in OBJECTS if one["kind"] in ("Job", "CronJob")]
     assert jobs
     for job in jobs:
@@ -61,7 +61,7 @@ def test_every_job_ends_by_itself() -> None:
         assert spec["template"]["spec"]["automountServiceAccountToken"] is False
 
 
-def test_secrets_come_by_reference_alone() -> None:
+def test_secrets_are_only_referenced() -> None:
     for name, spec in PODS:
         for container in containers(spec):
             for variable in container.get("env", []):
@@ -70,14 +70,14 @@ def test_secrets_come_by_reference_alone() -> None:
     assert all(document["kind"] != "Secret" for _, document in OBJECTS)
 
 
-def test_a_pod_sees_no_variable_of_a_service_where_it_reads_the_environment() -> None:
+def test_no_pod_gets_the_variables_of_services() -> None:
     for name, spec in chart.pod_specs():
         assert spec["enableServiceLinks"] is False, (
-            f"{name}: Kubernetes would set CLICKHOUSE_PORT for a location's service"
+            f"{name}: Kubernetes would set CLICKHOUSE_PORT for the service of a location"
         )
 
 
-def test_roles_name_what_they_may_and_nothing_may_read_secrets() -> None:
+def test_roles_have_no_wildcards_and_cannot_read_secrets() -> None:
     roles = [one for _, one in OBJECTS if one["kind"] == "Role"]
     assert roles
     for role in roles:
@@ -86,14 +86,14 @@ def test_roles_name_what_they_may_and_nothing_may_read_secrets() -> None:
             assert not {"secrets", "configmaps", "pods/exec", "serviceaccounts"} & set(rule["resources"])
 
 
-def test_every_account_that_is_used_is_made() -> None:
+def test_every_account_that_is_used_exists() -> None:
     made = {one["metadata"]["name"] for _, one in OBJECTS if one["kind"] == "ServiceAccount"}
     launcher = VALUES["runLauncher"]["config"]["customRunLauncher"]["config"]["run_k8s_config"]["pod_spec_config"]
     used = {spec["serviceAccountName"] for _, spec in PODS} | {launcher["serviceAccountName"]}
     assert used == made
 
 
-def test_policies_and_budgets_select_what_the_chart_labels() -> None:
+def test_disruption_budgets_select_labels_of_the_chart() -> None:
     labels = {one["spec"]["template"]["metadata"]["labels"]["component"] for one in RENDERED}
     labels.add("dagster-webserver-read-only")
     for _, document in OBJECTS:
@@ -110,13 +110,13 @@ def test_the_limit_of_every_pool_is_recorded_before_the_first_run() -> None:
         if line.startswith("dagster instance concurrency set ")
     }
     limit = str(VALUES["concurrency"]["pools"]["defaultLimit"])
-    assert recorded == {(pool, limit) for pool in pools_of_the_code()}, (
+    assert recorded == {(pool, limit) for pool in pools_in_use()}, (
         "deploy/manifests/prepare-instance.yaml: one line for each pool"
     )
 
 
-def pools_of_the_code() -> set[str]:
-    """Every pool that a step of any location takes a place in."""
+def pools_in_use() -> set[str]:
+    """Return the pools of all steps of all locations."""
     found: set[str] = set()
     for definitions in load_locations().values():
         repository = definitions.get_repository_def()
@@ -126,7 +126,7 @@ def pools_of_the_code() -> set[str]:
     return found
 
 
-def test_the_manifests_set_only_variables_that_somebody_reads() -> None:
+def test_the_manifests_set_only_known_variables() -> None:
     known = {name.upper() for name in Settings.model_fields} | {"DAGSTER_HOME", "DAGSTER_PG_PASSWORD"}
     for name, spec in chart.pod_specs():
         for container in containers(spec):

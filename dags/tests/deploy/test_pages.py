@@ -1,4 +1,4 @@
-"""The pages for those who operate: each runbook is whole, and what a page names is there."""
+"""The pages for operators: each runbook is complete, and everything a page names exists."""
 
 import contextlib
 import re
@@ -15,9 +15,9 @@ from dags.tests.deploy import chart
 
 DOCS = chart.ROOT / "docs"
 RUNBOOKS = sorted((DOCS / "runbooks").glob("*.md"))
-PAGES = [DOCS / "deploy.md", DOCS / "start-a-run.md", *RUNBOOKS]
+PAGES = [*(DOCS / f"{name}.md" for name in ("adopt", "deploy", "start-a-run")), *RUNBOOKS]
 PARTS = ["Symptom", "Where to look", "Fix", "Prevent"]
-TROUBLES = {
+INCIDENTS = {
     "scheduler-stuck",
     "executor-out-of-memory",
     "credential-failure",
@@ -35,28 +35,28 @@ def by_name(pages: list[Path]) -> pytest.MarkDecorator:
     return pytest.mark.parametrize("page", pages, ids=lambda page: page.stem)
 
 
-def commands_of_ours() -> set[tuple[str, ...]]:
-    """Every command of the project that a page names: module, and subcommand if there is one."""
-    pattern = r"python -m (dags(?:\.\w+)+)(?: ([a-z][a-z-]*))?"
+def commands_of_the_project() -> set[tuple[str, ...]]:
+    """Return every command of the project that a page names: module, and subcommand if there is one."""
+    pattern = r"python -m ((?:dags|tools)(?:\.\w+)+)(?: ([a-z][a-z-]*))?"
     return {tuple(filter(None, found)) for page in PAGES for found in re.findall(pattern, page.read_text())}
 
 
-def test_there_is_a_runbook_for_each_trouble_and_the_page_on_deploying_names_it() -> None:
-    assert {page.stem for page in RUNBOOKS} == TROUBLES
+def test_each_kind_of_incident_has_a_runbook_and_the_page_on_deploying_links_to_it() -> None:
+    assert {page.stem for page in RUNBOOKS} == INCIDENTS
     page = (DOCS / "deploy.md").read_text()
-    assert all(f"(runbooks/{name}.md)" in page for name in TROUBLES)
+    assert all(f"(runbooks/{name}.md)" in page for name in INCIDENTS)
 
 
 @by_name(RUNBOOKS)
-def test_a_runbook_has_its_four_parts_and_a_command_to_look_with(page: Path) -> None:
+def test_a_runbook_has_four_parts_and_a_command_for_diagnosis(page: Path) -> None:
     text = page.read_text()
     assert re.findall(r"^## (.+)$", text, re.MULTILINE) == PARTS
     looking = text[text.index("## Where to look") : text.index("## Fix")]
-    assert "```" in looking, "say the command"
+    assert "```" in looking, "give the command"
 
 
 @by_name(PAGES)
-def test_every_file_that_a_page_names_is_there(page: Path) -> None:
+def test_every_file_that_a_page_names_exists(page: Path) -> None:
     text = page.read_text()
     for path in re.findall(r"\b((?:deploy|docs|dags)/[\w./-]*\w\.(?:yaml|py|md))\b", text):
         assert (chart.ROOT / path).exists(), path
@@ -75,7 +75,7 @@ def test_every_job_and_schedule_that_a_page_names_is_defined(page: Path) -> None
     assert named <= defined
 
 
-def test_every_object_of_the_cluster_that_a_page_names_is_made() -> None:
+def test_every_deployment_that_a_page_names_exists() -> None:
     servers = {server["name"] for server in chart.code_servers(chart.values_of())}
     deployments = {"dagster-daemon", "dagster-webserver"}
     for page in PAGES:
@@ -87,7 +87,7 @@ def test_every_object_of_the_cluster_that_a_page_names_is_made() -> None:
 @pytest.mark.slow
 @pytest.mark.timeout(300)
 def test_every_command_of_the_project_that_a_page_names_exists() -> None:
-    commands = commands_of_ours()
+    commands = commands_of_the_project()
     assert ("dags.alerts", "status") in commands
     for module, *subcommand in sorted(commands):
         command = [sys.executable, "-m", module, *subcommand, "--help"]
@@ -95,20 +95,20 @@ def test_every_command_of_the_project_that_a_page_names_exists() -> None:
         assert result.returncode == 0, f"{' '.join(command)}: {result.stderr}"
 
 
-def test_every_question_to_dagsters_database_can_be_asked(tmp_path: Path, postgres_dsn: str) -> None:
-    questions = [
+def test_every_query_of_dagsters_database_runs(tmp_path: Path, postgres_dsn: str) -> None:
+    queries = [
         line
         for page in RUNBOOKS
         for line in page.read_text().splitlines()
         if line.startswith("SELECT") and "pg_" in line
     ]
-    assert len(questions) >= 5
+    assert len(queries) >= 5
     with (
         local_instance(tmp_path / "home", postgres_dsn),
         contextlib.closing(psycopg2.connect(postgres_dsn)) as connection,
     ):
-        for question in questions:
+        for query in queries:
             with connection.cursor() as cursor:
-                # Dagster's database has another name here.
-                cursor.execute(question.replace("'dagster'", "current_database()"))
+                # Dagster's database has another name in the tests.
+                cursor.execute(query.replace("'dagster'", "current_database()"))
                 cursor.fetchall()

@@ -1,4 +1,4 @@
-"""The example that starts runs from outside, against a real web server behind a proxy that asks for a token."""
+"""The example that starts runs from outside, with a real web server behind a proxy that requires a token."""
 
 import contextlib
 import importlib.util
@@ -28,7 +28,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(400)]
 
 
 def load_program() -> ModuleType:
-    """The example as a module; it is no part of the package."""
+    """Return the example as a module, since it is not part of a package."""
     spec = importlib.util.spec_from_file_location("start_run", PROGRAM)
     assert spec is not None
     assert spec.loader is not None
@@ -42,7 +42,7 @@ example = load_program()
 
 @contextlib.contextmanager
 def proxy(upstream: str) -> Iterator[str]:
-    """What an authenticating proxy does: no token, a page for signing in; an unknown one, 401; else it passes on."""
+    """Yield the address of a proxy that redirects without a token, rejects an unknown one, and forwards otherwise."""
 
     class Handler(BaseHTTPRequestHandler):
         def do_POST(self) -> None:
@@ -77,7 +77,7 @@ def proxy(upstream: str) -> Iterator[str]:
 
 @pytest.fixture(scope="module")
 def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An instance with a queue, whose runs stay queued, since no daemon takes them from it."""
+    """Return an instance whose runs stay queued, because no daemon runs."""
     path = tmp_path_factory.mktemp("home")
     (path / "dagster.yaml").write_text(
         "telemetry: { enabled: false }\nrun_coordinator: { module: dagster, class: QueuedRunCoordinator }\n"
@@ -113,7 +113,7 @@ def test_the_same_key_starts_one_run_with_its_config(url: str, instance: dg.Dags
     assert example.start_run(url, TOKEN, *JOB, "another")["runId"] != run.run_id
 
 
-def test_many_starts_at_once_with_one_key_leave_one_run(url: str, instance: dg.DagsterInstance) -> None:
+def test_concurrent_starts_with_one_key_leave_one_run(url: str, instance: dg.DagsterInstance) -> None:
     with ThreadPoolExecutor(8) as pool:
         starts = [pool.submit(lambda: example.start_run(url, TOKEN, *JOB, "at-once")) for _ in range(8)]
         found = {start.result()["runId"] for start in starts}
@@ -129,22 +129,22 @@ def test_many_starts_at_once_with_one_key_leave_one_run(url: str, instance: dg.D
         (JOB, {"ops": {"delete_old_runs": {"config": {"keep_dais": 60}}}}, "RunConfigValidationInvalid.*keep_dais"),
     ],
 )
-def test_what_dagster_refuses_is_an_error_with_its_reason(
+def test_a_refusal_of_dagster_is_an_error_with_the_reason(
     url: str, job: tuple[str, str], config: dict[str, object], reason: str
 ) -> None:
     with pytest.raises(example.StartError, match=reason):
         example.start_run(url, TOKEN, *job, "refused", config)
 
 
-def test_without_a_known_token_nothing_is_started(url: str, instance: dg.DagsterInstance) -> None:
+def test_no_run_starts_without_a_known_token(url: str, instance: dg.DagsterInstance) -> None:
     with pytest.raises(requests.HTTPError, match="401"):
-        example.start_run(url, "of somebody else", *JOB, "unknown-token")
-    with pytest.raises(example.StartError, match="signing in"):
+        example.start_run(url, "unknown", *JOB, "unknown-token")
+    with pytest.raises(example.StartError, match="login page"):
         example.start_run(url, "", *JOB, "no-token")
     assert runs_of(instance, "unknown-token") == runs_of(instance, "no-token") == []
 
 
-def test_the_command_prints_the_id_and_says_what_is_missing(url: str, instance: dg.DagsterInstance) -> None:
+def test_the_command_prints_the_run_id_and_names_a_missing_variable(url: str, instance: dg.DagsterInstance) -> None:
     def run(**environment: str) -> "subprocess.CompletedProcess[str]":
         command = [sys.executable, str(PROGRAM), "--location", JOB[0], "--job", JOB[1], "--key", "by-command"]
         kept = {name: value for name, value in os.environ.items() if not name.startswith("DAGSTER_")}

@@ -1,10 +1,8 @@
 """The cluster behind the loopback API server: objects, and pods that are processes of this machine.
 
-Belongs here: what a cluster holds, and what a kubelet and the Job controller do with it. Not here: HTTP (`server`).
-
-A pod's container really runs: its command, as a process group of its own, with the environment of its image, `envFrom`
-and `env`, and nothing of the test's own. What is not done: volumes are not mounted, limits and security contexts are
-validated and not enforced, probes are not asked, a finished Job is kept, and a Job has one pod, which is not repeated.
+The command of a container runs as a process group of its own, with the environment of its image, `envFrom` and `env`
+only. Volumes are not mounted, limits and security contexts are validated but not enforced, probes do not run, finished
+Jobs are kept, and a Job has one pod, which is never retried.
 """
 
 import base64
@@ -23,12 +21,12 @@ import kubernetes_validate
 
 from dags.local import services
 
-# The schemas of this release hold for every object.
+# Objects are validated by the schemas of this release.
 VERSION = "1.34"
 NAME = re.compile(r"[a-z0-9]([a-z0-9.-]*[a-z0-9])?")
 LABEL_VALUE = re.compile(r"([A-Za-z0-9]([A-Za-z0-9._-]*[A-Za-z0-9])?)?")
-LONGEST_NAME = 63
-LOOK_SECONDS = 0.2
+MAX_NAME_CHARACTERS = 63
+POLL_SECONDS = 0.2
 GRACE_SECONDS = 30
 OUT_OF_MEMORY_CODE = 137
 API_VERSIONS = {
@@ -49,7 +47,7 @@ Manifest = dict[str, Any]
 
 
 class ApiError(Exception):
-    """A request is answered with this code, reason and message."""
+    """An error response with a code, a reason and a message."""
 
     def __init__(self, code: int, reason: str, message: str) -> None:
         super().__init__(message)
@@ -58,7 +56,7 @@ class ApiError(Exception):
 
 
 class NotReadyError(Exception):
-    """A container cannot be started yet; the reason as Kubernetes calls it, and what is missing."""
+    """A container that cannot start yet, with the reason as Kubernetes names it."""
 
     def __init__(self, reason: str, message: str) -> None:
         super().__init__(message)
@@ -67,7 +65,7 @@ class NotReadyError(Exception):
 
 @dataclass(frozen=True)
 class Image:
-    """What an image brings: its environment, and where its processes start."""
+    """The environment and the working directory of an image."""
 
     environment: Mapping[str, str]
     directory: Path
@@ -75,7 +73,7 @@ class Image:
 
 @dataclass
 class Running:
-    """What the kubelet knows of a pod and the API does not tell."""
+    """The state of a pod that the API does not show."""
 
     log: Path
     process: "subprocess.Popen[bytes] | None" = None
@@ -86,7 +84,7 @@ class Running:
 
 @dataclass
 class Cluster:
-    """One namespace with its objects and processes. Methods may be called by several threads."""
+    """One namespace with its objects and processes. Thread-safe."""
 
     lifeline: services.Lifeline
     logs: Path
@@ -94,14 +92,14 @@ class Cluster:
     namespace: str = "dagster"
     objects: dict[str, dict[str, Manifest]] = field(default_factory=lambda: {plural: {} for plural in KINDS})
     refusals: list[str] = field(default_factory=list)
-    # While it is set, new pods find no node.
+    # While set, new pods get no node.
     full: bool = False
     _running: dict[str, Running] = field(default_factory=dict)
     _changed: threading.Condition = field(default_factory=threading.Condition)
     _closing: bool = False
 
     def find(self, plural: str, fields: Mapping[str, object], labels: Mapping[str, str]) -> list[Manifest]:
-        """The objects of a kind with these fields (by path, such as `metadata.name`) and labels."""
+        """Return the objects of a kind with these fields (by path, such as `metadata.name`) and labels."""
         with self._changed:
             return [
                 one
@@ -111,14 +109,14 @@ class Cluster:
             ]
 
     def read(self, plural: str, name: str) -> Manifest:
-        """An object. Raises ApiError when there is none."""
+        """Return an object. Raises ApiError when there is none."""
         with self._changed:
             if name not in self.objects[plural]:
                 raise ApiError(404, "NotFound", f'{plural} "{name}" not found')
             return self.objects[plural][name]
 
     def create(self, plural: str, manifest: Manifest) -> Manifest:
-        """Validates an object strictly and takes it; a Job gets its pod. Raises ApiError, kept in `refusals`."""
+        """Validate an object and add it; a Job gets its pod. Raises ApiError, which `refusals` keeps."""
         try:
             check(plural, manifest, self.namespace)
             with self._changed:
@@ -131,7 +129,7 @@ class Cluster:
             raise
 
     def delete(self, plural: str, name: str, propagation: str | None = None) -> Manifest:
-        """Deletes an object. A pod gets time to end; pods of a Job stay unless `propagation` says otherwise."""
+        """Delete an object. A pod gets time to stop; pods of a Job stay unless `propagation` says otherwise."""
         with self._changed:
             gone = self.read(plural, name)
             if plural == "pods":
@@ -144,31 +142,31 @@ class Cluster:
             return gone
 
     def log(self, pod_name: str, tail_lines: int | None = None) -> str:
-        """What a pod has written so far."""
+        """Return the log of a pod so far."""
         self.read("pods", pod_name)
         lines = self._running[pod_name].log.read_text(errors="replace").splitlines(keepends=True)
         return "".join(lines if tail_lines is None else lines[-tail_lines:])
 
     def pods_of(self, job_name: str) -> list[Manifest]:
-        """The pods of a Job."""
+        """Return the pods of a Job."""
         return self.find("pods", {}, {"job-name": job_name})
 
     def kill_as_out_of_memory(self, pod_name: str) -> None:
-        """What the kernel does to a container that takes more memory than it may."""
+        """Kill a pod as the kernel does when a container exceeds its memory limit."""
         with self._changed:
             running = self._running[pod_name]
-            assert running.process is not None, f"pod {pod_name} does not run yet"
+            assert running.process is not None, f"pod {pod_name} is not running yet"
             running.out_of_memory = True
             services.kill_group(running.process.pid, signal.SIGKILL)
 
     def make_room(self) -> None:
-        """Lets pods that are pending, and new ones, find a node."""
+        """Let pending and new pods get a node."""
         with self._changed:
             self.full = False
             self._changed.notify_all()
 
     def close(self) -> None:
-        """Kills every process that still runs, and returns when all are gone."""
+        """Kill all processes and wait for them."""
         with self._changed:
             self._closing = True
             self._changed.notify_all()
@@ -195,12 +193,12 @@ class Cluster:
 
     def _start_job(self, job: Manifest) -> None:
         job_name, template = job["metadata"]["name"], job["spec"]["template"]
-        name = f"{job_name[: LONGEST_NAME - 6]}-{uuid.uuid4().hex[:5]}"
+        name = f"{job_name[: MAX_NAME_CHARACTERS - 6]}-{uuid.uuid4().hex[:5]}"
         owner = {"apiVersion": "batch/v1", "kind": "Job", "name": job_name, "uid": job["metadata"]["uid"]}
         job["status"] = {"active": 1, "startTime": _now()}
         metadata = {
             "name": name,
-            # What the template's metadata says of a name is not used, as in Kubernetes.
+            # As in Kubernetes, a name in the template's metadata is not used.
             "labels": {**template.get("metadata", {}).get("labels", {}), "job-name": job_name},
             "ownerReferences": [owner],
         }
@@ -213,7 +211,7 @@ class Cluster:
         running.thread.start()
 
     def _run(self, pod: Manifest, running: Running) -> None:
-        """The life of a pod, in a thread."""
+        """Run a pod, in a thread of its own."""
         code = self._started(pod, running)
         if code is None:
             return
@@ -230,7 +228,7 @@ class Cluster:
             self._end_job(pod, succeeded=code == 0)
 
     def _started(self, pod: Manifest, running: Running) -> int | None:
-        """Starts the process as soon as it can be, and waits; its exit code. None when it never ran."""
+        """Start the process as soon as possible and wait; return its exit code, or None when it never ran."""
         while True:
             with self._changed:
                 if self._closing:
@@ -243,7 +241,7 @@ class Cluster:
                     process = running.process = self._start_process(pod, running)
                 except NotReadyError as error:
                     self._wait_for(pod, error.reason, str(error))
-                    self._changed.wait(LOOK_SECONDS)
+                    self._changed.wait(POLL_SECONDS)
                     continue
                 self._set_state(pod, "Running", {"running": {"startedAt": _now()}})
             code = process.wait()
@@ -268,7 +266,7 @@ class Cluster:
             )
 
     def _environment(self, pod: Manifest, container: Manifest) -> Iterator[tuple[str, str]]:
-        """The container's variables, the later ones over the earlier. Raises NotReadyError when a source is missing."""
+        """Yield the variables of a container; later ones override. Raises NotReadyError when a source is missing."""
         for source in container.get("envFrom", []):
             if "configMapRef" in source:
                 yield from self._data("configmaps", source["configMapRef"]["name"]).items()
@@ -285,7 +283,7 @@ class Cluster:
                 case {"fieldRef": {"fieldPath": path}}:
                     yield variable["name"], str(_field(pod, path))
                 case other:
-                    raise NotReadyError("CreateContainerConfigError", f"no such source of a variable here: {other}")
+                    raise NotReadyError("CreateContainerConfigError", f"unsupported source of a variable: {other}")
 
     def _key(self, plural: str, name: str, key: str) -> str:
         data = self._data(plural, name)
@@ -315,14 +313,14 @@ class Cluster:
         timer.start()
 
     def _wait_for(self, pod: Manifest, reason: str, message: str | None) -> None:
-        """Says why the container does not run yet; a reason that is not the usual one is an event too."""
+        """Set why the container is not running yet; an unusual reason is also recorded as an event."""
         waiting = {"reason": reason} if message is None else {"reason": reason, "message": message}
         if message is not None and _field(pod, "status.containerStatuses")[0]["state"].get("waiting") != waiting:
-            self._tell(pod, "FailedScheduling" if reason == "Unschedulable" else "Failed", message)
+            self._add_event(pod, "FailedScheduling" if reason == "Unschedulable" else "Failed", message)
         self._set_state(pod, "Pending", {"waiting": waiting})
 
     def _set_state(self, pod: Manifest, phase: str, state: Manifest) -> None:
-        """Replaces the status, so that whoever was given the earlier one does not see it change."""
+        """Replace the status, so that one that was already returned does not change."""
         (container,) = pod["spec"]["containers"]
         status = {
             "name": container["name"],
@@ -346,7 +344,7 @@ class Cluster:
         condition = {"type": "Complete" if succeeded else "Failed", "status": "True", "lastTransitionTime": _now()}
         job["status"] = {"startTime": job["status"]["startTime"], **ended, "conditions": [condition]}
 
-    def _tell(self, pod: Manifest, reason: str, message: str) -> None:
+    def _add_event(self, pod: Manifest, reason: str, message: str) -> None:
         involved = {"kind": "Pod", "name": pod["metadata"]["name"], "namespace": self.namespace}
         event = {
             "metadata": {"name": f"{pod['metadata']['name']}.{uuid.uuid4().hex[:12]}"},
@@ -360,9 +358,9 @@ class Cluster:
 
 
 def check(plural: str, manifest: Manifest, namespace: str) -> None:
-    """Holds an object to the strict schema, and to rules that schemas do not know. Raises ApiError 422, or 400."""
+    """Validate an object by the strict schema and by rules beyond it. Raises ApiError 422, or 400."""
     if (manifest.get("apiVersion"), manifest.get("kind")) != (API_VERSIONS[plural], KINDS[plural]):
-        raise ApiError(400, "BadRequest", f"this address takes {KINDS[plural]} of {API_VERSIONS[plural]}")
+        raise ApiError(400, "BadRequest", f"this address accepts {KINDS[plural]} of {API_VERSIONS[plural]}")
     try:
         kubernetes_validate.validate(manifest, VERSION, strict=True)
     except kubernetes_validate.ValidationError as error:
@@ -372,8 +370,10 @@ def check(plural: str, manifest: Manifest, namespace: str) -> None:
     if metadata.get("namespace", namespace) != namespace:
         raise ApiError(400, "BadRequest", f"the namespace of the object is not {namespace}")
     name = metadata.get("name", "")
-    if not NAME.fullmatch(name) or len(name) > LONGEST_NAME:
-        raise _invalid(f"metadata.name: {name!r} is no name of at most {LONGEST_NAME} small letters, digits and dashes")
+    if not NAME.fullmatch(name) or len(name) > MAX_NAME_CHARACTERS:
+        raise _invalid(
+            f"metadata.name: {name!r} is not a name: {MAX_NAME_CHARACTERS} lower-case letters, digits and hyphens"
+        )
     _check_labels(metadata)
     if plural == "jobs":
         _check_job(manifest["spec"])
@@ -385,15 +385,15 @@ def _check_job(spec: Manifest) -> None:
     if pod.get("restartPolicy") not in ("Never", "OnFailure"):
         raise _invalid("spec.template.spec.restartPolicy: a Job's pod has Never or OnFailure")
     if spec.get("backoffLimit") != 0:
-        raise _invalid("spec.backoffLimit: this server repeats no pod, so it must be 0")
+        raise _invalid("spec.backoffLimit: this server retries no pod, so it must be 0")
     if len(pod["containers"]) != 1 or "initContainers" in pod:
         raise _invalid("spec.template.spec.containers: this server runs one container a pod")
 
 
 def _check_labels(metadata: Manifest) -> None:
     for key, value in metadata.get("labels", {}).items():
-        if len(value) > LONGEST_NAME or not LABEL_VALUE.fullmatch(value):
-            raise _invalid(f"metadata.labels: {value!r}, of {key}, is no label")
+        if len(value) > MAX_NAME_CHARACTERS or not LABEL_VALUE.fullmatch(value):
+            raise _invalid(f"metadata.labels: {value!r}, of {key}, is not a label")
 
 
 def _invalid(message: str) -> ApiError:

@@ -1,4 +1,4 @@
-"""A cluster of the tests with its API server, and a client of it."""
+"""Fixtures: a test cluster with its API server, and a client."""
 
 import os
 import sys
@@ -17,7 +17,7 @@ from dags.tests.webserver import ROOT
 if TYPE_CHECKING:
     from kubernetes.client import ApiClient
 
-# Fixtures of another package that are needed here too.
+# Fixtures of another package.
 __all__ = ["cluster", "web"]
 
 IMAGE = "analytics-platform:tests"
@@ -25,14 +25,14 @@ IMAGE = "analytics-platform:tests"
 
 @pytest.fixture
 def image() -> Image:
-    """What this environment would be as an image: its programs, and the project's directory."""
+    """Return this environment as an image: its programs, and the project's directory."""
     programs = Path(sys.executable).parent
     return Image({"PATH": f"{programs}{os.pathsep}{os.defpath}", "PYTHONUNBUFFERED": "1"}, ROOT)
 
 
 @pytest.fixture
 def kubernetes(lifeline: services.Lifeline, tmp_path: Path, image: Image) -> Iterator[KubernetesServer]:
-    """A cluster that has the image."""
+    """Yield a cluster that has the image."""
     logs = tmp_path / "pods"
     logs.mkdir()
     with serving(Cluster(lifeline, logs, {IMAGE: image})) as server:
@@ -41,13 +41,13 @@ def kubernetes(lifeline: services.Lifeline, tmp_path: Path, image: Image) -> Ite
 
 @pytest.fixture
 def kubeconfig(kubernetes: KubernetesServer, tmp_path: Path) -> Path:
-    """How to reach it."""
+    """Return the kubeconfig of the cluster."""
     return kubernetes.write_kubeconfig(tmp_path / "kubeconfig.yaml")
 
 
 @pytest.fixture
 def api_client(kubeconfig: Path) -> "Iterator[ApiClient]":
-    """The real client, of it."""
+    """Yield the real client, connected to the cluster."""
     from kubernetes import config
 
     with config.new_client_from_config(str(kubeconfig)) as client:

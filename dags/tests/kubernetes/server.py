@@ -1,6 +1,6 @@
-"""The Kubernetes API of a cluster of the tests, over HTTP on loopback: as much of it as dagster-k8s asks for.
+"""The Kubernetes API of a test cluster over HTTP on loopback, as far as dagster-k8s uses it.
 
-Belongs here: addresses, answers, who may ask, being away. What the requests do is in `cluster`.
+What requests do is in `cluster`.
 """
 
 import contextlib
@@ -29,29 +29,29 @@ VERBS = {"GET": "get", "POST": "create", "DELETE": "delete"}
 
 @dataclass
 class KubernetesServer:
-    """A server that answers until it is sent away."""
+    """A server that responds until it is stopped."""
 
     cluster: Cluster
     port: int
-    # Verb and resource of what was asked for, as a Role names them.
-    asked: set[tuple[str, str]] = field(default_factory=set)
+    # Verb and resource of each request, as a Role names them.
+    requests: set[tuple[str, str]] = field(default_factory=set)
     _http: ThreadingHTTPServer | None = None
 
-    def come(self) -> None:
-        """Listens on its port."""
+    def start(self) -> None:
+        """Listen on the port."""
         handler = type("Handler", (_Handler,), {"server_state": self})
         self._http = _Listener((ports.LOOPBACK, self.port), handler)
         threading.Thread(target=self._http.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True).start()
 
-    def go_away(self) -> None:
-        """Refuses connections. Pods go on, as they do on a cluster."""
+    def stop(self) -> None:
+        """Refuse connections. Pods keep running, as on a cluster."""
         if self._http is not None:
             self._http.shutdown()
             self._http.server_close()
             self._http = None
 
     def write_kubeconfig(self, path: Path) -> Path:
-        """Writes what a client needs to ask this server."""
+        """Write the configuration of a client of this server; return its path."""
         address = f"http://{ports.LOOPBACK}:{self.port}"
         configuration = {
             "apiVersion": "v1",
@@ -76,7 +76,7 @@ class _Listener(ThreadingHTTPServer):
 
 
 class _Handler(BaseHTTPRequestHandler):
-    """Answers a request and closes the connection, so that nobody holds one while the server is away."""
+    """Responses that close their connection, so that no client keeps one while the server is stopped."""
 
     server_state: ClassVar[KubernetesServer]
 
@@ -90,7 +90,7 @@ class _Handler(BaseHTTPRequestHandler):
         self._answer()
 
     def log_message(self, format: str, *arguments: Any) -> None:  # noqa: A002 - the name in the standard library
-        """Says nothing."""
+        """Log nothing."""
 
     def _answer(self) -> None:
         body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
@@ -101,7 +101,7 @@ class _Handler(BaseHTTPRequestHandler):
             code, answer = error.code, status | {"reason": error.reason, "code": error.code}
         is_text = isinstance(answer, str)
         sent = (answer if is_text else json.dumps(answer)).encode()
-        # Whoever asked may be gone.
+        # The client may have disconnected.
         with contextlib.suppress(OSError):
             self.send_response(code)
             self.send_header("Content-Type", "text/plain" if is_text else "application/json")
@@ -122,9 +122,9 @@ class _Handler(BaseHTTPRequestHandler):
             raise ApiError(404, "NotFound", "the server could not find the requested resource")
         plural, name, part = found["plural"], found["name"], found["part"]
         verb = VERBS[self.command] if name or self.command != "GET" else "list"
-        self.server_state.asked.add((verb, f"{plural}/{part}" if part else plural))
+        self.server_state.requests.add((verb, f"{plural}/{part}" if part else plural))
         if found["namespace"] != self.server_state.cluster.namespace:
-            raise ApiError(403, "Forbidden", f"nothing is allowed in the namespace {found['namespace']}")
+            raise ApiError(403, "Forbidden", f"access to the namespace {found['namespace']} is forbidden")
         return self._on(verb, plural, name, part, query, body)
 
     def _on(
@@ -151,24 +151,24 @@ class _Handler(BaseHTTPRequestHandler):
                 return cluster.read(plural, name)
             case "delete", None if name:
                 return cluster.delete(plural, name, query.get("propagationPolicy") or body.get("propagationPolicy"))
-        raise ApiError(405, "MethodNotAllowed", f"this server does not {verb} {plural} that way: {self.path}")
+        raise ApiError(405, "MethodNotAllowed", f"this server does not support {verb} {plural} at {self.path}")
 
 
 def _selector(text: str | None) -> dict[str, str]:
-    """The pairs of a selector such as `job-name=a,part=b`. Raises ApiError for any other operator."""
+    """Return the pairs of a selector such as `job-name=a,part=b`. Raises ApiError for other operators."""
     pairs = [one.partition("=") for one in text.split(",")] if text else []
     if any(not equals or name.endswith("!") or value.startswith("=") for name, equals, value in pairs):
-        raise ApiError(400, "BadRequest", f"this server knows name=value only, not the selector {text}")
+        raise ApiError(400, "BadRequest", f"this server supports only name=value, not the selector {text}")
     return {name: value for name, _, value in pairs}
 
 
 @contextlib.contextmanager
 def serving(cluster: Cluster) -> Iterator[KubernetesServer]:
-    """A server for a cluster until the end of the block, where all of its processes end too."""
+    """Yield a server for a cluster; stop it and all processes of the cluster at the end."""
     server = KubernetesServer(cluster, ports.free_port())
-    server.come()
+    server.start()
     try:
         yield server
     finally:
-        server.go_away()
+        server.stop()
         cluster.close()

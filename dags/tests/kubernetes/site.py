@@ -1,7 +1,6 @@
-"""Dagster as a cluster runs it, in processes of this machine: web server, daemon, a code server, and pods for runs.
+"""Dagster as on a cluster, in processes of this machine: web server, daemon, a code server, and pods for runs.
 
-What belongs here: starting all of it, with the project's own limits, on Postgres and on the loopback Kubernetes API.
-What does not: which runs, and what must come of them.
+It uses the project's own limits, Postgres, and the loopback Kubernetes API.
 """
 
 import base64
@@ -26,13 +25,13 @@ from dags.tests.kubernetes.conftest import IMAGE
 from dags.tests.kubernetes.server import KubernetesServer
 from dags.tests.webserver import LOOK_SECONDS, ROOT, START_SECONDS, STOP_SECONDS, Webserver, wait_for
 
-# As the Dagster chart names them.
+# The names of the Dagster chart.
 PASSWORD_SECRET, PASSWORD_KEY, PASSWORD_VARIABLE = (
     "dagster-postgresql-secret",
     "postgresql-password",
     "DAGSTER_PG_PASSWORD",
 )
-PASSWORD = "password-of-dagster"  # noqa: S105 - the local Postgres asks nobody for it
+PASSWORD = "password-of-dagster"  # noqa: S105 - the local Postgres does not check it
 ENVIRONMENT_SECRET, ENVIRONMENT_MAP = "analytics-platform-secrets", "analytics-platform-settings"
 SECRET_NAMES = ("OBJECT_STORAGE_SECRET_ACCESS_KEY", "CLICKHOUSE_PASSWORD", "POSTGRES_PASSWORD")
 LAUNCHER = {"module": "dags.common.resilient_kubernetes", "class": "ResilientK8sRunLauncher"}
@@ -40,7 +39,7 @@ LAUNCHER = {"module": "dags.common.resilient_kubernetes", "class": "ResilientK8s
 
 @dataclass(frozen=True)
 class Site:
-    """What a test of runs on Kubernetes needs."""
+    """The parts of a running platform that a test uses."""
 
     home: Path
     location: str
@@ -50,25 +49,25 @@ class Site:
     environment: Mapping[str, str]
 
     def daemon(self) -> contextlib.AbstractContextManager[None]:
-        """Runs the daemon until the end of the block."""
+        """Run the daemon until the end of the block."""
         return webserver.daemon(self.home, self.environment)
 
     def launch(self, job: str, **how: Any) -> str:
-        """Launches a run of a job of the location; its id."""
+        """Launch a run of a job of the location; return its id."""
         return self.server.launch(self.location, job, **how)
 
     def pod_of(self, run_id: str, component: str = "run_worker") -> str | None:
-        """The name of the pod of a run, or of its one step that has one now; None before there is one that runs."""
+        """Return the name of the running pod of a run, or of its step in progress; None when no pod runs."""
         labels = {"dagster/run-id": run_id, "app.kubernetes.io/component": component}
         pods = self.kubernetes.cluster.find("pods", {"status.phase": "Running"}, labels)
         return pods[0]["metadata"]["name"] if pods else None
 
     def wait_for_pod(self, run_id: str, seconds: float, component: str = "run_worker") -> str:
-        """The name of that pod as soon as its process runs."""
-        return wait_for(lambda: self.pod_of(run_id, component), seconds, f"run {run_id} has a {component} that runs")
+        """Return the name of that pod as soon as its process runs."""
+        return wait_for(lambda: self.pod_of(run_id, component), seconds, f"run {run_id} has a running {component}")
 
     def wait_for_status(self, run_id: str, status: dg.DagsterRunStatus, seconds: float) -> None:
-        """Returns as soon as a run has this status."""
+        """Return as soon as a run has this status."""
 
         def reached() -> bool | None:
             run = self.instance.get_run_by_id(run_id)
@@ -77,12 +76,12 @@ class Site:
         wait_for(reached, seconds, f"run {run_id} is {status.value}; {self.kubernetes.cluster.refusals}")
 
     def events(self, run_id: str) -> str:
-        """What the events of a run say."""
+        """Return the messages of the events of a run."""
         return "\n".join(entry.message for entry in self.instance.all_logs(run_id))
 
 
 def configuration(dsn: str, kubeconfig: Path, home: Path, monitoring: Mapping[str, Any]) -> dict[str, Any]:
-    """The project's own instance, its limits with it, on Postgres and Kubernetes; what waits, waits for less."""
+    """Return the project's own instance with its limits, on Postgres and Kubernetes, with shorter intervals."""
     project = yaml.safe_load((ROOT / ".dagster_home" / "dagster.yaml").read_text())
     address = sa.make_url(dsn)
     database = {
@@ -123,8 +122,8 @@ def configuration(dsn: str, kubeconfig: Path, home: Path, monitoring: Mapping[st
     }
 
 
-def plant(kubernetes: KubernetesServer, environment: Mapping[str, str]) -> None:
-    """Makes the Secrets and the ConfigMap that pods take their environment from."""
+def create_environment(kubernetes: KubernetesServer, environment: Mapping[str, str]) -> None:
+    """Create the Secrets and the ConfigMap of the environment of pods."""
     secrets = {name: value for name, value in environment.items() if name in SECRET_NAMES}
     settings = {name: value for name, value in environment.items() if name not in SECRET_NAMES}
     _add(kubernetes, "Secret", PASSWORD_SECRET, _encoded({PASSWORD_KEY: PASSWORD}))
@@ -143,7 +142,7 @@ def _encoded(data: Mapping[str, str]) -> dict[str, str]:
 
 @contextlib.contextmanager
 def code_server(home: Path, location: str, target: Sequence[str], environment: Mapping[str, str]) -> Iterator[int]:
-    """Port of a code server, as the Dagster chart starts one of a team, until the end of the block."""
+    """Yield the port of a code server that is started as the Dagster chart starts it."""
     port = ports.free_port()
     command = ["api", "grpc", "-h", ports.LOOPBACK, "-p", str(port), *target, "-d", str(ROOT)]
     log = home / "code_server.log"
@@ -178,16 +177,16 @@ def prepared(
     environment: Mapping[str, str] | None = None,
     **monitoring: Any,
 ) -> Iterator[Site]:
-    """Runs all of it but the daemon until the end of the block: runs are queued, and stay so.
+    """Yield a platform without its daemon, so that runs stay queued.
 
-    `target` says where the location's code is: `-m module` or `-f file`. `monitoring` changes `run_monitoring`.
+    `target` names the code of the location: `-m module` or `-f file`. `monitoring` changes `run_monitoring`.
     """
     home = tmp_path / "home"
     home.mkdir(exist_ok=True)
     kubeconfig = kubernetes.write_kubeconfig(tmp_path / "kubeconfig.yaml")
     (home / "dagster.yaml").write_text(yaml.safe_dump(configuration(dsn, kubeconfig, home, monitoring)))
     shared = {"DEBUG": "1", **(environment or {})}
-    plant(kubernetes, shared)
+    create_environment(kubernetes, shared)
     own = {**shared, PASSWORD_VARIABLE: PASSWORD}
     with code_server(home, location, target, own) as port:
         server_entry = {"host": ports.LOOPBACK, "port": port, "location_name": location}
@@ -201,6 +200,6 @@ def prepared(
 
 @contextlib.contextmanager
 def running(*arguments: Any, **named: Any) -> Iterator[Site]:
-    """Runs all of it until the end of the block; the arguments are those of `prepared`."""
+    """Yield a platform with its daemon; the arguments are those of `prepared`."""
     with prepared(*arguments, **named) as made, made.daemon():
         yield made

@@ -5,7 +5,7 @@ import dagster as dg
 from dags.common.resilient_kubernetes import resilient_k8s_job_executor
 from dags.locations import web_analytics
 
-# Dagster refuses a module with two Definitions, so that of the project is not bound to a name here.
+# Dagster refuses a module with two Definitions, so the project's is not imported by name.
 defs = dg.Definitions(
     assets=web_analytics.defs.assets,
     asset_checks=web_analytics.defs.asset_checks,

@@ -1,4 +1,4 @@
-"""What goes wrong on a cluster while runs are on it: no memory, no room, no API server."""
+"""Faults of a cluster during runs: no memory, no node, no API server."""
 
 import contextlib
 import json
@@ -19,8 +19,8 @@ from dags.tests.kubernetes.site import Site
 from dags.tests.webserver import START_SECONDS, wait_for
 
 RUN_SECONDS = 120
-AWAY_SECONDS = 60
-# As long as the alert router takes by design, and as long again.
+OUTAGE_SECONDS = 60
+# Twice as long as the alert router takes to send.
 QUIET_SECONDS = 45
 START_TIMEOUT_SECONDS = 20
 STEPS = ("wait_and_write", "write_again")
@@ -30,21 +30,21 @@ STARTED, SUCCESS, FAILURE = dg.DagsterRunStatus.STARTED, dg.DagsterRunStatus.SUC
 
 @contextlib.contextmanager
 def working(tmp_path: Path, dsn: str, kubernetes: KubernetesServer, **monitoring: Any) -> Iterator[Site]:
-    """A location whose jobs wait until they are let."""
+    """Yield a site with a location whose jobs wait for a file."""
     target = ["-m", "dags.tests.kubernetes.working_location"]
     with site.running(tmp_path, dsn, kubernetes, "working", target, **monitoring) as made:
         yield made
 
 
 def work(*ops: str, add_to: Path, until: Path | None = None) -> dict[str, object]:
-    """The configuration of a run that adds lines to one file, once there is the other."""
+    """Return the config of a run that adds lines to one file once the other exists."""
     config = {"add_to": str(add_to)} if until is None else {"add_to": str(add_to), "until": str(until)}
     return {"ops": {op: {"config": config} for op in ops}}
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(START_SECONDS + 4 * RUN_SECONDS)
-def test_a_pod_of_a_run_or_of_a_step_that_is_killed_for_its_memory_is_a_failure_that_is_told_once(
+def test_a_pod_killed_for_its_memory_fails_its_run_and_is_notified_once(
     tmp_path: Path, postgres_dsn: str, kubernetes: KubernetesServer
 ) -> None:
     controls = tmp_path / "controls.json"
@@ -83,7 +83,7 @@ def test_a_pod_of_a_run_or_of_a_step_that_is_killed_for_its_memory_is_a_failure_
 
 @pytest.mark.slow
 @pytest.mark.timeout(START_SECONDS + 3 * RUN_SECONDS)
-def test_a_pod_that_finds_no_node_fails_its_run_at_the_start_timeout_and_does_nothing_when_it_starts_late(
+def test_a_pod_without_a_node_fails_its_run_at_the_start_timeout_and_does_nothing_when_it_starts_later(
     tmp_path: Path, postgres_dsn: str, kubernetes: KubernetesServer
 ) -> None:
     lines = tmp_path / "lines"
@@ -104,11 +104,11 @@ def test_a_pod_that_finds_no_node_fails_its_run_at_the_start_timeout_and_does_no
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(START_SECONDS + 4 * RUN_SECONDS + AWAY_SECONDS)
-def test_an_api_server_that_is_away_for_a_minute_loses_no_run(
+@pytest.mark.timeout(START_SECONDS + 4 * RUN_SECONDS + OUTAGE_SECONDS)
+def test_an_outage_of_the_api_server_for_a_minute_loses_no_run(
     tmp_path: Path, postgres_dsn: str, kubernetes: KubernetesServer
 ) -> None:
-    in_its_pod, in_steps, launched_meanwhile = (tmp_path / name for name in ("pod", "steps", "meanwhile"))
+    in_its_pod, in_steps, launched_in_outage = (tmp_path / name for name in ("pod", "steps", "meanwhile"))
     gate, soon = tmp_path / "gate", tmp_path / "soon"
     with working(tmp_path, postgres_dsn, kubernetes) as made:
         runs = [
@@ -117,23 +117,23 @@ def test_an_api_server_that_is_away_for_a_minute_loses_no_run(
         ]
         made.wait_for_status(runs[0], STARTED, RUN_SECONDS)
         made.wait_for_pod(runs[1], RUN_SECONDS, "step_worker")
-        kubernetes.go_away()
-        # Its next step is due while nobody can make a pod for it.
+        kubernetes.stop()
+        # Its next step is due while no pod can be created.
         soon.touch()
-        runs.append(made.launch("working_job", config=work("wait_and_write", add_to=launched_meanwhile)))
-        time.sleep(AWAY_SECONDS)
-        kubernetes.come()
+        runs.append(made.launch("working_job", config=work("wait_and_write", add_to=launched_in_outage)))
+        time.sleep(OUTAGE_SECONDS)
+        kubernetes.start()
         gate.touch()
         for run_id in runs:
-            wait_for(lambda run_id=run_id: _is_over(made, run_id), 2 * RUN_SECONDS, f"run {run_id} is over")  # type: ignore[misc]
+            wait_for(lambda run_id=run_id: _has_finished(made, run_id), 2 * RUN_SECONDS, f"run {run_id} has finished")  # type: ignore[misc]
         for run_id in runs:
             events = made.events(run_id)
             assert _status(made, run_id) is SUCCESS, events
-            # A run may be failed from outside, and succeed all the same once its pod says so.
+            # Run monitoring may mark a run as failed that succeeds later.
             assert "as failed" not in events, events
     assert in_its_pod.read_text().splitlines() == [runs[0]]
     assert in_steps.read_text().splitlines() == [runs[1]] * 2
-    assert launched_meanwhile.read_text().splitlines() == [runs[2]]
+    assert launched_in_outage.read_text().splitlines() == [runs[2]]
     assert kubernetes.cluster.refusals == []
 
 
@@ -142,5 +142,5 @@ def _status(made: Site, run_id: str) -> dg.DagsterRunStatus | None:
     return None if run is None else run.status
 
 
-def _is_over(made: Site, run_id: str) -> bool | None:
+def _has_finished(made: Site, run_id: str) -> bool | None:
     return _status(made, run_id) in (SUCCESS, FAILURE) or None

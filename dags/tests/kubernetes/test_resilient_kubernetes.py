@@ -58,10 +58,10 @@ def test_the_health_of_a_run_is_unknown_while_the_server_is_down_and_reported_af
     with launching(LAUNCHER, kubeconfig) as instance:
         run = started_run(instance)
         kubernetes.cluster.create("jobs", job(f"dagster-run-{run.run_id}", ENDLESS))
-        kubernetes.go_away()
+        kubernetes.stop()
         with pytest.raises(UnknownRunHealthError, match="Is its API server up"):
             instance.run_launcher.check_run_worker_health(run)
-        kubernetes.come()
+        kubernetes.start()
         assert instance.run_launcher.check_run_worker_health(run).status is WorkerStatus.RUNNING
 
 
@@ -82,7 +82,7 @@ def test_dagsters_own_launcher_reports_unknown_when_the_server_is_down(
     with launching(STOCK, kubeconfig) as instance:
         run = started_run(instance)
         kubernetes.cluster.create("jobs", job(f"dagster-run-{run.run_id}", ENDLESS))
-        kubernetes.go_away()
+        kubernetes.stop()
         assert instance.run_launcher.check_run_worker_health(run).status is WorkerStatus.UNKNOWN
 
 

@@ -1,6 +1,6 @@
-"""Runs on Kubernetes from the web server to the tables: the launcher and the executor on the loopback API, on Postgres.
+"""Runs on Kubernetes from the web server to the tables: launcher and executor on the loopback API, with Postgres.
 
-Every object that they make is held to Kubernetes' strict schemas by the server, which would refuse it.
+The server validates every object by the strict schemas of Kubernetes.
 """
 
 import contextlib
@@ -31,15 +31,15 @@ BACKFILL_SECONDS = 600
 DAILY_KEYS = ["web_analytics_stats_table_daily", "web_analytics_bounces_daily"]
 DAYS = [DAY + dt.timedelta(days=n) for n in range(10)]
 DAYS_PER_RUN = 2
-# What a Role must allow for it, and nothing else was asked for.
-ASKED = {("create", "jobs"), ("get", "jobs/status")}
+# The only requests, which a Role must allow.
+REQUESTS = {("create", "jobs"), ("get", "jobs/status")}
 
 
 @contextlib.contextmanager
 def web_analytics(
     tmp_path: Path, dsn: str, kubernetes: KubernetesServer, web: Web, environment: dict[str, str]
 ) -> Iterator[Site]:
-    """The project's web analytics with its own limits, and a pod for each step."""
+    """Yield a site with the project's web analytics, its own limits, and a pod for each step."""
     (host,) = web.cluster.hosts
     known = {
         "CLICKHOUSE_PORT": str(host.port),
@@ -88,10 +88,10 @@ def test_a_day_and_a_backfill_of_ten_are_computed_in_pods_one_run_at_a_time(
     assert jobs["step_worker"] >= len(seen.statuses) + 2
     assert len(kubernetes.cluster.find("jobs", {}, {})) == sum(jobs.values())
     assert kubernetes.cluster.refusals == []
-    assert kubernetes.asked == ASKED
+    assert kubernetes.requests == REQUESTS
 
 
 def components(kubernetes: KubernetesServer) -> Counter[str]:
-    """How many Jobs have succeeded, by what Dagster calls them."""
+    """Return how many Jobs succeeded, by component."""
     succeeded = kubernetes.cluster.find("jobs", {"status.succeeded": 1}, {})
     return Counter(job["metadata"]["labels"]["app.kubernetes.io/component"] for job in succeeded)

@@ -1,4 +1,4 @@
-"""The loopback Kubernetes API server, asked by the real client: what the proofs with Dagster stand on."""
+"""The loopback Kubernetes API server, called by the real client."""
 
 import base64
 import json
@@ -27,7 +27,7 @@ Changed = Callable[[dict[str, Any]], object]
 
 
 def job(name: str, program: str, **container: Any) -> dict[str, Any]:
-    """A Job that runs a Python program."""
+    """Return a Job that runs a Python program."""
     described = {"name": "main", "image": IMAGE, "command": [sys.executable, "-c", program], **container}
     return {
         "apiVersion": "batch/v1",
@@ -38,7 +38,7 @@ def job(name: str, program: str, **container: Any) -> dict[str, Any]:
 
 
 class Client:
-    """The calls of the real client that the tests make."""
+    """The calls of the real client that the tests use."""
 
     def __init__(self, api_client: k8s.ApiClient) -> None:
         self.batch = k8s.BatchV1Api(api_client)
@@ -67,7 +67,7 @@ class Client:
         return wait_for(waiting, SECONDS, f"the container waits with {reason}")
 
     def log(self, job_name: str) -> str:
-        # Else this client makes Python of what looks like JSON; dagster-k8s reads it this way too.
+        # Otherwise the client parses what looks like JSON; dagster-k8s does the same.
         answer = self.core.read_namespaced_pod_log(self.pod(job_name).metadata.name, NAMESPACE, _preload_content=False)
         return str(answer.data.decode())
 
@@ -98,7 +98,7 @@ def test_a_command_that_fails_fails_its_pod_and_its_job_with_the_exit_code(clien
     assert (status.active, status.succeeded, status.failed) == (None, None, 1)
 
 
-def test_a_container_has_the_environment_of_its_image_its_sources_and_its_own_and_nothing_else(
+def test_a_container_gets_the_variables_of_its_image_its_sources_and_its_own_and_no_others(
     client: Client, kubernetes: KubernetesServer
 ) -> None:
     secret = {"plain": "from secret", "both": "secret"}
@@ -134,9 +134,7 @@ def test_a_container_has_the_environment_of_its_image_its_sources_and_its_own_an
     assert not {"HOME", "USER", "PYTEST_CURRENT_TEST"} & set(found)
 
 
-def test_a_pod_waits_for_a_secret_that_is_not_there_and_runs_once_it_is(
-    client: Client, kubernetes: KubernetesServer
-) -> None:
+def test_a_pod_waits_for_a_missing_secret_and_runs_once_it_exists(client: Client, kubernetes: KubernetesServer) -> None:
     client.create(job("waits", "pass", envFrom=[{"secretRef": {"name": "late"}}]))
     message = client.wait_for_reason("waits", "CreateContainerConfigError")
     assert message == 'secrets "late" not found'
@@ -148,8 +146,8 @@ def test_a_pod_waits_for_a_secret_that_is_not_there_and_runs_once_it_is(
     client.wait_for_phase("waits", "Succeeded")
 
 
-def test_a_pod_of_an_image_that_is_nowhere_stays_pending(client: Client) -> None:
-    client.create(job("image", "pass", image="nobody/nothing:1"))
+def test_a_pod_of_an_unknown_image_stays_pending(client: Client) -> None:
+    client.create(job("image", "pass", image="unknown/image:1"))
     client.wait_for_reason("image", "ImagePullBackOff")
     assert client.pod("image").status.phase == "Pending"
     assert client.status("image").active == 1
@@ -163,7 +161,7 @@ def test_a_pod_stays_pending_while_the_cluster_is_full(client: Client, kubernete
     client.wait_for_phase("pending", "Succeeded")
 
 
-def test_a_pod_that_takes_too_much_memory_is_killed_with_its_children(
+def test_a_pod_that_exceeds_its_memory_is_killed_with_its_children(
     client: Client, kubernetes: KubernetesServer
 ) -> None:
     program = (
@@ -175,26 +173,26 @@ def test_a_pod_that_takes_too_much_memory_is_killed_with_its_children(
     client.wait_for_phase("big", "Failed")
     terminated = client.state("big").terminated
     assert (terminated.exit_code, terminated.reason) == (137, "OOMKilled")
-    wait_for(lambda: _is_gone(child) or None, SECONDS, "the child is gone")
+    wait_for(lambda: _is_gone(child) or None, SECONDS, "the child has exited")
 
 
-def test_a_deleted_pod_gets_a_sign_to_end_and_its_job_has_failed(client: Client) -> None:
+def test_a_deleted_pod_gets_sigterm_and_its_job_fails(client: Client) -> None:
     program = (
         "import signal, sys, time; signal.signal(15, lambda *_: sys.exit(0)); print(1, flush=True); time.sleep(600)"
     )
     client.create(job("deleted", program))
     wait_for(lambda: client.log("deleted") or None, SECONDS, "the program runs")
     client.core.delete_namespaced_pod(client.pod("deleted").metadata.name, NAMESPACE)
-    wait_for(lambda: client.status("deleted").active is None or None, SECONDS, "the job is over")
+    wait_for(lambda: client.status("deleted").active is None or None, SECONDS, "the job has finished")
     assert client.core.list_namespaced_pod(NAMESPACE).items == []
 
 
-def test_deleting_a_job_leaves_its_pod_unless_the_caller_asks_for_more(client: Client) -> None:
-    for name in ("left", "taken"):
+def test_deleting_a_job_leaves_its_pod_unless_the_caller_propagates(client: Client) -> None:
+    for name in ("left", "deleted"):
         client.create(job(name, "import time; time.sleep(600)"))
         client.wait_for_phase(name, "Running")
     client.batch.delete_namespaced_job("left", NAMESPACE)
-    client.batch.delete_namespaced_job("taken", NAMESPACE, propagation_policy="Background")
+    client.batch.delete_namespaced_job("deleted", NAMESPACE, propagation_policy="Background")
 
     def labels() -> list[str]:
         return [pod.metadata.labels["job-name"] for pod in client.core.list_namespaced_pod(NAMESPACE).items]
@@ -203,7 +201,7 @@ def test_deleting_a_job_leaves_its_pod_unless_the_caller_asks_for_more(client: C
     assert client.batch.list_namespaced_job(NAMESPACE).items == []
 
 
-def with_field_nobody_knows(manifest: dict[str, Any]) -> None:
+def with_unknown_field(manifest: dict[str, Any]) -> None:
     manifest["spec"]["template"]["spec"]["nodeSelektor"] = {}
 
 
@@ -215,7 +213,7 @@ def with_long_name(manifest: dict[str, Any]) -> None:
     manifest["metadata"]["name"] = "n" * 64
 
 
-def with_label_that_is_none(manifest: dict[str, Any]) -> None:
+def with_invalid_label(manifest: dict[str, Any]) -> None:
     manifest["metadata"]["labels"]["team"] = "not a label"
 
 
@@ -226,14 +224,14 @@ def with_endless_restarts(manifest: dict[str, Any]) -> None:
 @pytest.mark.parametrize(
     "change",
     [
-        with_field_nobody_knows,
+        with_unknown_field,
         with_text_for_a_number,
         with_long_name,
-        with_label_that_is_none,
+        with_invalid_label,
         with_endless_restarts,
     ],
 )
-def test_an_invalid_object_is_refused(client: Client, kubernetes: KubernetesServer, change: Changed) -> None:
+def test_an_invalid_object_is_rejected(client: Client, kubernetes: KubernetesServer, change: Changed) -> None:
     manifest = job("invalid", "pass")
     change(manifest)
     with pytest.raises(ApiException) as caught:
@@ -243,7 +241,7 @@ def test_an_invalid_object_is_refused(client: Client, kubernetes: KubernetesServ
     assert client.core.list_namespaced_pod(NAMESPACE).items == []
 
 
-def test_what_is_there_twice_or_not_at_all_or_elsewhere_is_refused_as_kubernetes_does(client: Client) -> None:
+def test_duplicate_missing_and_foreign_objects_are_rejected_as_kubernetes_does(client: Client) -> None:
     client.create(job("once", "pass"))
     with pytest.raises(ApiException) as conflict:
         client.create(job("once", "pass"))
@@ -254,35 +252,35 @@ def test_what_is_there_twice_or_not_at_all_or_elsewhere_is_refused_as_kubernetes
     assert [error.value.status for error in (conflict, missing, elsewhere)] == [409, 404, 403]
 
 
-def test_nobody_without_the_token_is_let_in(kubernetes: KubernetesServer) -> None:
+def test_a_client_without_the_token_is_rejected(kubernetes: KubernetesServer) -> None:
     configuration = k8s.Configuration(host=f"http://127.0.0.1:{kubernetes.port}")
-    with k8s.ApiClient(configuration) as stranger, pytest.raises(ApiException) as caught:
-        k8s.VersionApi(stranger).get_code()
+    with k8s.ApiClient(configuration) as unauthorized, pytest.raises(ApiException) as caught:
+        k8s.VersionApi(unauthorized).get_code()
     assert caught.value.status == 401
 
 
-def test_while_the_server_is_away_connections_are_refused_and_pods_go_on(
+def test_a_stopped_server_refuses_connections_and_pods_keep_running(
     client: Client, kubernetes: KubernetesServer, tmp_path: "Path"
 ) -> None:
     done = tmp_path / "done"
     program = f"import pathlib, time; time.sleep(1); pathlib.Path({str(done)!r}).touch()"
     client.create(job("lasting", program))
     client.wait_for_phase("lasting", "Running")
-    kubernetes.go_away()
+    kubernetes.stop()
     with pytest.raises(MaxRetryError):
         client.status("lasting")
-    wait_for(lambda: done.exists() or None, SECONDS, "the pod has done its work")
-    kubernetes.come()
+    wait_for(lambda: done.exists() or None, SECONDS, "the pod has finished its work")
+    kubernetes.start()
     client.wait_for_phase("lasting", "Succeeded")
 
 
-def test_at_its_end_a_server_leaves_no_process(lifeline: services.Lifeline, tmp_path: "Path", image: Image) -> None:
+def test_a_closed_server_leaves_no_process(lifeline: services.Lifeline, tmp_path: "Path", image: Image) -> None:
     cluster = Cluster(lifeline, tmp_path, {IMAGE: image})
     with serving(cluster):
         cluster.create("jobs", job("endless", "import os, time; print(os.getpid(), flush=True); time.sleep(600)"))
         (pod,) = cluster.pods_of("endless")
         pid = int(wait_for(lambda: cluster.log(pod["metadata"]["name"]) or None, SECONDS, "the program runs"))
-    wait_for(lambda: _is_gone(pid) or None, SECONDS, "the program is gone")
+    wait_for(lambda: _is_gone(pid) or None, SECONDS, "the program has exited")
 
 
 def _is_gone(pid: int) -> bool:

@@ -1,9 +1,8 @@
-"""Dagster's storage on Postgres with many runs at once, and Postgres restarted among them.
+"""Dagster's storage on Postgres under many concurrent runs, with a restart of Postgres among them.
 
-What a restart may cost, as seen when it was tried many times over: a statement that is on its way then is not repeated
-by Dagster, so a run that is being launched, that starts, or that writes an event may fail; connecting anew is tried for
-some six seconds. `dagster/max_retries` repeats such runs, and a retry policy such steps, so both are on here. What a
-step has done before its success was stored may be done again then: that is why every job here converges when run again.
+Dagster reconnects for about six seconds, but does not repeat a statement that was in progress. So a restart can fail a
+run that is being launched, is starting, or is writing an event. `dagster/max_retries` retries such runs and a retry
+policy such steps; both are set here. A step whose success was not stored runs again, so every job must converge.
 """
 
 import contextlib
@@ -30,32 +29,32 @@ from dags.tests.webserver import START_SECONDS, wait_for
 RUNS, LIMIT, PRIORITIES = 200, 10, 3
 RESTART_AFTER = RUNS // 2
 LOAD_SECONDS = 1500
-# A run that lost its worker as it started is failed, and repeated, after this.
+# After this, a run that lost its worker while it started fails and is retried.
 START_TIMEOUT_SECONDS = 60
-# Of Postgres's own 100: web server, code server and daemon, and what a run needs, which opens and closes its own.
-MOST_CONNECTIONS = 3 * LIMIT
+# Of the 100 that Postgres allows. Runs open and close their own, beside web server, code server and daemon.
+MAX_CONNECTIONS = 3 * LIMIT
 SUCCESS = dg.DagsterRunStatus.SUCCESS
 
 
 @dataclass
 class Postgres:
-    """A server of this test that may be restarted."""
+    """A server that the test restarts."""
 
     started: services.Started
     lifeline: services.Lifeline
 
     def dsn(self, database: str) -> str:
-        """How to reach one of its databases."""
+        """Return the address of a database."""
         return f"postgresql://{CREDENTIALS.postgres_user}@{ports.LOOPBACK}:{self.started.service.port}/{database}"
 
     def restart(self) -> None:
-        """As for a change of its settings: it disconnects everybody and comes back."""
+        """Restart, which disconnects all clients."""
         services.stop(self.started)
         self.started = services.start(self.started.service, self.lifeline, self.started.log.parent)
         services.wait_until_healthy(self.started, CREDENTIALS)
 
     def connections(self) -> int:
-        """How many there are to Dagster's database now."""
+        """Return the number of connections to Dagster's database."""
         with (
             contextlib.closing(psycopg2.connect(self.dsn(CREDENTIALS.postgres_database))) as connection,
             connection.cursor() as cursor,
@@ -76,8 +75,8 @@ def postgres(tmp_path: Path, lifeline: services.Lifeline) -> Iterator[Postgres]:
 
 
 @dataclass
-class Seen:
-    """The most that was seen at once."""
+class Peak:
+    """The highest numbers seen at once."""
 
     runs: int = 0
     connections: int = 0
@@ -86,7 +85,7 @@ class Seen:
 
 
 def queue(made: Site) -> list[str]:
-    """Queues the runs; their ids in the order in which they are due: by priority, then as they came."""
+    """Queue the runs; return their ids in the expected order: by priority, then first in, first out."""
     priorities = {
         made.launch("short_job", tags={"dagster/priority": str(priority)}): priority
         for priority in (number % PRIORITIES for number in range(RUNS))
@@ -94,20 +93,20 @@ def queue(made: Site) -> list[str]:
     return sorted(priorities, key=lambda run_id: -priorities[run_id])
 
 
-def look(made: Site, postgres: Postgres, seen: Seen) -> bool | None:
-    """Notes what goes on, and restarts Postgres once. True when all runs, and their repetitions, are over."""
+def observe(made: Site, postgres: Postgres, peak: Peak) -> bool | None:
+    """Record the peak, and restart Postgres once. Return True when every queued run has succeeded, retries included."""
     runs = made.instance.get_runs()
-    seen.statuses = Counter(run.status for run in runs)
-    seen.runs = max(seen.runs, sum(seen.statuses[status] for status in IN_PROGRESS))
-    seen.connections = max(seen.connections, postgres.connections())
-    if not seen.restarted and seen.statuses[SUCCESS] >= RESTART_AFTER:
+    peak.statuses = Counter(run.status for run in runs)
+    peak.runs = max(peak.runs, sum(peak.statuses[status] for status in IN_PROGRESS))
+    peak.connections = max(peak.connections, postgres.connections())
+    if not peak.restarted and peak.statuses[SUCCESS] >= RESTART_AFTER:
         postgres.restart()
-        seen.restarted = True
+        peak.restarted = True
     return (len(roots(runs)) == RUNS and all(status is SUCCESS for status in roots(runs).values())) or None
 
 
 def roots(runs: Sequence[dg.DagsterRun]) -> Mapping[str, dg.DagsterRunStatus]:
-    """How each queued run stands: SUCCESS when it or a repetition of it is."""
+    """Return the status of each queued run: SUCCESS when the run or a retry of it succeeded."""
     found: dict[str, dg.DagsterRunStatus] = {}
     for run in runs:
         root = run.tags.get(ROOT_RUN_ID_TAG, run.run_id)
@@ -116,13 +115,13 @@ def roots(runs: Sequence[dg.DagsterRun]) -> Mapping[str, dg.DagsterRunStatus]:
 
 
 def starts(instance: dg.DagsterInstance) -> list[str]:
-    """The ids of the runs in the order in which the queue let them go."""
+    """Return the ids of the runs in the order in which they left the queue."""
     records = instance.fetch_run_status_changes(dg.DagsterEventType.RUN_STARTING, limit=10 * RUNS, ascending=True)
     return [record.event_log_entry.run_id for record in records.records]
 
 
 def most_at_once(instance: dg.DagsterInstance, run_ids: Sequence[str]) -> int:
-    """How many runs were between their launch and their end at the same moment, by their events."""
+    """Return the highest number of runs between launch and end at the same time, by their events."""
     spans = sorted(
         (stats.launch_time, stats.end_time)
         for stats in map(instance.get_run_stats, run_ids)
@@ -139,10 +138,10 @@ def most_at_once(instance: dg.DagsterInstance, run_ids: Sequence[str]) -> int:
 
 @pytest.mark.slow
 @pytest.mark.timeout(START_SECONDS + LOAD_SECONDS + 120)
-def test_two_hundred_runs_keep_order_and_limit_and_all_succeed_once_though_postgres_is_restarted(
+def test_two_hundred_runs_keep_order_and_limit_and_succeed_once_despite_a_restart_of_postgres(
     tmp_path: Path, kubernetes: KubernetesServer, postgres: Postgres
 ) -> None:
-    lines, seen = tmp_path / "lines", Seen()
+    lines, peak = tmp_path / "lines", Peak()
     with site.prepared(
         tmp_path,
         postgres.dsn("dagster"),
@@ -155,17 +154,17 @@ def test_two_hundred_runs_keep_order_and_limit_and_all_succeed_once_though_postg
         due = queue(made)
         assert Counter(run.status for run in made.instance.get_runs()) == {dg.DagsterRunStatus.QUEUED: RUNS}
         with made.daemon():
-            wait_for(lambda: look(made, postgres, seen), LOAD_SECONDS, "all runs have succeeded")
+            wait_for(lambda: observe(made, postgres, peak), LOAD_SECONDS, "all runs have succeeded")
         runs = made.instance.get_runs()
         started = starts(made.instance)
         most = most_at_once(made.instance, [run.run_id for run in runs])
-    assert seen.restarted
+    assert peak.restarted
     assert {run.status for run in runs} <= OVER
     assert Counter(run.tags.get(ROOT_RUN_ID_TAG, run.run_id) for run in runs if run.status is SUCCESS) == Counter(due)
     assert [run_id for run_id in started if run_id in set(due)] == due
-    assert seen.runs == LIMIT
+    assert peak.runs == LIMIT
     assert most <= LIMIT
-    assert seen.connections <= MOST_CONNECTIONS
+    assert peak.connections <= MAX_CONNECTIONS
     # No attempt ran twice, and each success ran.
     attempts = lines.read_text().splitlines()
     assert len(attempts) == len(set(attempts))
