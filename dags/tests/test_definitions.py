@@ -36,7 +36,7 @@ def work_sensor() -> None: ...
 
 def test_every_module_of_the_locations_is_merged() -> None:
     locations = load_locations()
-    assert {"clickhouse", "revenue_analytics", "shared"} <= set(locations)
+    assert {"clickhouse", "shared"} <= set(locations)
     for name, location in locations.items():
         jobs = {job.name for job in location.jobs or []}
         assert jobs <= {job.name for job in defs.jobs or []}, name

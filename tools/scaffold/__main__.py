@@ -5,6 +5,7 @@ from pathlib import Path
 
 import click
 
+from tools.location_files import pipelines_of
 from tools.scaffold import project, team_checks
 from tools.scaffold.names import channel_from, dag_from, team_from
 
@@ -13,7 +14,7 @@ ROOT = Path(__file__).parents[2]
 
 @click.group()
 def main() -> None:
-    """Add a team or a dag, and check a team."""
+    """Add, check or remove a team, and add a dag."""
 
 
 @main.command()
@@ -22,6 +23,19 @@ def main() -> None:
 def new_team(team: str, channel: str) -> None:
     """Add a team, such as growth '#alerts-growth': its owner, channel and location, and an example dag with a test."""
     _apply(project.plan_new_team(ROOT, team_from(team), channel_from(channel)), team)
+
+
+@main.command()
+@click.argument("team")
+def remove_team(team: str) -> None:
+    """Remove the entries of a team, and print what to delete by hand."""
+    removed = team_from(team)
+    for path in project.plan_removed_team(ROOT, removed).write():
+        click.echo(f"wrote {path}")
+    own = project.location_path(removed)
+    if (ROOT / own).exists():
+        pipelines = ", ".join(f"dags/{name}" for name in pipelines_of(ROOT / own))
+        click.echo(f"Next: delete {own} and what no other location imports of {pipelines}. See docs/adopt.md.")
 
 
 @main.command()

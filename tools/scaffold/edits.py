@@ -43,6 +43,14 @@ def add_entry(text: str, entries: Entries, name: str, entry: str) -> str:
     return text[:position] + entry + text[position:]
 
 
+def remove_entry(text: str, entries: Entries, name: str) -> str:
+    """Return the text without an entry. A comment before it stays."""
+    for match in find_entries(text, entries):
+        if match[1] == name:
+            return text[: match.start()] + text[match.end() :]
+    return text
+
+
 def add_to_location(text: str, path: str, module: str, definitions: Mapping[str, str]) -> str:
     """Import names from a module, and list each under its argument, as in `{"jobs": "a_job"}`.
 

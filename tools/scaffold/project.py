@@ -4,14 +4,14 @@ import hashlib
 import re
 import subprocess
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from string import Template
 
 import click
 
-from tools.scaffold.edits import Entries, add_entry, add_to_location, find_entries
+from tools.scaffold.edits import Entries, add_entry, add_to_location, find_entries, remove_entry
 from tools.scaffold.names import RefusedError, Team
 
 TEMPLATES = Path(__file__).parent / "templates"
@@ -100,12 +100,11 @@ def plan_new_team(root: Path, team: Team, channel: str) -> Plan:
     """Plan what a team lacks: its entries, and its location with an example dag. Raises RefusedError."""
     plan = Plan(root)
     fields = _fields(team, f"{team.location}_example") | {"channel": channel}
-    for entries, templates in ENTRIES_OF_A_TEAM.items():
-        if entries.path != HELM_VALUES or (root / HELM_VALUES).exists():
-            before = plan.read(entries.path)
-            tag = re.search(r'&image \{.*tag: "([^"]+)"', before)
-            name, entry = (Template(one).substitute(fields, tag=tag[1] if tag else "") for one in templates)
-            plan.put(entries.path, add_entry(before, entries, name, entry))
+    for entries, name, template in _entries(root, fields):
+        before = plan.read(entries.path)
+        tag = re.search(r'&image \{.*tag: "([^"]+)"', before)
+        entry = Template(template).substitute(fields, tag=tag[1] if tag else "")
+        plan.put(entries.path, add_entry(before, entries, name, entry))
     _check_value(plan, OWNERS, team.member, team.name)
     _check_value(plan, CHANNELS, team.member, channel)
     # A location that exists is the team's own work by now, and the example in it may be long gone.
@@ -114,6 +113,14 @@ def plan_new_team(root: Path, team: Team, channel: str) -> Plan:
             _refuse_taken_module(root, "Team", module)
         _add_dag(plan, fields)
         plan.put(location_path(team), _filled("location.py", fields))
+    return plan
+
+
+def plan_removed_team(root: Path, team: Team) -> Plan:
+    """Plan to remove a team's entries. Its location and pipelines stay, for people to delete."""
+    plan = Plan(root)
+    for entries, name, _ in _entries(root, _fields(team, "")):
+        plan.put(entries.path, remove_entry(plan.read(entries.path), entries, name))
     return plan
 
 
@@ -180,6 +187,13 @@ def run(root: Path, module: str, *arguments: str, text: str = "") -> "subprocess
     """Run a module of Python in the project's directory."""
     command = [sys.executable, "-m", module, *arguments]
     return subprocess.run(command, cwd=root, input=text, capture_output=True, text=True, check=False, timeout=300)
+
+
+def _entries(root: Path, fields: Mapping[str, str]) -> Iterator[tuple[Entries, str, str]]:
+    """Yield the entries of a team with the name of its own and the template, where the project has the file."""
+    for entries, (name, template) in ENTRIES_OF_A_TEAM.items():
+        if entries.path != HELM_VALUES or (root / HELM_VALUES).exists():
+            yield entries, Template(name).substitute(fields), template
 
 
 def _add_dag(plan: Plan, fields: Mapping[str, str]) -> None:

@@ -95,8 +95,8 @@ def good_before() -> None:
 
 @dg.asset(
     deps=[good_before],
-    **owned_by(JobOwners.TEAM_REVENUE_ANALYTICS),
-    op_tags=owner_tags(JobOwners.TEAM_REVENUE_ANALYTICS),
+    **owned_by(JobOwners.TEAM_CLICKHOUSE),
+    op_tags=owner_tags(JobOwners.TEAM_CLICKHOUSE),
 )
 def bad_between() -> None:
     """Fails."""

@@ -246,7 +246,7 @@ def test_a_failing_asset_among_good_ones_is_told_to_its_own_team_alone(platform:
     run_id = platform.launch(ASSET_JOB, asset_keys=["good_before", "bad_between", "good_beside"])
     post = platform.wait_for_post("bad_between")
     platform.wait_until_decided([run_id])
-    assert post.channel == CHANNELS[JobOwners.TEAM_REVENUE_ANALYTICS.value]
+    assert post.channel == CHANNELS[JobOwners.TEAM_CLICKHOUSE.value]
     assert "the rate is gone" in post.text
     assert platform.posts(run_id) == [post]
     assert platform.posts("good_be") == []

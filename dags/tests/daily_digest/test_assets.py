@@ -9,7 +9,7 @@ import dagster as dg
 from dags.daily_digest.digest import Digest, Page, Totals
 from dags.daily_digest.report import digest_markdown, plot_markdown
 from dags.tests.daily_digest.platform import NOTHING, Order, Platform
-from dags.tests.exchange_rate.platform import failure_text
+from dags.tests.failures import failure_text
 from dags.tests.web_preaggregated.events import DAY, Event, at, person
 
 AFTER = DAY + dt.timedelta(days=1)

@@ -156,17 +156,3 @@ class Platform:
         materialization = records[0].asset_materialization
         assert materialization is not None
         return {name: value.value for name, value in materialization.metadata.items()}
-
-
-def failure_text(result: dg.ExecuteInProcessResult) -> str:
-    """Return the errors of the failed steps, with their causes."""
-    texts = []
-    for event in result.all_events:
-        if event.is_step_failure:
-            error = event.step_failure_data.error
-            while error is not None:
-                texts.append(error.message)
-                error = error.cause
-            failure = event.step_failure_data.user_failure_data
-            texts.append(failure.description or "" if failure else "")
-    return "\n".join(texts)

@@ -12,8 +12,9 @@ from dags.exchange_rate.assets import _fail_without_retry
 from dags.exchange_rate.european_central_bank import EuropeanCentralBank
 from dags.exchange_rate.open_exchange_rates import OpenExchangeRates
 from dags.exchange_rate.providers import ExchangeRatesUnavailableError
-from dags.tests.exchange_rate.platform import FakeProvider, Platform, failure_text
+from dags.tests.exchange_rate.platform import FakeProvider, Platform
 from dags.tests.exchange_rate.source_server import APP_ID, Answer, Source, rates_body, refusal
+from dags.tests.failures import failure_text
 
 DAY = dt.date(2026, 10, 22)
 NEXT_DAY = dt.date(2026, 10, 23)

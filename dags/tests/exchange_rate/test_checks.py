@@ -6,7 +6,8 @@ import dagster as dg
 from dags.common.clickhouse.query import Insert
 from dags.exchange_rate.checks import MAX_AGE_DAYS, Gap, find_gaps
 from dags.exchange_rate.rates import MAIN_CURRENCIES
-from dags.tests.exchange_rate.platform import FakeProvider, Platform, failure_text
+from dags.tests.exchange_rate.platform import FakeProvider, Platform
+from dags.tests.failures import failure_text
 
 DAY = dt.date(2026, 10, 22)
 ALL = set(MAIN_CURRENCIES)
