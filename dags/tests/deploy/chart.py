@@ -14,7 +14,7 @@ import yaml
 
 ROOT = Path(__file__).parents[3]
 DEPLOY = ROOT / "deploy"
-REGIONS = ("us", "eu", "dev")
+REGIONS = sorted(path.stem.removeprefix("values-") for path in (DEPLOY / "helm").glob("values-*.yaml"))
 NAMESPACE = "dagster"
 # The Kubernetes version whose schemas validate objects: a supported one that the package has.
 KUBERNETES_VERSION = "1.34"

@@ -22,7 +22,7 @@ from dags.tests.deploy.safety import safety_problems
 
 WRITTEN = yaml.safe_load((chart.DEPLOY / "dagster.yaml").read_text())
 LAPTOP = yaml.safe_load((chart.ROOT / ".dagster_home" / "dagster.yaml").read_text())
-IMAGE = "registry.example.com/analytics-platform:0.1.0"
+IMAGE = chart.image_name(chart.values_of()["shared"]["image"])
 
 
 def test_the_instance_file_equals_what_the_chart_renders() -> None:
@@ -37,7 +37,9 @@ def test_the_instance_file_equals_what_the_chart_renders() -> None:
 def test_the_instances_of_regions_differ_only_in_the_database_host(region: str) -> None:
     rendered = chart.instance_config(chart.values_of(region))
     for storage in ("run_storage", "event_log_storage", "schedule_storage"):
-        rendered[storage]["config"]["postgres_db"]["hostname"] = "postgres.example.com"
+        rendered[storage]["config"]["postgres_db"]["hostname"] = WRITTEN["run_storage"]["config"]["postgres_db"][
+            "hostname"
+        ]
     assert rendered == WRITTEN
 
 
@@ -71,7 +73,7 @@ def instance(tmp_path: Path, postgres_dsn: str, monkeypatch: pytest.MonkeyPatch)
     }
     unreachable = {"load_incluster_config": False, "kubeconfig_file": str(kubeconfig)}
     launcher = {"config": {"customRunLauncher": {"config": unreachable}}}
-    values = chart.merged(chart.values_of("us"), {"postgresql": database, "runLauncher": launcher})
+    values = chart.merged(chart.values_of(chart.REGIONS[0]), {"postgresql": database, "runLauncher": launcher})
     home = tmp_path / "home"
     home.mkdir()
     (home / "dagster.yaml").write_text(yaml.safe_dump(chart.instance_config(values)))

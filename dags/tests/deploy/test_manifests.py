@@ -11,7 +11,7 @@ from dags.tests.deploy import chart
 from dags.tests.deploy.safety import containers, safety_problems
 
 OBJECTS = list(chart.manifests())
-VALUES = chart.values_of("us")
+VALUES = chart.values_of(chart.REGIONS[0])
 RENDERED = [
     *(chart.code_server(VALUES, server) for server in chart.code_servers(VALUES)),
     *(chart.platform_server(VALUES, key) for key in ("dagsterWebserver", "dagsterDaemon")),
@@ -130,5 +130,5 @@ def test_the_manifests_set_only_known_variables() -> None:
     known = {name.upper() for name in Settings.model_fields} | {"DAGSTER_HOME", "DAGSTER_PG_PASSWORD"}
     for name, spec in chart.pod_specs():
         for container in containers(spec):
-            if "analytics-platform" in container["image"]:
+            if container["image"] == chart.image_name(VALUES["shared"]["image"]):
                 assert {one["name"] for one in container.get("env", [])} <= known, name

@@ -6,7 +6,7 @@ import dagster as dg
 from click.testing import CliRunner
 
 from dags.common.owners import JobOwners, owned_by
-from tools.ownership import CODEOWNERS, HEAD, NO_OWNER, ROOT, codeowners, main, owned, report
+from tools.ownership import CODEOWNERS, HEAD, NO_OWNER, ORGANIZATION, ROOT, codeowners, main, owned, report
 
 
 def lines_of(*arguments: str) -> list[str]:
@@ -85,13 +85,13 @@ def test_each_team_owns_its_location_its_pipelines_and_their_tests(tmp_path: Pat
     team_of = {"building": "team-building", "steel": "team-steel", "welding": "team-welding"}
     written = codeowners(tmp_path, team_of.get)
     assert [line.split() for line in written.removeprefix(HEAD).splitlines()] == [
-        ["*", "@analytics-platform/team-data-platform"],
-        ["/dags/locations/building.py", "@analytics-platform/team-building"],
-        ["/dags/cranes/", "@analytics-platform/team-building"],
-        ["/dags/tests/cranes/", "@analytics-platform/team-building"],
-        ["/dags/locations/steel.py", "@analytics-platform/team-steel"],
-        ["/dags/beams.py", "@analytics-platform/team-steel", "@analytics-platform/team-welding"],
-        ["/dags/tests/test_beams.py", "@analytics-platform/team-steel", "@analytics-platform/team-welding"],
-        ["/dags/bolts/", "@analytics-platform/team-steel"],
-        ["/dags/locations/welding.py", "@analytics-platform/team-welding"],
+        ["*", f"@{ORGANIZATION}/team-data-platform"],
+        ["/dags/locations/building.py", f"@{ORGANIZATION}/team-building"],
+        ["/dags/cranes/", f"@{ORGANIZATION}/team-building"],
+        ["/dags/tests/cranes/", f"@{ORGANIZATION}/team-building"],
+        ["/dags/locations/steel.py", f"@{ORGANIZATION}/team-steel"],
+        ["/dags/beams.py", f"@{ORGANIZATION}/team-steel", f"@{ORGANIZATION}/team-welding"],
+        ["/dags/tests/test_beams.py", f"@{ORGANIZATION}/team-steel", f"@{ORGANIZATION}/team-welding"],
+        ["/dags/bolts/", f"@{ORGANIZATION}/team-steel"],
+        ["/dags/locations/welding.py", f"@{ORGANIZATION}/team-welding"],
     ]
