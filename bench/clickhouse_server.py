@@ -1,15 +1,15 @@
-"""The embedded ClickHouse server beside the engine in process and beside clickhouse-driver's own work.
+"""The embedded ClickHouse server, compared with the engine in process and with clickhouse-driver alone.
 
-Run: `python bench/clickhouse_server.py` (a minute or two). What is measured, all in one run on one machine:
+Run: `python bench/clickhouse_server.py` (a minute or two). It measures:
 
-- `SELECT 1` over one connection, against the same query by chdb in process;
-- a stream of 10 million rows of UInt64, String and DateTime through `Client.execute_iter`, against the driver reading
-  such blocks from memory, and against chdb producing the blocks in process;
-- an INSERT of 1 million such rows into a MergeTree table, against the driver writing the same block to nowhere, and
-  against chdb taking the same bytes in process;
-- the server's resident memory before and at its highest during the stream and the insert.
+- `SELECT 1` over one connection, compared with chdb in process;
+- a stream of 10 million rows of UInt64, String and DateTime through `Client.execute_iter`, compared with the driver
+  reading such blocks from memory, and with chdb producing the blocks in process;
+- an INSERT of 1 million such rows into a MergeTree table, compared with the driver writing the same block to a null
+  sink, and with chdb inserting the same bytes in process;
+- the growth of the server's resident memory at its peak during the stream and the insert.
 
-Each time is the best of three. Ends with one line a figure: `name value unit aim AIM ok|short`.
+Each time is the best of three. Ends with one line for each figure: `name value unit aim AIM ok|short`.
 """
 
 import statistics
@@ -31,7 +31,7 @@ from measuring import Figures, highest_memory, node, resident_mebibytes, seconds
 
 SELECT_ROWS = 10_000_000
 INSERT_ROWS = 1_000_000
-BLOCK_ROWS = 65_409  # what the engine puts in a block of a SELECT
+BLOCK_ROWS = 65_409  # rows of a block that the engine returns
 ROUNDS = 3
 Row = tuple[int, str, datetime]
 COLUMNS = [("id", "UInt64"), ("name", "String"), ("time", "DateTime('UTC')")]
@@ -44,17 +44,17 @@ BLOCK_INFO = b"\x01\x00\x02\xff\xff\xff\xff\x00"
 
 
 def best_seconds(work: Callable[[], Any]) -> float:
-    """The shortest of a few runs."""
+    """Return the time of the fastest of a few runs."""
     return min(seconds_of_each(work, ROUNDS))
 
 
 def seconds_of_each(work: Callable[[], Any], times: int) -> list[float]:
-    """How long each of several runs takes."""
+    """Return the time of each of several runs."""
     return [seconds_of(work) for _ in range(times)]
 
 
 def driver_context() -> Context:
-    """What the driver's block streams need to know of a connection."""
+    """Return the context of a connection that the driver's block streams need."""
     context = Context()
     context.client_settings = Client("127.0.0.1").connection.context.client_settings
     context.settings = {}
@@ -63,7 +63,7 @@ def driver_context() -> Context:
 
 
 class MemoryReader(BufferedReader):
-    """The driver's reader over chunks in memory."""
+    """A reader of the driver over chunks in memory."""
 
     def __init__(self, chunks: Iterable[bytes]) -> None:
         super().__init__(1)
@@ -75,33 +75,33 @@ class MemoryReader(BufferedReader):
         self.current_buffer_size = len(self.buffer)
 
 
-class Nowhere:
-    """Takes what the driver writes and forgets it."""
+class NullSink:
+    """A sink that discards what the driver writes."""
 
     def write(self, data: bytes) -> None:
-        """Forget `data`."""
+        """Discard `data`."""
 
 
-def serialise(rows: Sequence[Row], target: Any) -> None:
-    """Let the driver write one block of rows to `target`."""
+def serialize(rows: Sequence[Row], target: Any) -> None:
+    """Write one block of rows to `target` with the driver."""
     writer = CompressedBufferedWriter(target, 1 << 20)
     BlockOutputStream(writer, driver_context()).write(RowOrientedBlock(COLUMNS, rows))
 
 
-def serialised(rows: Sequence[Row]) -> bytes:
-    """One block of rows as the driver writes it."""
+def serialized(rows: Sequence[Row]) -> bytes:
+    """Return one block of rows as the driver writes it."""
     target = BytesIO()
-    serialise(rows, target)
+    serialize(rows, target)
     return target.getvalue()
 
 
 def consume(rows: Iterable[Any], expected: int) -> None:
-    """Take all rows one by one. Raises AssertionError when their number is not the expected one."""
+    """Iterate over all rows. Raises AssertionError when their number is not `expected`."""
     count = sum(1 for _ in rows)
     assert count == expected, (count, expected)
 
 
-def main() -> None:  # noqa: PLR0915 - one measurement after the other
+def main() -> None:  # noqa: PLR0915 - a sequence of measurements
     """Measure and print."""
     figures = Figures()
     figure = figures.add
@@ -141,15 +141,15 @@ def main() -> None:  # noqa: PLR0915 - one measurement after the other
         figure("insert_memory_growth", growth, "MiB", at_most=300)
 
     print("clickhouse-driver alone", flush=True)
-    blocks = [serialised(rows[start : start + BLOCK_ROWS]) for start in range(0, INSERT_ROWS, BLOCK_ROWS)]
+    blocks = [serialized(rows[start : start + BLOCK_ROWS]) for start in range(0, INSERT_ROWS, BLOCK_ROWS)]
     repeats = SELECT_ROWS // INSERT_ROWS
 
-    def deserialise() -> None:
+    def deserialize() -> None:
         stream = BlockInputStream(MemoryReader(blocks * repeats), driver_context())
         consume((row for _ in range(len(blocks) * repeats) for row in stream.read().get_rows()), SELECT_ROWS)
 
-    driver_select = best_seconds(deserialise)
-    driver_insert = best_seconds(lambda: serialise(rows, Nowhere()))
+    driver_select = best_seconds(deserialize)
+    driver_insert = best_seconds(lambda: serialize(rows, NullSink()))
     figure("select_driver_alone", SELECT_ROWS / driver_select, "rows/s")
     figure("insert_driver_alone", INSERT_ROWS / driver_insert, "rows/s")
     ratio = select / driver_select
@@ -158,8 +158,8 @@ def main() -> None:  # noqa: PLR0915 - one measurement after the other
     figure("insert_over_driver", ratio, "times", at_most=1.5)
 
     print("the engine in process", flush=True)
-    body = serialised(rows)[len(BLOCK_INFO) :]
-    # Last, because the engine's presence slows the interpreter down for everything measured after it.
+    body = serialized(rows)[len(BLOCK_INFO) :]
+    # Last, because the imported engine slows down everything measured after it.
     from chdb.state.sqlitelike import connect
 
     with tempfile.TemporaryDirectory() as directory:

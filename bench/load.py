@@ -1,15 +1,14 @@
-"""How long code locations take to load, and how much memory, beside Dagster alone.
+"""Time and memory that code locations take to load, compared with Dagster alone.
 
-Run: `python bench/load.py` (about five minutes). In rounds, in each of which everything is measured once in turn:
+Run: `python bench/load.py` (about five minutes). Each round measures everything once:
 
-- a fresh interpreter imports `dagster`, then each location's module, then `dags.definitions`, which has them all:
-  seconds of the import, and the highest resident memory of the process. What stands for each is the best of its
-  rounds, since whatever else the machine does only adds to it;
-- `dagster dev` from its start until the web interface says that every location is loaded: with this project's
-  locations, and with as many that define nothing, each on an instance of its own. Again the best of the rounds.
+- a new interpreter imports `dagster`, each location's module, or `dags.definitions`, which has all of them: seconds of
+  the import, and the peak resident memory of the process. The result is the best of the rounds, because other load on
+  the machine only adds to it;
+- `dagster dev` from its start until every location is loaded: with this project's locations, and with as many that
+  define nothing, each on a new instance. Again the best of the rounds.
 
-Every location is named in the figures, found by its file. Ends with one line a figure: `name value unit aim AIM
-ok|short`.
+Ends with one line for each figure: `name value unit aim AIM ok|short`.
 """
 
 import argparse
@@ -37,7 +36,7 @@ import json, pathlib, re, sys, time
 started = time.perf_counter()
 __import__(sys.argv[1])
 seconds = time.perf_counter() - started
-# Not getrusage, which begins with the memory of the process that started this one.
+# Not getrusage, which includes the memory of the parent process at the fork.
 (kibibytes,) = re.findall(r"VmHWM:\s+(\d+) kB", pathlib.Path("/proc/self/status").read_text())
 print(json.dumps([seconds, int(kibibytes) / 2**10]))
 """
@@ -45,12 +44,12 @@ EMPTY = "import dagster as dg\n\ndefs = dg.Definitions()\n"
 STATUS = """
 { workspaceOrError { ... on Workspace { locationEntries { name loadStatus locationOrLoadError { __typename } } } } }
 """
-LOOK_SECONDS = 0.05
-LONGEST_SECONDS = 300
+POLL_SECONDS = 0.05
+MAX_LOAD_SECONDS = 300
 
 
 def importing(module: str) -> tuple[float, float]:
-    """Seconds and MiB of a fresh interpreter that imports the module."""
+    """Return the seconds and MiB of a new interpreter that imports the module."""
     output = subprocess.check_output(
         [sys.executable, "-c", IMPORTING, module], text=True, cwd=ROOT, env={**os.environ, "DEBUG": "1"}
     )
@@ -59,9 +58,9 @@ def importing(module: str) -> tuple[float, float]:
 
 
 def measure_imports(figures: Figures, rounds: int) -> None:
-    """Each location beside Dagster alone."""
+    """Measure the import of each location, compared with Dagster alone."""
     modules = [DAGSTER, *MODULES, ALL]
-    # The first import of a module compiles it, once.
+    # The first import of a module compiles it.
     for module in modules:
         importing(module)
     measured: dict[str, list[tuple[float, float]]] = {module: [] for module in modules}
@@ -82,7 +81,7 @@ def measure_imports(figures: Figures, rounds: int) -> None:
 
 
 def loading(modules: Sequence[str], directory: Path) -> float:
-    """Seconds from the start of `dagster dev` until all of these modules, found from `directory`, are loaded."""
+    """Return the seconds from the start of `dagster dev` until all of these modules of `directory` are loaded."""
     with tempfile.TemporaryDirectory() as path:
         home = Path(path)
         shutil.copy(ROOT / ".dagster_home" / "dagster.yaml", home)
@@ -95,14 +94,14 @@ def loading(modules: Sequence[str], directory: Path) -> float:
         started = time.perf_counter()
         with webserver.serving(home, webserver.DEVELOPMENT, {}) as server:
             while not all_loaded(server, len(modules)):
-                assert time.perf_counter() - started < LONGEST_SECONDS, (home / "server.log").read_text()
-                time.sleep(LOOK_SECONDS)
+                assert time.perf_counter() - started < MAX_LOAD_SECONDS, (home / "server.log").read_text()
+                time.sleep(POLL_SECONDS)
             return time.perf_counter() - started
 
 
 def all_loaded(server: webserver.Webserver, count: int) -> bool:
-    """Whether so many locations are loaded. One that cannot be loaded ends the measurement."""
-    entries = server.ask(STATUS)["locationEntries"]
+    """Return whether `count` locations are loaded. A location that fails to load ends the measurement."""
+    entries = server.query(STATUS)["locationEntries"]
     loaded = [entry for entry in entries if entry["loadStatus"] == "LOADED"]
     broken = [entry["name"] for entry in loaded if entry["locationOrLoadError"]["__typename"] == "PythonError"]
     assert not broken, f"these locations do not load: {broken}"
@@ -110,7 +109,7 @@ def all_loaded(server: webserver.Webserver, count: int) -> bool:
 
 
 def measure_dev(figures: Figures, rounds: int) -> None:
-    """The workspace beside one of as many empty locations."""
+    """Measure the workspace, compared with one of as many empty locations."""
     with tempfile.TemporaryDirectory() as path:
         empty = [f"empty_{number}" for number in range(len(MODULES))]
         for module in empty:
@@ -127,7 +126,7 @@ def measure_dev(figures: Figures, rounds: int) -> None:
 
 
 def main() -> None:
-    """Measures and prints."""
+    """Measure and print."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--imports", type=int, default=10, help="rounds of imports")
     parser.add_argument("--starts", type=int, default=5, help="rounds of dagster dev")

@@ -1,7 +1,4 @@
-"""What `make dev` starts: the embedded stack with the schema and a sample of events, and beside it Dagster.
-
-What belongs here: what comes before and after the stack's start. What does not: the stack itself (`stack`).
-"""
+"""`python -m dags.local.dev`, which `make dev` runs: the embedded stack with a sample of events, and Dagster."""
 
 import os
 import sys
@@ -11,7 +8,7 @@ import click
 from dags.local import ports
 
 port_option = click.option(
-    "--port", type=click.IntRange(1, 65535), default=3000, show_default=True, help="Of the web interface."
+    "--port", type=click.IntRange(1, 65535), default=3000, show_default=True, help="Of Dagster's UI."
 )
 
 
@@ -24,13 +21,13 @@ def main() -> None:
 @port_option
 def up(port: int) -> None:
     """Start the stack, and `serve` beside it."""
-    # Before anything is started, so that the reason is the last line and not lost among others.
+    # Checked first, so that the reason is the last line printed.
     if not ports.is_free(port):
         raise click.ClickException(
-            f"Port {port}, wanted for Dagster's web interface, is taken by {ports.holder(port)}: "
+            f"Port {port}, needed by Dagster's UI, is used by {ports.process_on(port)}: "
             "stop it, or choose another port, as in DAGSTER_PORT=3001 make dev."
         )
-    become("dags.local", "up", "--", sys.executable, "-m", "dags.local.dev", "serve", "--port", str(port))
+    replace_process("dags.local", "up", "--", sys.executable, "-m", "dags.local.dev", "serve", "--port", str(port))
 
 
 @main.command()
@@ -53,22 +50,22 @@ def serve(port: int) -> None:
     create_database(settings)
     with cluster_from_settings(settings) as cluster, dg.DagsterInstance.get() as instance:
         changes = apply_schema(cluster, is_clustered(settings))
-        click.echo(f"ClickHouse has the schema ({len(changes)} statements were run).")
+        click.echo(f"ClickHouse: applied the schema ({len(changes)} statements).")
         record_pool_limits(instance, pools_of(defs))
         stage = Stage(settings, cluster, make_s3(settings), instance, click.echo)
         try:
             ingest(stage, put_sample(stage))
         except DemoError as error:
-            # The web interface is the place to find out why.
+            # Dagster's UI shows why.
             click.echo(f"The sample is not loaded: {error}", err=True)
     click.echo("Starting Dagster.")
-    # The alert router asks it which code locations load.
+    # The alert router asks the webserver which code locations load.
     os.environ["DAGSTER_WEBSERVER_URL"] = f"http://{ports.LOOPBACK}:{port}"
-    become("dagster", "dev", "-w", ".dagster_home/workspace.yaml", "-h", ports.LOOPBACK, "-p", str(port))
+    replace_process("dagster", "dev", "-w", ".dagster_home/workspace.yaml", "-h", ports.LOOPBACK, "-p", str(port))
 
 
-def become(module: str, *arguments: str) -> None:
-    """Runs a module in place of this process, so that signals from `make` and the terminal reach it directly."""
+def replace_process(module: str, *arguments: str) -> None:
+    """Replace this process by a module, so that signals from `make` and the terminal reach it directly."""
     sys.stdout.flush()
     os.execv(sys.executable, [sys.executable, "-m", module, *arguments])  # noqa: S606 - no shell is wanted
 

@@ -1,9 +1,7 @@
-"""The stack's data directory: its marker, who holds it, what is in it, how it is erased.
+"""The stack's data directory: its marker, its lock, its contents, and how it is erased.
 
-What belongs here: everything known from the directory alone. What does not: processes and their health (`services`).
-
-The marker file says that a directory is ours, so that nothing else is ever erased, and carries the lock of the running
-stack: the kernel releases it with the process, so no lock can be left behind. `stack.json` describes the running stack.
+The marker file shows that the stack created the directory, so that nothing else is ever erased. It also carries the
+lock of the running stack, which the kernel releases when the process ends. `stack.json` describes the running stack.
 """
 
 import contextlib
@@ -21,12 +19,12 @@ from typing import Literal
 MARKER = "dagster-local-stack"
 MARKER_TEXT = "Data of the local stack: see `python -m dags.local --help`. `python -m dags.local wipe` erases it.\n"
 STATE = "stack.json"
-# Everything that the stack makes. Only these are ever erased.
+# Everything that the stack creates. Only these are ever erased.
 OWN_ENTRIES = ("clickhouse", "s3", "postgres", "logs", STATE, MARKER)
-# A `status` holds the lock for a moment, too short to be taken for a running stack.
+# `status` holds the lock for a moment; waiting longer than that shows that a stack runs.
 LOCK_TIMEOUT_SECONDS = 1.0
-# ClickHouse and Postgres fail in confusing ways on a full disk; this is room for both to start.
-MINIMUM_FREE_BYTES = 512 * 1024**2
+# Both ClickHouse and Postgres need space to start, and report a full disk in confusing ways.
+MIN_FREE_BYTES = 512 * 1024**2
 
 Phase = Literal["starting", "ready", "stopping"]
 
@@ -41,14 +39,14 @@ class HeldError(DirectoryError):
 
 @dataclasses.dataclass(frozen=True)
 class Process:
-    """A process, told apart from a later one with the same id by when it was made (seconds since 1970)."""
+    """A process, identified by its id and creation time (seconds since 1970), because ids are reused."""
 
     pid: int
     created: float
 
     @classmethod
     def of(cls, pid: int) -> "Process | None":
-        """The running process with this id, if there is one."""
+        """Return the running process with this id, if there is one."""
         import psutil
 
         try:
@@ -57,7 +55,7 @@ class Process:
             return None
 
     def is_alive(self) -> bool:
-        """Whether this very process still runs. A zombie does not."""
+        """Return whether the process still runs. A zombie does not."""
         import psutil
 
         try:
@@ -80,26 +78,31 @@ class RunningService:
 
 @dataclasses.dataclass(frozen=True)
 class DirectoryState:
-    """A running stack, as it describes itself in `stack.json`."""
+    """A running stack, as `stack.json` describes it."""
 
     supervisor: Process
     phase: Phase
     services: tuple[RunningService, ...]
-    # Environment variables that point a client at it.
+    # Environment variables that point a client at the stack.
     environment: dict[str, str]
+
+    @property
+    def processes(self) -> list[Process]:
+        """The supervisor and the services."""
+        return [self.supervisor, *(service.process for service in self.services)]
 
 
 def open_directory(path: Path) -> None:
-    """Makes the directory, or checks that it is ours and usable. Raises DirectoryError otherwise."""
+    """Create the directory, or check that the stack created it and can use it. Raises DirectoryError otherwise."""
     try:
         if not path.exists():
-            # Data of other people's databases are nobody else's business.
+            # Other users of the machine must not read the data.
             path.mkdir(parents=True, mode=0o700)
         elif not path.is_dir():
             raise DirectoryError(f"{path} is not a directory: choose another one with --directory.")
-        elif not is_ours(path) and any(path.iterdir()):
+        elif not is_stack_directory(path) and any(path.iterdir()):
             raise DirectoryError(
-                f"{path} holds files that are not of the local stack (no {MARKER} in it): "
+                f"{path} has files that the local stack did not create (it has no {MARKER}): "
                 "choose an empty or new directory with --directory."
             )
         marker = path / MARKER
@@ -111,17 +114,17 @@ def open_directory(path: Path) -> None:
     except OSError as error:
         raise explain(error, path) from None
     free = shutil.disk_usage(path).free
-    if free < MINIMUM_FREE_BYTES:
+    if free < MIN_FREE_BYTES:
         raise DirectoryError(
-            f"The disk of {path} has {free // 1024**2} MiB left; the local stack needs {MINIMUM_FREE_BYTES // 1024**2} "
+            f"The disk of {path} has {free // 1024**2} MiB left; the local stack needs {MIN_FREE_BYTES // 1024**2} "
             "to start. Free some space, or choose a directory on another disk with --directory."
         )
 
 
 def explain(error: OSError, path: Path) -> DirectoryError:
-    """The same error in words that say what to do."""
+    """Return the error with a message that says what to do."""
     if error.errno in (errno.EACCES, errno.EPERM):
-        reason = "you may not read and write it: it belongs to another user, perhaps root"
+        reason = "you cannot read and write it: it belongs to another user, perhaps root"
     elif error.errno in (errno.ENOSPC, errno.EDQUOT):
         reason = "the disk is full"
     elif error.errno == errno.EROFS:
@@ -131,14 +134,14 @@ def explain(error: OSError, path: Path) -> DirectoryError:
     return DirectoryError(f"{error.filename or path} cannot be used: {reason}. Choose another one with --directory.")
 
 
-def is_ours(path: Path) -> bool:
-    """Whether the directory was made by the stack."""
+def is_stack_directory(path: Path) -> bool:
+    """Return whether the stack created the directory."""
     return (path / MARKER).is_file()
 
 
 @contextlib.contextmanager
 def lock(path: Path) -> Iterator[None]:
-    """Holds the directory. Raises HeldError, naming the holder, when another process does."""
+    """Lock the directory. Raises HeldError, which names the holder, when another process holds the lock."""
     try:
         descriptor = os.open(path / MARKER, os.O_RDWR)
     except OSError as error:
@@ -152,9 +155,9 @@ def lock(path: Path) -> Iterator[None]:
             except BlockingIOError:
                 if time.monotonic() > deadline:
                     state = read_state(path)
-                    who = f"process {state.supervisor.pid}" if state else "another process"
+                    holder = f"process {state.supervisor.pid}" if state else "another process"
                     raise HeldError(
-                        f"The local stack already runs on {path} ({who}). "
+                        f"The local stack already runs on {path} ({holder}). "
                         "Stop it with Ctrl-C or SIGTERM, or choose another directory with --directory."
                     ) from None
                 time.sleep(0.05)
@@ -164,7 +167,7 @@ def lock(path: Path) -> Iterator[None]:
 
 
 def is_held(path: Path) -> bool:
-    """Whether a stack runs on the directory now."""
+    """Return whether a stack runs on the directory."""
     try:
         descriptor = os.open(path / MARKER, os.O_RDONLY)
     except FileNotFoundError:
@@ -179,20 +182,20 @@ def is_held(path: Path) -> bool:
 
 
 def write_state(path: Path, state: DirectoryState) -> None:
-    """Replaces `stack.json` in one step."""
+    """Replace `stack.json` atomically."""
     unfinished = path / f"{STATE}.new"
     unfinished.write_text(json.dumps(dataclasses.asdict(state), indent=2))
     unfinished.replace(path / STATE)
 
 
 def read_state(path: Path) -> DirectoryState | None:
-    """What the last stack wrote of itself; None when it stopped in order or never was. It may be dead by now."""
+    """Return what the last stack wrote, or None if it stopped in order or none ever ran. It may be dead by now."""
     try:
         fields = json.loads((path / STATE).read_text())
     except FileNotFoundError:
         return None
     except ValueError as error:
-        raise DirectoryError(f"{path / STATE} is damaged ({error}): remove that file.") from None
+        raise DirectoryError(f"{path / STATE} is damaged ({error}): remove the file.") from None
     return DirectoryState(
         supervisor=Process(**fields["supervisor"]),
         phase=fields["phase"],
@@ -204,12 +207,12 @@ def read_state(path: Path) -> DirectoryState | None:
 
 
 def remove_state(path: Path) -> None:
-    """Removes `stack.json`: the stack has stopped in order."""
+    """Remove `stack.json`, because the stack has stopped in order."""
     (path / STATE).unlink(missing_ok=True)
 
 
 def size_bytes(path: Path) -> int:
-    """Bytes of all files below a path; files that vanish meanwhile count as nothing."""
+    """Return the bytes of all files below a path, without those that vanish meanwhile."""
     total = 0
     for folder, _, names in os.walk(path):
         for name in names:
@@ -219,13 +222,13 @@ def size_bytes(path: Path) -> int:
 
 
 def own_entries(path: Path) -> list[tuple[Path, int]]:
-    """What the stack has in its directory, with sizes in bytes."""
+    """Return the entries of the directory that the stack created, with sizes in bytes."""
     entries = [path / name for name in OWN_ENTRIES if (path / name).exists()]
     return [(entry, size_bytes(entry) if entry.is_dir() else entry.stat().st_size) for entry in entries]
 
 
 def erase(path: Path) -> None:
-    """Removes what the stack made, and the directory itself when nothing else is in it. The caller holds the lock."""
+    """Remove what the stack created, and the directory if it is then empty. The caller holds the lock."""
     try:
         for name in OWN_ENTRIES:
             entry = path / name

@@ -1,9 +1,7 @@
-"""Runs a module or a command that stops by itself when the process that started it is gone, even by kill -9.
+"""Runs a module or a command that stops when the process that started it dies, even by kill -9.
 
-The parent keeps the writing end of a pipe and never writes: when it dies, for whatever reason, the reading end reports
-the end of the file. That works on Linux and macOS alike, and needs nobody's help.
-
-What belongs here: that one guarantee. What does not: starting and stopping services in order (`services`, `stack`).
+The parent keeps the writing end of a pipe and never writes to it: when the parent dies, for whatever reason, the
+reading end reports the end of the file. That works on Linux and macOS.
 
     python -m dags.local.lifeline DESCRIPTOR module dags.local.s3 --port 19100 ...
     python -m dags.local.lifeline DESCRIPTOR command /working/directory dagster dev ...
@@ -18,13 +16,13 @@ import threading
 import time
 from collections.abc import Callable
 
-# A service that has lost its parent gets this long to close its files before it is killed.
+# How long a process whose parent has died may take to stop before it is killed.
 MODULE_GRACE_SECONDS = 20
 COMMAND_GRACE_SECONDS = 10
 
 
 def watch(descriptor: int, when_lost: Callable[[], None]) -> None:
-    """Calls `when_lost` in a thread once the other end of the pipe `descriptor` is closed."""
+    """Call `when_lost` in a thread once the other end of the pipe `descriptor` is closed."""
 
     def wait() -> None:
         while os.read(descriptor, 1):
@@ -35,10 +33,10 @@ def watch(descriptor: int, when_lost: Callable[[], None]) -> None:
 
 
 def run_module(descriptor: int, module: str, arguments: list[str]) -> None:
-    """Runs a module as `python -m` would; SIGTERM to ourselves when the parent is gone, then SIGKILL."""
+    """Run a module as `python -m` does; when the parent dies, send SIGTERM and then SIGKILL to this process."""
 
     def stop() -> None:
-        print("the process that started this one is gone: stopping", file=sys.stderr, flush=True)
+        print("the process that started this one has died: stopping", file=sys.stderr, flush=True)
         os.kill(os.getpid(), signal.SIGTERM)
         time.sleep(MODULE_GRACE_SECONDS)
         os.kill(os.getpid(), signal.SIGKILL)
@@ -49,12 +47,12 @@ def run_module(descriptor: int, module: str, arguments: list[str]) -> None:
 
 
 def run_command(descriptor: int, directory: str, command: list[str]) -> int:
-    """Runs a command in our own process group and returns its exit code (128 + n when signal n ended it).
+    """Run a command in the process group of this process; return its exit code (128 + n when signal n ended it).
 
-    Signals reach the whole group from outside, so this process ignores them and only waits.
+    Signals from outside reach the whole group, so this process ignores them and waits.
     """
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        # A handler rather than SIG_IGN: the command must not inherit being deaf to the signal.
+        # A handler rather than SIG_IGN, which the command would inherit.
         signal.signal(number, lambda _number, _frame: None)
     process = subprocess.Popen(command, cwd=directory)
 
@@ -69,9 +67,9 @@ def run_command(descriptor: int, directory: str, command: list[str]) -> int:
 
 
 def main(arguments: list[str]) -> None:
-    """Entry point; see the module's docstring for the arguments."""
+    """Run the module or command in the arguments, which the module docstring shows."""
     descriptor, kind, target, *rest = arguments
-    os.set_inheritable(int(descriptor), False)  # noqa: FBT003 - the standard library takes it so
+    os.set_inheritable(int(descriptor), False)  # noqa: FBT003 - the signature of the standard library
     if kind == "command":
         sys.exit(run_command(int(descriptor), target, rest))
     run_module(int(descriptor), target, rest)

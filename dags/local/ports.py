@@ -1,19 +1,16 @@
-"""TCP ports of the loopback interface: is one free, who holds it, give me a free one.
-
-What belongs here: facts about ports. What does not: which service gets which port (`services`).
-"""
+"""TCP ports of the loopback interface: which are free, and which process listens on one."""
 
 import contextlib
 import socket
 
-ANSWER_TIMEOUT_SECONDS = 1.0
+CONNECT_TIMEOUT_SECONDS = 1.0
 LOOPBACK = "127.0.0.1"
 
 
 def is_free(port: int) -> bool:
-    """Whether a server could listen on this loopback port now."""
-    # macOS lets a second server listen beside one that listens on every address: ask for an answer as well.
-    with contextlib.suppress(OSError), connect(port, ANSWER_TIMEOUT_SECONDS):
+    """Return whether a server could listen on this loopback port now."""
+    # macOS lets a server listen on a port on which another one listens on all addresses, so connect as well.
+    with contextlib.suppress(OSError), connect(port, CONNECT_TIMEOUT_SECONDS):
         return False
     with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as listener:
         # As servers do: a port whose last connections linger in TIME_WAIT counts as free.
@@ -27,20 +24,20 @@ def is_free(port: int) -> bool:
 
 
 def connect(port: int, timeout_seconds: float) -> socket.socket:
-    """A connection to this loopback port. Raises OSError when nobody listens."""
+    """Connect to this loopback port. Raises OSError when no process listens on it."""
     return socket.create_connection((LOOPBACK, port), timeout_seconds)
 
 
 def free_port() -> int:
-    """A loopback port that nobody listens on. Another process may take it before the caller does."""
+    """Return a loopback port on which no process listens. Another process may take it before the caller does."""
     with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as listener:
         listener.bind((LOOPBACK, 0))
         port: int = listener.getsockname()[1]
     return port
 
 
-def holder(port: int) -> str:
-    """Who listens on this port, as far as this user may know: `python3 (pid 123)`, or `another process`."""
+def process_on(port: int) -> str:
+    """Return which process listens on this port, such as `python3 (pid 123)`, or `another process` if not visible."""
     import psutil
 
     try:
@@ -52,6 +49,6 @@ def holder(port: int) -> str:
             ):
                 return f"{psutil.Process(connection.pid).name()} (pid {connection.pid})"
     except (psutil.AccessDenied, psutil.NoSuchProcess):
-        # macOS tells only root about the sockets of others: the port alone must do.
+        # macOS shows the sockets of other users to root only.
         return "another process"
     return "another process"

@@ -1,8 +1,4 @@
-"""One service of the stack: what it is, start it, ask whether it works, stop it.
-
-What belongs here: what the stack and the tests both need of a single service. What does not: several of them, in order,
-with progress and signals (`stack`).
-"""
+"""One service of the stack: how to start it, probe its health, and stop it."""
 
 import contextlib
 import os
@@ -28,17 +24,17 @@ LOG_TAIL_LINES = 15
 
 
 class ServiceError(Exception):
-    """A service did not start, or died. The message names it and carries the end of its log."""
+    """A service did not start, or died. The message has its name and the end of its log."""
 
 
 @dataclass(frozen=True)
 class Credentials:
-    """What the services are made with, and clients must use."""
+    """Names and keys that the services are created with and clients use."""
 
     clickhouse_user: str = "default"
     clickhouse_database: str = "default"
     s3_access_key_id: str = "local"
-    s3_secret_access_key: str = "local-secret"  # noqa: S105 - the embedded S3 accepts any
+    s3_secret_access_key: str = "local-secret"  # noqa: S105 - the embedded S3 accepts any key
     s3_region: str = "us-east-1"
     s3_bucket: str = "analytics"
     postgres_user: str = "postgres"
@@ -47,7 +43,7 @@ class Credentials:
 
 @dataclass(frozen=True)
 class Service:
-    """A service that can be started: `module` is run with `arguments`, keeps its data in `directory`."""
+    """A service that can be started: it runs `module` with `arguments` and keeps its data in `directory`."""
 
     name: str
     kind: str
@@ -60,13 +56,13 @@ class Service:
 
     @property
     def address(self) -> str:
-        """Where it listens."""
+        """The address on which it listens."""
         return f"http://{ports.LOOPBACK}:{self.port}" if self.kind == "s3" else f"{ports.LOOPBACK}:{self.port}"
 
 
 @dataclass(frozen=True)
 class Lifeline:
-    """A pipe whose writing end only this process holds: those given the reading end notice when it dies."""
+    """A pipe whose writing end only this process holds: holders of the reading end notice when it dies."""
 
     reading: int
     writing: int
@@ -74,7 +70,7 @@ class Lifeline:
     @classmethod
     @contextlib.contextmanager
     def opened(cls) -> Iterator["Lifeline"]:
-        """A lifeline until the end of the block, where everything that still hangs on it stops."""
+        """Yield a lifeline; at the end of the block every process that depends on it stops."""
         lifeline = cls(*os.pipe())
         try:
             yield lifeline
@@ -85,12 +81,12 @@ class Lifeline:
     def spawn(
         self, arguments: list[str], *, output: int | None, environment: dict[str, str]
     ) -> "subprocess.Popen[bytes]":
-        """Starts `dags.local.lifeline` with these arguments, in a session of its own so that Ctrl-C reaches only us."""
+        """Start `dags.local.lifeline` in a new session, so that Ctrl-C reaches only this process."""
         return subprocess.Popen(
             [sys.executable, "-m", "dags.local.lifeline", str(self.reading), *arguments],
             cwd=PROJECT,
             env=environment,
-            # A command speaks to the terminal as if it had been started there; a service must not read from it.
+            # A command uses the terminal as if it had been started there; a service must not read from it.
             stdin=None if output is None else subprocess.DEVNULL,
             stdout=output,
             stderr=None if output is None else subprocess.STDOUT,
@@ -100,8 +96,8 @@ class Lifeline:
 
 
 @dataclass(frozen=True)
-class Started:
-    """A service whose process runs."""
+class StartedService:
+    """A service and its process."""
 
     service: Service
     process: "subprocess.Popen[bytes]"
@@ -109,12 +105,12 @@ class Started:
 
 
 def clickhouse_nodes(directory: Path, node_ports: tuple[int, ...]) -> list[Service]:
-    """The nodes of an embedded ClickHouse cluster, one a shard, on these ports."""
+    """Return the nodes of an embedded ClickHouse cluster, one for each shard, on these ports."""
     addresses = ",".join(f"{ports.LOOPBACK}:{port}" for port in node_ports)
-    found = []
+    nodes = []
     for shard, port in enumerate(node_ports, start=1):
         path = directory / "clickhouse" / f"node-{shard}"
-        found.append(
+        nodes.append(
             Service(
                 name=f"clickhouse-{shard}",
                 kind="clickhouse",
@@ -128,11 +124,11 @@ def clickhouse_nodes(directory: Path, node_ports: tuple[int, ...]) -> list[Servi
                 port_remedy="--clickhouse-port or CLICKHOUSE_PORT",
             )
         )
-    return found
+    return nodes
 
 
 def s3(directory: Path, port: int, credentials: Credentials) -> Service:
-    """The S3 server."""
+    """Return the S3 server."""
     path = directory / "s3"
     return Service(
         name="s3",
@@ -149,7 +145,7 @@ def s3(directory: Path, port: int, credentials: Credentials) -> Service:
 
 
 def postgres(directory: Path, port: int, credentials: Credentials) -> Service:
-    """The Postgres server, with the project's database and one for Dagster's own storage."""
+    """Return the Postgres server, with the project's database and one for Dagster's storage."""
     path = directory / "postgres"
     return Service(
         name="postgres",
@@ -159,15 +155,15 @@ def postgres(directory: Path, port: int, credentials: Credentials) -> Service:
         module="dags.local.postgres",
         arguments=(
             *("serve", "--port", str(port), "--path", str(path), "--user", credentials.postgres_user),
-            # The last one is made last, and is the one that the probe asks for.
+            # The probe connects to the database that is created last.
             *("--database", "dagster", "--database", credentials.postgres_database),
         ),
         port_remedy="--postgres-port or POSTGRES_PORT",
     )
 
 
-def start(service: Service, lifeline: Lifeline, logs: Path) -> Started:
-    """Starts a service's process; its output goes to a new log, the previous one is kept as `*.previous.log`."""
+def start(service: Service, lifeline: Lifeline, logs: Path) -> StartedService:
+    """Start a service; its output goes to a new log, and the previous log is kept as `*.previous.log`."""
     logs.mkdir(parents=True, exist_ok=True)
     log = logs / f"{service.name}.log"
     if log.exists():
@@ -178,19 +174,19 @@ def start(service: Service, lifeline: Lifeline, logs: Path) -> Started:
             output=output.fileno(),
             environment={**os.environ, "PYTHONUNBUFFERED": "1"},
         )
-    return Started(service, process, log)
+    return StartedService(service, process, log)
 
 
 def wait_until_healthy(
-    started: Started,
+    started: StartedService,
     credentials: Credentials,
     *,
     timeout_seconds: float = START_TIMEOUT_SECONDS,
     on_wait: Callable[[float, str], None] = lambda _seconds, _problem: None,
 ) -> None:
-    """Returns when the service answers a real request. Raises ServiceError when it dies or does not in time.
+    """Return once the service answers a request. Raises ServiceError when it dies, or does not answer in time.
 
-    `on_wait` is called several times a second with the seconds waited so far and what is still wrong.
+    `on_wait` is called several times a second with the seconds waited so far and the current problem.
     """
     begin = time.monotonic()
     while True:
@@ -210,9 +206,9 @@ def wait_until_healthy(
 
 
 def probe(kind: str, port: int, credentials: Credentials) -> str | None:
-    """Asks a service a real question. None when it answers, otherwise what is wrong, in one line."""
+    """Send a request to a service; return None when it answers, otherwise the problem in one line."""
     try:
-        # A refused connection is the usual case while a service starts, and clients take long to tell.
+        # While a service starts, connections are usually refused, which clients report late.
         with contextlib.closing(ports.connect(port, PROBE_TIMEOUT_SECONDS)):
             pass
         PROBES[kind](port, credentials)
@@ -222,7 +218,7 @@ def probe(kind: str, port: int, credentials: Credentials) -> str | None:
 
 
 def probe_clickhouse(port: int, credentials: Credentials) -> None:
-    """`SELECT 1`; raises whatever the client raises."""
+    """Run `SELECT 1`; raise what the client raises."""
     from clickhouse_driver import Client
 
     client = Client(
@@ -240,7 +236,7 @@ def probe_clickhouse(port: int, credentials: Credentials) -> None:
 
 
 def probe_s3(port: int, credentials: Credentials) -> None:
-    """List of buckets; raises whatever the client raises."""
+    """List the buckets; raise what the client raises."""
     client = s3_client(port, credentials, read_timeout_seconds=PROBE_TIMEOUT_SECONDS)
     try:
         client.list_buckets()
@@ -249,7 +245,7 @@ def probe_s3(port: int, credentials: Credentials) -> None:
 
 
 def probe_postgres(port: int, credentials: Credentials) -> None:
-    """`SELECT 1` in the project's database; raises whatever the client raises."""
+    """Run `SELECT 1` in the project's database; raise what the client raises."""
     import psycopg2
 
     connection = psycopg2.connect(
@@ -274,7 +270,7 @@ PROBES: dict[str, Callable[[int, Credentials], None]] = {
 
 
 def s3_client(port: int, credentials: Credentials, *, read_timeout_seconds: float = 60) -> "S3Client":
-    """A client of the local S3, without retries."""
+    """Return a client of the local S3, without retries."""
     import boto3
     from botocore.config import Config
 
@@ -293,8 +289,8 @@ def s3_client(port: int, credentials: Credentials, *, read_timeout_seconds: floa
     )
 
 
-def stop(started: Started, *, timeout_seconds: float = STOP_TIMEOUT_SECONDS) -> bool:
-    """SIGTERM, then SIGKILL after the timeout; returns whether it stopped by itself."""
+def stop(started: StartedService, *, timeout_seconds: float = STOP_TIMEOUT_SECONDS) -> bool:
+    """Send SIGTERM, then SIGKILL after the timeout; return whether SIGTERM was enough."""
     if started.process.poll() is None:
         started.process.send_signal(signal.SIGTERM)
     try:
@@ -307,19 +303,19 @@ def stop(started: Started, *, timeout_seconds: float = STOP_TIMEOUT_SECONDS) -> 
 
 
 def kill_group(group: int, number: signal.Signals) -> None:
-    """Sends a signal to a process group that may be gone already."""
+    """Send a signal to a process group, which may be gone already."""
     with contextlib.suppress(ProcessLookupError):
         os.killpg(group, number)
 
 
-def describe_end(started: Started) -> str:
-    """How a dead service ended, with the end of its log."""
+def describe_end(started: StartedService) -> str:
+    """Return how a dead service ended, with the end of its log."""
     code = started.process.returncode
-    how = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with code {code}"
+    how = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"exited with code {code}"
     return f"{started.service.name} (pid {started.process.pid}) {how}.\n{tail(started.log)}"
 
 
 def tail(log: Path) -> str:
-    """The last lines of a log, indented, with its path."""
+    """Return the last lines of a log, indented, with its path."""
     lines = log.read_text(errors="replace").splitlines()[-LOG_TAIL_LINES:]
     return "\n".join([f"The end of {log}:", *(f"  {line}" for line in lines or ["(empty)"])])

@@ -1,9 +1,7 @@
-"""Real services for the tests: each test process starts those it asks for, on free ports, in a temporary directory.
+"""Fixtures of real services: each test process starts those it uses, on free ports and in a temporary directory.
 
-What belongs here: fixtures that tests of several packages share. What does not: fixtures of one package.
-
-The services hang on a lifeline, as those of `python -m dags.local up` do: they stop when the test process ends, however
-it ends. Ports are per session; databases and buckets are made anew for each test, so tests do not see each other.
+As with `python -m dags.local up`, the services stop when the test process ends, however it ends. Services are shared by
+the tests of a process; each test gets a new database and a new bucket.
 """
 
 import contextlib
@@ -22,8 +20,8 @@ if TYPE_CHECKING:
     from clickhouse_driver import Client
     from types_boto3_s3 import S3Client
 
-# A shell that is not interactive lets what it starts in the background ignore it, and that is inherited: `dagster dev`
-# would wait for ever for its children, which it ends with this signal.
+# A shell script starts its background processes with this signal ignored, and children inherit that: `dagster dev`
+# stops its children with the signal, and would wait for them forever.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
@@ -34,14 +32,14 @@ START_ATTEMPTS = 3
 
 @pytest.fixture(scope="session")
 def session_directory() -> Iterator[Path]:
-    """A directory for the services of this test process. Removed at the end, unlike pytest's own."""
+    """A directory for the services of this test process, removed at the end."""
     with tempfile.TemporaryDirectory(prefix="dagster-tests-") as path:
         yield Path(path)
 
 
 @pytest.fixture(scope="session")
 def lifeline() -> Iterator[services.Lifeline]:
-    """What the services of this test process hang on."""
+    """The lifeline of this test process, whose services stop when the process ends."""
     with services.Lifeline.opened() as opened:
         yield opened
 
@@ -50,30 +48,30 @@ def lifeline() -> Iterator[services.Lifeline]:
 def running(
     lifeline: services.Lifeline, directory: Path, count: int, build: Callable[[tuple[int, ...]], list[services.Service]]
 ) -> Iterator[tuple[int, ...]]:
-    """Runs services on free ports until the end of the block, which gets the ports."""
-    started: list[services.Started] = []
+    """Run services on free ports until the end of the block; yield the ports."""
+    started: list[services.StartedService] = []
     try:
         for attempt in range(1, START_ATTEMPTS + 1):
             chosen = tuple(ports.free_port() for _ in range(count))
             started = [services.start(service, lifeline, directory / "logs") for service in build(chosen)]
             try:
-                for one in started:
-                    services.wait_until_healthy(one, CREDENTIALS)
+                for service in started:
+                    services.wait_until_healthy(service, CREDENTIALS)
                 break
             except services.ServiceError:
-                for one in started:
-                    services.stop(one)
+                for service in started:
+                    services.stop(service)
                 if attempt == START_ATTEMPTS:
                     raise
         yield chosen
     finally:
-        for one in started:
-            services.stop(one)
+        for service in started:
+            services.stop(service)
 
 
 @pytest.fixture(scope="session")
 def clickhouse_port(session_directory: Path, lifeline: services.Lifeline) -> Iterator[int]:
-    """Port of a ClickHouse node, a cluster of its own."""
+    """Port of a ClickHouse node that is a cluster of one."""
     directory = session_directory / "single"
     with running(lifeline, directory, 1, lambda chosen: services.clickhouse_nodes(directory, chosen)) as (port,):
         yield port
@@ -103,7 +101,7 @@ def clickhouse_database(clickhouse_port: int) -> Iterator[str]:
 
 @pytest.fixture
 def clickhouse_client(clickhouse_port: int, clickhouse_database: str) -> Iterator["Client"]:
-    """A client whose current database is the empty one of this test."""
+    """A client whose current database is the empty database of the test."""
     from clickhouse_driver import Client
 
     with Client(ports.LOOPBACK, port=clickhouse_port, database=clickhouse_database) as client:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import dagster as dg
 
-from dags.tests.webserver import LOOK_SECONDS
+from dags.tests.webserver import POLL_SECONDS
 
 IN_PROGRESS = [dg.DagsterRunStatus.STARTING, dg.DagsterRunStatus.STARTED, dg.DagsterRunStatus.CANCELING]
 OVER = {dg.DagsterRunStatus.SUCCESS, dg.DagsterRunStatus.FAILURE, dg.DagsterRunStatus.CANCELED}
@@ -36,7 +36,7 @@ def watch(instance: dg.DagsterInstance, count: int, seconds: float) -> Watched:
     deadline = time.monotonic() + seconds
     while not (len(statuses) == count and set(statuses.values()) <= OVER):
         assert time.monotonic() < deadline, statuses
-        time.sleep(LOOK_SECONDS)
+        time.sleep(POLL_SECONDS)
         statuses = {run.run_id: run.status for run in instance.get_runs()}
         most_at_once = max(most_at_once, sum(status in IN_PROGRESS for status in statuses.values()))
         waited = waited or dg.DagsterRunStatus.QUEUED in statuses.values()

@@ -1,7 +1,4 @@
-"""Dagster as people run it, in processes of its own on a temporary instance, and what the tests ask of its web server.
-
-What belongs here: starting and asking. What does not: which runs, and what must come of them.
-"""
+"""Dagster's webserver and daemon as processes on a temporary instance, and the GraphQL requests of the tests."""
 
 import contextlib
 import os
@@ -23,11 +20,11 @@ from dags.local import ports
 ROOT = Path(__file__).parents[2]
 START_SECONDS = 150
 STOP_SECONDS = 60
-LOOK_SECONDS = 0.1
+POLL_SECONDS = 0.1
 REPOSITORY = "__repository__"
 Found = TypeVar("Found")
 
-# One process that serves and launches runs at once, and the one that has the daemon, and with it the queue, too.
+# The webserver alone, which launches runs at once, and the one with the daemon, which has the run queue.
 WEBSERVER = ("dagster_webserver",)
 DEVELOPMENT = ("dagster", "dev")
 
@@ -62,7 +59,7 @@ REPOSITORIES = "{ repositoriesOrError { ... on RepositoryConnection { nodes { na
 
 
 def write_workspace(home: Path, *modules: str) -> None:
-    """Write the list of code locations: modules of `dags`, each named after its last part."""
+    """Write the workspace of these modules of `dags`, each a location named after its last part."""
     entries = "".join(
         f"  - python_module:\n      module_name: dags.{module}\n      location_name: {module.rsplit('.', 1)[-1]}\n"
         for module in modules
@@ -72,24 +69,24 @@ def write_workspace(home: Path, *modules: str) -> None:
 
 @dataclass(frozen=True)
 class Webserver:
-    """A web server that answers."""
+    """A running webserver."""
 
     address: str
 
-    def ask(self, query: str, **variables: object) -> Any:
-        """The answer's one field."""
+    def query(self, query: str, **variables: object) -> Any:
+        """Run a GraphQL query; return its only field."""
         response = requests.post(f"{self.address}/graphql", json={"query": query, "variables": variables}, timeout=60)
-        answer = response.json()
-        assert "errors" not in answer, answer
-        (field,) = answer["data"].values()
+        result = response.json()
+        assert "errors" not in result, result
+        (field,) = result["data"].values()
         return field
 
     def backfill(self, asset_keys: Sequence[str], partitions: Sequence[str]) -> None:
         """Start a backfill of assets."""
         selection = [{"path": [key]} for key in asset_keys]
         params = {"partitionNames": list(partitions), "assetSelection": selection, "fromFailure": False}
-        answer = self.ask(LAUNCH_BACKFILL, params=params)
-        assert answer["__typename"] == "LaunchBackfillSuccess", answer
+        result = self.query(LAUNCH_BACKFILL, params=params)
+        assert result["__typename"] == "LaunchBackfillSuccess", result
 
     def launch(
         self,
@@ -100,7 +97,7 @@ class Webserver:
         tags: Mapping[str, str] | None = None,
         asset_keys: Sequence[str] | None = None,
     ) -> str:
-        """Launch a run of a job, or of some of its assets without their checks; returns the run's id."""
+        """Launch a run of a job, or of some of its assets without their checks; return the run's id."""
         selector: dict[str, object] = {
             "repositoryLocationName": location,
             "repositoryName": REPOSITORY,
@@ -115,17 +112,17 @@ class Webserver:
             "mode": "default",
             "executionMetadata": {"tags": [{"key": key, "value": value} for key, value in (tags or {}).items()]},
         }
-        return self._run_id(self.ask(LAUNCH_RUN, params=params))
+        return self._run_id(self.query(LAUNCH_RUN, params=params))
 
     def reexecute_from_failure(self, run_id: str) -> str:
-        """Launch again what a failed run has not done, as its page does; returns the new run's id."""
+        """Re-execute a run from failure, as in the UI; return the new run's id."""
         params = {"parentRunId": run_id, "strategy": "FROM_FAILURE"}
-        return self._run_id(self.ask(LAUNCH_REEXECUTION, params=params))
+        return self._run_id(self.query(LAUNCH_REEXECUTION, params=params))
 
     @staticmethod
-    def _run_id(answer: Any) -> str:
-        assert answer["__typename"] == "LaunchRunSuccess", answer
-        return str(answer["run"]["runId"])
+    def _run_id(result: Any) -> str:
+        assert result["__typename"] == "LaunchRunSuccess", result
+        return str(result["run"]["runId"])
 
 
 @contextlib.contextmanager
@@ -134,7 +131,7 @@ def serving(
 ) -> Iterator[Webserver]:
     """Run `WEBSERVER` or `DEVELOPMENT` with the instance and the workspace of `home` until the end of the block.
 
-    The code is that of the project at `root`.
+    The code is the project at `root`.
     """
     port = ports.free_port()
     arguments = [sys.executable, "-m", *command, "-w", str(home / "workspace.yaml"), "-p", str(port)]
@@ -156,7 +153,7 @@ def serving(
 
 @contextlib.contextmanager
 def daemon(home: Path, environment: Mapping[str, str]) -> Iterator[None]:
-    """Runs a daemon with the instance and the workspace of `home` until the end of the block."""
+    """Run a daemon with the instance and the workspace of `home` until the end of the block."""
     with (home / "daemon.log").open("w") as output:
         process = subprocess.Popen(
             [sys.executable, "-m", "dagster._daemon", "run", "-w", str(home / "workspace.yaml")],
@@ -177,34 +174,34 @@ def _loaded(webserver: Webserver, process: "subprocess.Popen[bytes]", log: Path)
     while time.monotonic() < deadline:
         assert process.poll() is None, log.read_text()
         with contextlib.suppress(requests.ConnectionError):
-            if webserver.ask(REPOSITORIES).get("nodes"):
+            if webserver.query(REPOSITORIES).get("nodes"):
                 return webserver
-        time.sleep(LOOK_SECONDS)
-    pytest.fail(f"the web server is not ready:\n{log.read_text()}")
+        time.sleep(POLL_SECONDS)
+    pytest.fail(f"the webserver is not ready:\n{log.read_text()}")
 
 
 def wait_for_run(instance: dg.DagsterInstance, run_id: str, seconds: float) -> dg.DagsterRunStatus:
-    """How a run ended."""
+    """Wait until a run has finished; return its status."""
 
     def status() -> dg.DagsterRunStatus | None:
         run = instance.get_run_by_id(run_id)
         return run.status if run is not None and run.is_finished else None
 
-    return wait_for(status, seconds, f"run {run_id} is over")
+    return wait_for(status, seconds, f"run {run_id} has finished")
 
 
 def worker_of(instance: dg.DagsterInstance, run_id: str) -> psutil.Process | None:
-    """The process of a run, as the run itself tells; None before it runs."""
+    """Return the process of a run, from the event log, or None before it has one."""
     for entry in instance.all_logs(run_id, of_type=dg.DagsterEventType.ENGINE_EVENT):
         if entry.dagster_event is not None and "Started process for run" in (entry.dagster_event.message or ""):
             return psutil.Process(int(str(entry.dagster_event.engine_event_data.metadata["pid"].value)))
     return None
 
 
-def wait_for(look: Callable[[], Found | None], seconds: float, what: str) -> Found:
-    """What `look` returns as soon as it is not None. Fails the test when that takes longer."""
+def wait_for(read: Callable[[], Found | None], seconds: float, what: str) -> Found:
+    """Return the first result of `read` that is not None. Fail the test when that takes longer than `seconds`."""
     deadline = time.monotonic() + seconds
-    while (found := look()) is None:
-        assert time.monotonic() < deadline, f"waited {seconds:g} seconds in vain until {what}"
-        time.sleep(LOOK_SECONDS)
+    while (found := read()) is None:
+        assert time.monotonic() < deadline, f"timed out after {seconds:g} seconds waiting until {what}"
+        time.sleep(POLL_SECONDS)
     return found

@@ -19,16 +19,16 @@ UNUSABLE_IN_PATHS = "?&#%"
 
 
 @click.command()
-@click.option("--port", type=click.IntRange(0, 65535), required=True, help="Port on 127.0.0.1; 0 takes a free one.")
+@click.option("--port", type=click.IntRange(0, 65535), required=True, help="Port on 127.0.0.1; 0 for a free one.")
 @click.option("--path", type=click.Path(file_okay=False, path_type=Path), required=True, help="Directory of the data.")
 @click.option(
     "--cluster-nodes",
     default="",
     help="All nodes of the cluster `local`, in the order of their shards: 127.0.0.1:19000,127.0.0.1:19001. "
-    "Without it this node is alone.",
+    "The default is this node alone.",
 )
 @click.option("--shard", type=click.IntRange(1), default=1, show_default=True, help="Number of this node's shard.")
-@click.option("--role", help="The macro `role`: what this node does in the cluster.")
+@click.option("--role", help="Value of the macro `role`.")
 @click.option("--log-file", type=click.Path(dir_okay=False, path_type=Path), help="Default: standard error.")
 @click.option("--log-level", default="INFO", show_default=True, type=click.Choice(["DEBUG", "INFO", "WARNING"]))
 def main(
@@ -36,7 +36,7 @@ def main(
 ) -> None:
     """Serve the embedded ClickHouse engine over ClickHouse's native protocol.
 
-    Prints `ready PORT` when it accepts connections. The user is `default`, without a password; the address is loopback.
+    Print `ready PORT` when it accepts connections. The user is `default`, without a password; the address is loopback.
     """
     logging.basicConfig(filename=log_file, level=log_level, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     try:
@@ -72,19 +72,19 @@ def _take_directory(path: Path, nodes: list[Node], shard: int, role: str | None)
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         return write_configuration(path, nodes, shard, role)
     except BlockingIOError:
-        message = f"{path} is in use by another ClickHouse node: stop that one, or choose another --path"
+        message = f"{path} is in use by another ClickHouse node: stop it, or choose another --path"
         raise click.ClickException(message) from None
     except OSError as error:
         raise click.ClickException(f"cannot use {path} for data: {error.strerror}: {error.filename}") from None
 
 
 def _serve(listener: socket.socket, data: Path, configuration: Path) -> None:
-    # chdb takes a second to import, so wrong options are told before.
-    from dags.local.clickhouse.engine import Engine, EngineError
+    # chdb takes a second to import, so wrong options are reported before.
+    from dags.local.clickhouse.engine import EmbeddedEngine, EngineError
     from dags.local.clickhouse.server import Server
 
     try:
-        engine = Engine(data, configuration)
+        engine = EmbeddedEngine(data, configuration)
     except EngineError as error:
         raise click.ClickException(f"the ClickHouse engine does not start on {data}: {error}") from None
     server = Server(engine, listener)

@@ -1,8 +1,7 @@
-"""Where a block ends: the size of column data in the native format, found without reading its values.
+"""The size of column data in the native format, found by type and without reading the values.
 
-The protocol sends a block without its length, and the engine wants it without the packets round it, so the server must
-find the end of each column by its type. Belongs here: type names and the layout of their data. What is common is
-measured here; for JSON and other rare types the driver's own column readers do it.
+The protocol sends a block without its length, and the engine needs it without the packets around it, so the server must
+find the end of each column. JSON columns are read by the column readers of clickhouse-driver.
 Layout: https://clickhouse.com/docs/resources/develop-contribute/native-protocol/format
 """
 
@@ -14,9 +13,9 @@ from itertools import pairwise
 from clickhouse_driver.columns.service import get_column_by_spec
 from clickhouse_driver.context import Context
 
-from dags.local.clickhouse.wire import ProtocolError, Reader, encode_string
+from dags.local.clickhouse.wire import ProtocolError, WireReader, encode_string
 
-MAXIMUM_COLUMNS = 100_000
+MAX_COLUMNS = 100_000
 
 _WIDTHS = {
     f"{kind}{bits}": bits // 8 for kind in ("Int", "UInt") for bits in (8, 16, 32, 64, 128, 256)
@@ -37,13 +36,13 @@ _GEOMETRIES = {
 }
 _NEEDS_ADDITIONAL_KEYS = 1 << 9
 _NEEDS_GLOBAL_DICTIONARY = 1 << 8
-_WIDEST_INDEX = 3  # as the power of two of its bytes
+_MAX_INDEX_WIDTH = 3  # as the power of two of its bytes
 _QUOTED = re.compile(r"'(?:\\.|[^'\\])*'|`(?:\\.|[^`\\])*`|\"(?:\\.|[^\"\\])*\"")
 _QUOTED_OR_NAME = re.compile(r"\s*(?:`(?:\\.|[^`\\])*`|\"(?:\\.|[^\"\\])*\"|[A-Za-z_]\w*)\s+(?=[A-Za-z])")
 
 
 class UnsupportedTypeError(ProtocolError):
-    """Data of this type has no length that can be found from outside the engine."""
+    """The length of data of this type cannot be found outside the engine."""
 
     def __init__(self, column_type: str) -> None:
         super().__init__(
@@ -56,10 +55,10 @@ class UnsupportedTypeError(ProtocolError):
 class Layout:
     """How to consume the data of a column type: first a prefix for the whole block, then the rows."""
 
-    def prefix(self, reader: Reader) -> None:
-        """Consume what comes once before the data of a block that has rows."""
+    def prefix(self, reader: WireReader) -> None:
+        """Consume what precedes the data of a block that has rows."""
 
-    def rows(self, reader: Reader, count: int) -> None:
+    def rows(self, reader: WireReader, count: int) -> None:
         """Consume the data of `count` rows."""
         raise NotImplementedError
 
@@ -68,26 +67,26 @@ class _Fixed(Layout):
     def __init__(self, width: int) -> None:
         self.width = width
 
-    def rows(self, reader: Reader, count: int) -> None:
+    def rows(self, reader: WireReader, count: int) -> None:
         reader.skip(self.width * count)
 
 
 class _String(Layout):
-    def rows(self, reader: Reader, count: int) -> None:
+    def rows(self, reader: WireReader, count: int) -> None:
         reader.skip_strings(count)
 
 
 class _Sequence(Layout):
-    """Columns one after the other, all prefixes first: Tuple, and Nullable as (flags, values)."""
+    """Consecutive columns, all prefixes first: Tuple, and Nullable as (flags, values)."""
 
     def __init__(self, parts: Sequence[Layout]) -> None:
         self.parts = parts
 
-    def prefix(self, reader: Reader) -> None:
+    def prefix(self, reader: WireReader) -> None:
         for part in self.parts:
             part.prefix(reader)
 
-    def rows(self, reader: Reader, count: int) -> None:
+    def rows(self, reader: WireReader, count: int) -> None:
         for part in self.parts:
             part.rows(reader, count)
 
@@ -98,10 +97,10 @@ class _Array(Layout):
     def __init__(self, element: Layout) -> None:
         self.element = element
 
-    def prefix(self, reader: Reader) -> None:
+    def prefix(self, reader: WireReader) -> None:
         self.element.prefix(reader)
 
-    def rows(self, reader: Reader, count: int) -> None:
+    def rows(self, reader: WireReader, count: int) -> None:
         if count:
             reader.skip(8 * (count - 1))
             self.element.rows(reader, reader.uint64())
@@ -113,14 +112,14 @@ class _LowCardinality(Layout):
     def __init__(self, key: Layout) -> None:
         self.key = key
 
-    def prefix(self, reader: Reader) -> None:
+    def prefix(self, reader: WireReader) -> None:
         reader.skip(8)
 
-    def rows(self, reader: Reader, count: int) -> None:
+    def rows(self, reader: WireReader, count: int) -> None:
         if not count:
             return
         flags = reader.uint64()
-        if flags & _NEEDS_GLOBAL_DICTIONARY or not flags & _NEEDS_ADDITIONAL_KEYS or flags & 0xFF > _WIDEST_INDEX:
+        if flags & _NEEDS_GLOBAL_DICTIONARY or not flags & _NEEDS_ADDITIONAL_KEYS or flags & 0xFF > _MAX_INDEX_WIDTH:
             raise ProtocolError(f"unexpected LowCardinality flags {flags:#x}", code=117)
         self.key.rows(reader, reader.uint64())
         reader.skip((1 << (flags & 0xFF)) * reader.uint64())
@@ -133,20 +132,20 @@ class _ReadByDriver(Layout):
         context.client_settings = {"use_numpy": False, "strings_as_bytes": True, "strings_encoding": "utf-8"}
         self.column = get_column_by_spec(column_type, {"context": context})
 
-    def prefix(self, reader: Reader) -> None:
+    def prefix(self, reader: WireReader) -> None:
         self.column.read_state_prefix(reader)
 
-    def rows(self, reader: Reader, count: int) -> None:
+    def rows(self, reader: WireReader, count: int) -> None:
         self.column.read_data(count, reader)
 
 
-def skip_columns(reader: Reader, columns: int, rows: int) -> list[tuple[str, str]]:
+def skip_columns(reader: WireReader, columns: int, rows: int) -> list[tuple[str, str]]:
     """Consume the `columns` of a block with `rows` rows, each its name, type and data; return the names and types.
 
     Raises ProtocolError for malformed data, UnsupportedTypeError for a type whose length cannot be found.
     """
-    if columns > MAXIMUM_COLUMNS:
-        raise ProtocolError(f"a block of {columns} columns exceeds the limit of {MAXIMUM_COLUMNS}")
+    if columns > MAX_COLUMNS:
+        raise ProtocolError(f"a block of {columns} columns exceeds the limit of {MAX_COLUMNS}")
     header = []
     for _ in range(columns):
         name, column_type = reader.string(), reader.string()
@@ -165,7 +164,7 @@ def skip_columns(reader: Reader, columns: int, rows: int) -> list[tuple[str, str
 
 
 def header_of(body: bytes) -> list[tuple[str, str]]:
-    """Names and types of a block in Native format. Raises UnsupportedTypeError when the end of a column is unknown."""
+    """Return the names and types of a block in Native format. Raises UnsupportedTypeError for other types."""
     reader = _memory_reader(body)
     columns, rows = reader.varint(), reader.varint()
     header = skip_columns(reader, columns - 1, rows) if columns > 1 else []
@@ -173,7 +172,7 @@ def header_of(body: bytes) -> list[tuple[str, str]]:
 
 
 def with_types(body: bytes, types: Sequence[str]) -> bytes:
-    """The same block with `types` as the names of its columns' types; the data must have their layout."""
+    """Return the block with `types` as its column types; the data must have their layout."""
     reader = _memory_reader(body)
     columns, rows = reader.varint(), reader.varint()
     parts, copied = [], 0
@@ -190,13 +189,13 @@ def with_types(body: bytes, types: Sequence[str]) -> bytes:
     return b"".join([*parts, body[copied:]])
 
 
-def _memory_reader(body: bytes) -> Reader:
+def _memory_reader(body: bytes) -> WireReader:
     chunks = iter((body, b""))
-    return Reader(lambda: next(chunks))
+    return WireReader(lambda: next(chunks))
 
 
 def split_blocks(body: bytes) -> list[bytes]:
-    """Cut Native format, which is one block body after the other, into its blocks."""
+    """Split Native format, which is a sequence of block bodies, into its blocks."""
     reader = _memory_reader(body)
     blocks, start = [], 0
     while start < len(body):
@@ -208,7 +207,7 @@ def split_blocks(body: bytes) -> list[bytes]:
 
 
 def layout_of(column_type: str) -> Layout:
-    """The layout of a type. The driver's readers keep state, so a type with JSON in it gets a new one each time."""
+    """Return the layout of a type: a new one for a type with JSON, because the driver's readers keep state."""
     return _parse(column_type) if "JSON" in column_type else _parse_once(column_type)
 
 
@@ -246,7 +245,7 @@ def _layout(name: str, arguments: list[str], column_type: str) -> Layout:  # noq
         case "Map", [key, value]:
             return _Array(_Sequence((_nested(key), _nested(value))))
         case "Tuple", elements:
-            # Without elements a tuple still writes one byte a row.
+            # A tuple without elements still writes one byte per row.
             return _Sequence([_nested(_without_name(element)) for element in elements]) if elements else _Fixed(1)
         case "Nested", elements:
             return _Array(_Sequence([_nested(_without_name(element)) for element in elements]))
@@ -266,7 +265,7 @@ def _nested(column_type: str) -> Layout:
 
 
 def _split_type(column_type: str) -> tuple[str, list[str]]:
-    """`Map(String, UInt8)` becomes ("Map", ["String", "UInt8"])."""
+    """Split `Map(String, UInt8)` into ("Map", ["String", "UInt8"])."""
     name, bracket, rest = column_type.strip().partition("(")
     if not bracket:
         return name, []
@@ -285,5 +284,5 @@ def _split_type(column_type: str) -> tuple[str, list[str]]:
 
 
 def _without_name(element: str) -> str:
-    """`a UInt8` becomes `UInt8`; an element of an unnamed tuple stays."""
+    """Return `UInt8` for `a UInt8`; an element of an unnamed tuple stays unchanged."""
     return _QUOTED_OR_NAME.sub("", element, count=1) if _QUOTED_OR_NAME.match(element) else element

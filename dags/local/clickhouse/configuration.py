@@ -1,7 +1,4 @@
-"""The engine's configuration file: logs, cluster, macros, where backups may go.
-
-Belongs here: what a ClickHouse server would be configured with. Settings of queries do not.
-"""
+"""The engine's configuration file: logs, cluster, macros, where backups may go."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +11,7 @@ MERGES_AND_MUTATIONS_PER_THREAD = 8
 
 @dataclass(frozen=True)
 class Node:
-    """One node of the local cluster: every node is a shard of its own, because nothing replicates between them."""
+    """One node of the local cluster. Every node is a shard of its own, because replication does not work."""
 
     host: str
     port: int
@@ -29,12 +26,12 @@ class Node:
 
 
 def write_configuration(directory: Path, nodes: list[Node], shard: int, role: str | None = None) -> Path:
-    """Write the configuration of the node that is number `shard` (from 1) of `nodes`; return the file's path.
+    """Write the configuration of node number `shard` (from 1) of `nodes`; return the file's path.
 
-    The macro `role` is there when a role is given.
+    It has the macro `role` if `role` is not None.
     """
     root = Element("clickhouse")
-    # The engine would have four on its two threads, and begin with the next four parts of a mutation a second later.
+    # By default the engine runs four on its two threads, and starts the next four parts of a mutation a second later.
     SubElement(root, "background_merges_mutations_concurrency_ratio").text = str(MERGES_AND_MUTATIONS_PER_THREAD)
     query_log = SubElement(root, "query_log")
     for name, value in {

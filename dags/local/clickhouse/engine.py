@@ -1,7 +1,4 @@
-"""chdb as a server needs it: sessions with settings for one query, errors with ClickHouse's codes, queries known by id.
-
-Belongs here: everything that calls chdb. Does not: sockets and packets (`server`, `packets`).
-"""
+"""Everything that calls chdb: sessions with settings per query, errors with ClickHouse's codes, queries with ids."""
 
 import json
 import os
@@ -19,16 +16,16 @@ from chdb.state.sqlitelike import Connection, connect
 
 from dags.local.clickhouse.packets import SETTING_IS_IMPORTANT
 
-# The engine names its queries itself. The id that a client chose travels in this setting, which nothing else here reads
-# (it selects a queue of Redis and NATS tables), and the views below show it where people look for query ids.
+# The engine generates its own query ids. The id that a client chose is stored in this setting, which has no other use
+# here (it selects a queue of Redis and NATS tables), and the views below show it as the query id.
 QUERY_ID_SETTING = "stream_like_engine_insert_queue"
 SESSION_TAG = "session "
-# SET refuses to take the first back, and refuses the second, which other nodes send and which means nothing here.
+# SET cannot revert the first, and rejects the second, which other nodes send and which has no meaning here.
 NOT_FOR_SET = {"readonly", "run_query_in_background"}
 # More columns than a block can have.
 NOT_A_BLOCK = b"\xff" * 9 + b"\x01"
-LOOK_AGAIN_MILLISECONDS = 100
-# The views hide what the server asks the engine on its own behalf.
+POLL_MILLISECONDS = 100
+# The views hide the statements of the server itself.
 OWN_STATEMENT = "/* server */ "
 QUERY_ID_VIEW = f"""
 CREATE OR REPLACE VIEW system.client_{{table}} AS
@@ -67,21 +64,21 @@ def _engine_errors() -> Iterator[None]:
 
 
 def literal(value: str) -> str:
-    """`value` as a string literal of ClickHouse's SQL."""
+    """Return `value` as a string literal of ClickHouse's SQL."""
     return "'" + value.replace("\\", "\\\\").replace("'", "\\'") + "'"
 
 
 def quoted_name(name: str) -> str:
-    """`name` as a quoted identifier of ClickHouse's SQL."""
+    """Return `name` as a quoted identifier of ClickHouse's SQL."""
     return "`" + name.replace("\\", "\\\\").replace("`", "\\`") + "`"
 
 
-class Engine:
-    """The engine of one data directory, which one process owns."""
+class EmbeddedEngine:
+    """The engine of a data directory, which only one process may use."""
 
     def __init__(self, path: Path, configuration: Path) -> None:
-        # chdb decodes nothing here, so there is nothing to encode.
-        # As in a server, a statement does not begin with the name of a column.
+        # chdb does not decode the address, so nothing is encoded.
+        # As in a server, a statement cannot begin with a column name.
         self.address = f"{path}?config-file={configuration}&implicit_select=0"
         self._control_lock = threading.Lock()
         with _engine_errors():
@@ -100,16 +97,16 @@ class Engine:
             return [line.split("\t") for line in str(self._control.query(sql, "TSVRaw")).splitlines()]
 
     def session(self) -> "EngineSession":
-        """A new session with settings, current database and temporary tables of its own."""
+        """Open a session with its own settings, current database and temporary tables."""
         with _engine_errors():
             return EngineSession(self, connect(self.address))
 
     def kill(self, tag: str) -> None:
-        """Stop the queries that run under `tag`; does nothing when none does."""
+        """Stop the queries that run under `tag`, if any."""
         self._control_rows(f"KILL QUERY WHERE Settings['{QUERY_ID_SETTING}'] = {literal(tag)} ASYNC")
 
     def kill_all(self) -> None:
-        """Stop every query that a session runs."""
+        """Stop every query of every session."""
         self._control_rows(f"KILL QUERY WHERE Settings['{QUERY_ID_SETTING}'] != '' ASYNC")
 
     def close(self) -> None:
@@ -122,7 +119,7 @@ class Engine:
 class EngineSession:
     """One client's connection to the engine. Not for use by two threads at once."""
 
-    def __init__(self, engine: Engine, connection: Connection) -> None:
+    def __init__(self, engine: EmbeddedEngine, connection: Connection) -> None:
         self._engine = engine
         self._connection = connection
         self._own_tag = f"{SESSION_TAG}{uuid4()}"
@@ -132,11 +129,11 @@ class EngineSession:
         self.tag = self._own_tag
 
     def close(self) -> None:
-        """End the session: a running stream is cancelled, temporary tables go."""
+        """End the session: cancel a running stream and drop temporary tables."""
         self._connection.close()
 
     def report_progress(self, callback: Callable[[dict[str, int]], None]) -> None:
-        """Call `callback` about ten times a second with the totals of a running query, in the thread that runs it."""
+        """Call `callback` about ten times a second with the totals of a running query, in the query's thread."""
         self._connection.set_progress_callback(callback)
 
     def use(self, database: str) -> None:
@@ -144,10 +141,10 @@ class EngineSession:
         self.execute(f"USE {quoted_name(database)}")
 
     def prepare(self, query_id: str, settings: dict[str, tuple[str, int]]) -> bool:
-        """Make `settings` (name -> value and flags) and the query's id hold for the next statement, and for it alone.
+        """Apply `settings` (name -> value and flags) and the query's id to the next statement only.
 
-        As in ClickHouse, an unknown setting is an error only when it is marked important. Returns whether the statement
-        may only read: the engine would refuse to take that setting back, so the caller must hold it.
+        As in ClickHouse, an unknown setting is an error only if it is marked important. Return whether the statement is
+        read-only, which the caller must enforce because the engine cannot revert that setting.
         """
         wanted = {}
         for name, (value, flags) in settings.items():
@@ -161,17 +158,17 @@ class EngineSession:
         self.overlay_settings(wanted)
         return settings.get("readonly", ("0", 0))[0].lower() not in ("0", "false")
 
-    def forget_settings(self) -> None:
-        """Return to the session's own settings, so that a SET statement changes those."""
+    def restore_settings(self) -> None:
+        """Restore the session's own settings, so that a SET statement changes them."""
         self.overlay_settings({})
 
     def overlay_settings(self, wanted: dict[str, str]) -> None:
-        """Put `wanted` over the session's own settings, in place of what was put there before."""
+        """Apply `wanted` over the session's own settings, in place of the previous overlay."""
         if wanted == self._overlay:
             return
         new = [name for name in wanted if name not in self._overlay]
         if new and len(self._overlay) > 1:
-            # What is in force could cut short, or forbid, the question for the values before.
+            # The current overlay could limit or forbid the query for the previous values.
             self.overlay_settings({})
             new = list(wanted)
         before: dict[str, str | None] = {**self._before_overlay, **dict.fromkeys(new), **self._changed_settings(new)}
@@ -179,7 +176,7 @@ class EngineSession:
             name: value for name, value in wanted.items() if self._overlay.get(name) != value
         }
         changes |= {name: before[name] for name in self._overlay if name not in wanted}
-        # SET makes all of its changes or none, so after an error the overlay is what it was.
+        # SET applies all changes or none, so an error leaves the overlay unchanged.
         self._set(changes)
         self._overlay = wanted
         self._before_overlay = {name: before[name] for name in wanted}
@@ -205,22 +202,22 @@ class EngineSession:
         return [json.loads(line) for line in self._run(sql, "JSONCompactEachRow").bytes().splitlines()]
 
     def execute(self, sql: str) -> tuple[bytes, int]:
-        """Run one statement; return its result in Native format (blocks one after the other) and its number of rows."""
+        """Run one statement; return its result in Native format (consecutive blocks) and its number of rows."""
         result = self._run(sql, "Native")
         if _CHANGES_SESSION.match(sql):
             self._state_statements.append(sql)
         return result.bytes(), result.rows_read()
 
     def describe_beside_stream(self, select: str) -> list[tuple[str, str]]:
-        """Names and types of a SELECT whose stream is open.
+        """Return the names and types of a SELECT whose stream is open.
 
-        One chdb connection runs one statement at a time, so this asks another one, made to look like this session.
+        A chdb connection runs one statement at a time, so this uses another one with the state of this session.
         """
-        with closing(self._engine.session()) as beside:
+        with closing(self._engine.session()) as other:
             for statement in self._state_statements:
-                beside.execute(statement)
-            beside.overlay_settings(self._overlay)
-            return [(name, column_type) for name, column_type, _ in beside.describe(f"({select}\n)")]
+                other.execute(statement)
+            other.overlay_settings(self._overlay)
+            return [(name, column_type) for name, column_type, _ in other.describe(f"({select}\n)")]
 
     def stream(self, sql: str) -> Generator[tuple[bytes, int], None, None]:
         """Run a SELECT; yield each block in Native format with its number of rows. Closing the generator cancels it."""
@@ -238,9 +235,9 @@ class EngineSession:
                 stream.cancel()
 
     def insert(self, statement: str, header: list[tuple[str, str]]) -> "Insertion":
-        """Begin an INSERT whose data, blocks with the columns of `header`, will be appended; close what it returns.
+        """Begin an INSERT of blocks with the columns of `header`; the caller appends the data and closes the result.
 
-        `statement` goes up to where its data would begin.
+        `statement` ends where its data would begin.
         """
         deduplication = self._changed_settings(["insert_deduplicate", "deduplicate_insert"])
         mode = "disable" if {"0", "disable"} & set(deduplication.values()) else "enable_even_for_bad_queries"
@@ -248,7 +245,7 @@ class EngineSession:
 
         def run(path: str) -> int:
             source = f"SELECT * FROM file({literal(path)}, 'Native', {literal(structure)})"
-            # As a plain INSERT has it: a block that is the same as one before is the same block.
+            # A plain INSERT deduplicates identical blocks; INSERT SELECT does so only with this setting.
             return int(
                 self._run(f"{statement} {source} SETTINGS deduplicate_insert_select = '{mode}'", "Null").rows_written()
             )
@@ -256,15 +253,15 @@ class EngineSession:
         return Insertion(run)
 
     def describe(self, source: str) -> list[tuple[str, str, str]]:
-        """Name, type and kind of default ("" or DEFAULT, MATERIALIZED, ALIAS, EPHEMERAL) of the columns of `source`."""
+        """Return name, type and default kind ("" or DEFAULT, MATERIALIZED, ALIAS, EPHEMERAL) of each column."""
         return [(row[0], row[1], row[2]) for row in self._rows(f"{OWN_STATEMENT}DESCRIBE TABLE {source}")]
 
 
 class Insertion:
-    """An INSERT under way: the engine reads its data from a pipe, as a file in Native format.
+    """A running INSERT: the engine reads its data from a pipe, as a file in Native format.
 
-    chdb's own streaming INSERT loses the errors of the last block, and says that it was written. `run` runs the
-    statement on the file at a path and returns the number of rows written.
+    chdb's streaming INSERT loses the errors of the last block, and reports it as written. `run` runs the statement on
+    the file at a path and returns the number of rows written.
     """
 
     def __init__(self, run: Callable[[str], int]) -> None:
@@ -288,9 +285,9 @@ class Insertion:
             self._ended.set()
 
     def append(self, data: bytes) -> None:
-        """Pass on more of the data; blocks and columns may be cut anywhere. Waits while the engine is behind.
+        """Append data, which may end anywhere in a block. Waits while the pipe is full.
 
-        Once the engine has given up, data are dropped, and `finish` raises why.
+        After the engine has failed, data is dropped, and `finish` raises the error.
         """
         self._between_blocks = False
         remaining = memoryview(data)
@@ -298,24 +295,24 @@ class Insertion:
             try:
                 remaining = remaining[os.write(self._write_end, remaining) :]
             except BlockingIOError:
-                self._writable.poll(LOOK_AGAIN_MILLISECONDS)
+                self._writable.poll(POLL_MILLISECONDS)
 
     def end_block(self) -> None:
-        """Say that the data appended so far are whole blocks."""
+        """Mark the data appended so far as complete blocks."""
         self._between_blocks = True
 
     def finish(self) -> int:
-        """Write what remains and return the number of rows written. Raises EngineError when any part failed."""
+        """Write the rest and return the number of rows written. Raises EngineError when any part failed."""
         self._end_of_data()
         if self._failure is not None:
             raise self._failure
         return self._rows
 
     def close(self) -> None:
-        """Make the engine drop what it has not yet written, unless `finish` was called."""
+        """Make the engine discard what it has not written yet, unless `finish` was called."""
         if self._write_end >= 0:
             if self._between_blocks:
-                # Here the end of the data would be taken for success; within a block it is an error anyway.
+                # After a complete block the end of the data would mean success; within a block it is an error.
                 self.append(NOT_A_BLOCK)
             self._end_of_data()
 

@@ -1,7 +1,6 @@
-"""Messages of ClickHouse's native protocol as a server reads and writes them.
+"""Packets of ClickHouse's native protocol, for every revision up to `REVISION`, as a server reads and writes them.
 
-Belongs here: the layout of packets for every revision up to `REVISION`. Does not: what a packet makes the server do
-(`server`). Layout: https://clickhouse.com/docs/resources/develop-contribute/native-protocol/protocol
+Layout: https://clickhouse.com/docs/resources/develop-contribute/native-protocol/protocol
 """
 
 from collections.abc import Sequence
@@ -12,22 +11,22 @@ from clickhouse_driver import defines
 from clickhouse_driver.protocol import ServerPacketTypes
 from clickhouse_driver.varint import make_varint
 
-from dags.local.clickhouse.wire import ProtocolError, Reader, encode_string
+from dags.local.clickhouse.wire import ProtocolError, WireReader, encode_string
 
-# Below 54454 a column carries no flag of custom serialization, so what the engine writes is the wire's block body.
+# Below 54454 a column has no flag of custom serialization, so the engine's output is a valid block body.
 REVISION = 54453
 # Older clients send settings in a binary form that depends on each setting's type.
-OLDEST_REVISION = defines.DBMS_MIN_REVISION_WITH_SETTINGS_SERIALIZED_AS_STRINGS
+MIN_REVISION = defines.DBMS_MIN_REVISION_WITH_SETTINGS_SERIALIZED_AS_STRINGS
 
-# How the first client of a distributed query is connected; other interfaces say nothing more of themselves.
+# The interface of the initial client of a distributed query; other interfaces have no further fields.
 INTERFACE_TCP, INTERFACE_HTTP = 1, 2
 SETTING_IS_IMPORTANT = 0x1
-# A packet that the driver never sends: a value that the first node of a distributed query has computed.
+# A packet that clickhouse-driver lacks: a value that the initiator of a distributed query has computed.
 SCALAR = 7
-# Counts of settings, tables and columns in one packet; real ones have a few hundred.
-MAXIMUM_ITEMS = 100_000
+# Settings, tables or columns in one packet; real packets have a few hundred.
+MAX_ITEMS = 100_000
 
-# An empty table name and the block info "no overflows, no bucket" go before the body of every block.
+# The block info "no overflows, no bucket", which precedes every block body.
 BLOCK_PREFIX = b"\x01\x00\x02\xff\xff\xff\xff\x00"
 DATA = bytes(make_varint(ServerPacketTypes.DATA)) + b"\x00"
 PONG = bytes(make_varint(ServerPacketTypes.PONG))
@@ -37,7 +36,7 @@ END_OF_STREAM = bytes(make_varint(ServerPacketTypes.END_OF_STREAM))
 
 @dataclass(frozen=True)
 class ClientHello:
-    """How a client introduces itself."""
+    """The first packet of a client."""
 
     name: str
     revision: int
@@ -47,8 +46,8 @@ class ClientHello:
 
 
 @dataclass(frozen=True)
-class Query:
-    """A query as a client sends it; `stage` 2 asks for the complete result."""
+class QueryPacket:
+    """A query of a client; `stage` 2 requests the complete result."""
 
     query_id: str
     settings: dict[str, tuple[str, int]]
@@ -57,11 +56,11 @@ class Query:
     text: str
 
 
-def read_hello(reader: Reader) -> ClientHello:
-    """Read a client's first packet. Raises ProtocolError when it is something else, such as an HTTP request."""
+def read_hello(reader: WireReader) -> ClientHello:
+    """Read a client's first packet. Raises ProtocolError for anything else, such as an HTTP request."""
     packet = reader.varint()
     if packet in (ord("G"), ord("P")):
-        raise ProtocolError("this port speaks ClickHouse's native protocol, not HTTP", code=101)
+        raise ProtocolError("this port uses ClickHouse's native protocol, not HTTP", code=101)
     if packet != 0:
         raise ProtocolError(f"expected Hello, got packet {packet}")
     name = reader.string()
@@ -69,15 +68,15 @@ def read_hello(reader: Reader) -> ClientHello:
     reader.varint()
     revision = reader.varint()
     hello = ClientHello(name, revision, reader.string(), reader.string(), reader.string())
-    if revision < OLDEST_REVISION:
+    if revision < MIN_REVISION:
         raise ProtocolError(
-            f"client revision {revision} is older than {OLDEST_REVISION}, the oldest that works", code=20
+            f"client revision {revision} is older than {MIN_REVISION}, the oldest supported one", code=20
         )
     return hello
 
 
 def write_hello(version: tuple[int, int, int], timezone: str, display_name: str) -> bytes:
-    """The server's answer to a client's Hello; every field of it exists since before `OLDEST_REVISION`."""
+    """Return the server's Hello; all of its fields are older than `MIN_REVISION`."""
     major, minor, patch = version
     parts = [make_varint(ServerPacketTypes.HELLO), encode_string("ClickHouse")]
     parts += [make_varint(major), make_varint(minor), make_varint(REVISION)]
@@ -85,24 +84,24 @@ def write_hello(version: tuple[int, int, int], timezone: str, display_name: str)
     return b"".join(parts)
 
 
-def read_query(reader: Reader, revision: int) -> Query:
+def read_query(reader: WireReader, revision: int) -> QueryPacket:
     """Read a Query packet after its type."""
     query_id = reader.string()
     _skip_client_info(reader, revision)
     settings: dict[str, tuple[str, int]] = {}
     while name := reader.string():
-        if len(settings) >= MAXIMUM_ITEMS:
-            raise ProtocolError(f"more than {MAXIMUM_ITEMS} settings in one query")
+        if len(settings) >= MAX_ITEMS:
+            raise ProtocolError(f"more than {MAX_ITEMS} settings in one query")
         flags = reader.varint()
         settings[name] = (reader.string(), flags)
     if revision >= defines.DBMS_MIN_REVISION_WITH_INTERSERVER_SECRET:
         reader.string()
     stage = reader.varint()
     compression = bool(reader.varint())
-    return Query(query_id, settings, stage, compression, reader.string())
+    return QueryPacket(query_id, settings, stage, compression, reader.string())
 
 
-def _skip_client_info(reader: Reader, revision: int) -> None:  # noqa: C901 - a layout, field by field
+def _skip_client_info(reader: WireReader, revision: int) -> None:  # noqa: C901 - a layout, field by field
     query_kind = reader.read_one()
     if query_kind == 0:
         return
@@ -133,8 +132,8 @@ def _skip_client_info(reader: Reader, revision: int) -> None:  # noqa: C901 - a 
             reader.varint()
 
 
-def read_block_info(reader: Reader) -> None:
-    """Read the numbered fields before a block's body; a server has no use for them."""
+def read_block_info(reader: WireReader) -> None:
+    """Read the numbered fields before a block's body, which a server does not use."""
     while field := reader.varint():
         if field == 1:
             reader.read_one()
@@ -144,16 +143,16 @@ def read_block_info(reader: Reader) -> None:
             raise ProtocolError(f"unknown field {field} of block info")
 
 
-def read_tables_status_request(reader: Reader) -> list[tuple[str, str]]:
-    """Read the (database, table) pairs whose replication delay a client asks for."""
+def read_tables_status_request(reader: WireReader) -> list[tuple[str, str]]:
+    """Read the (database, table) pairs whose replication delay a client requests."""
     count = reader.varint()
-    if count > MAXIMUM_ITEMS:
-        raise ProtocolError(f"more than {MAXIMUM_ITEMS} tables in one status request")
+    if count > MAX_ITEMS:
+        raise ProtocolError(f"more than {MAX_ITEMS} tables in one status request")
     return [(reader.string(), reader.string()) for _ in range(count)]
 
 
 def write_tables_status(tables: list[tuple[str, str]]) -> bytes:
-    """Answer a status request: no table of a single node is replicated, so none lags."""
+    """Return the response to a status request: no table is replicated, so none has a delay."""
     parts = [make_varint(ServerPacketTypes.TABLES_STATUS_RESPONSE), make_varint(len(tables))]
     for database, table in tables:
         parts += [encode_string(database), encode_string(table), b"\x00"]
@@ -161,7 +160,7 @@ def write_tables_status(tables: list[tuple[str, str]]) -> bytes:
 
 
 def write_exception(code: int, message: str) -> bytes:
-    """An Exception packet with one of ClickHouse's error codes."""
+    """Return an Exception packet with one of ClickHouse's error codes."""
     return b"".join(
         (
             make_varint(ServerPacketTypes.EXCEPTION),
@@ -175,18 +174,18 @@ def write_exception(code: int, message: str) -> bytes:
 
 
 def write_progress(increments: Sequence[int]) -> bytes:
-    """What has been done since the packet before, one number for each of `PROGRESS_VALUES`."""
+    """Return a Progress packet with an increment for each of `PROGRESS_VALUES`."""
     return bytes(make_varint(ServerPacketTypes.PROGRESS)) + b"".join(make_varint(value) for value in increments)
 
 
 def write_profile_info(rows: int, blocks: int, size: int) -> bytes:
-    """What a finished SELECT returned. Rows before LIMIT are not known from the engine and said so."""
+    """Return a ProfileInfo packet of a finished SELECT, without rows before LIMIT, which the engine does not report."""
     counts = b"".join(make_varint(value) for value in (rows, blocks, size))
     return bytes(make_varint(ServerPacketTypes.PROFILE_INFO)) + counts + b"\x00\x00\x00"
 
 
 def write_header_block(columns: list[tuple[str, str]]) -> bytes:
-    """The body of a block without rows: names and types alone."""
+    """Return the body of a block without rows: only names and types."""
     parts = [make_varint(len(columns)), make_varint(0)]
     for name, column_type in columns:
         parts += [encode_string(name), encode_string(column_type)]

@@ -1,7 +1,7 @@
-"""A TCP server for one engine: accepts connections, runs queries, streams blocks both ways.
+"""A TCP server for one engine: accepts connections, runs queries, streams blocks in both directions.
 
-Belongs here: sockets, threads and the order of packets. One thread serves one connection; one more watches the sockets
-of running queries, so that a query ends when its client cancels it or is gone.
+Each connection has a thread. Another thread watches the sockets of running queries, so that a query stops when its
+client cancels it or disconnects.
 """
 
 import logging
@@ -18,15 +18,15 @@ from clickhouse_driver.varint import make_varint
 
 from dags.local.clickhouse import packets
 from dags.local.clickhouse.columns import UnsupportedTypeError, header_of, skip_columns, split_blocks, with_types
-from dags.local.clickhouse.engine import Engine, EngineError, EngineSession, quoted_name
-from dags.local.clickhouse.statements import Insert, Statement, analyse, parse_insert
-from dags.local.clickhouse.wire import ProtocolError, Reader, compressed_frames, frames_of
+from dags.local.clickhouse.engine import EmbeddedEngine, EngineError, EngineSession, quoted_name
+from dags.local.clickhouse.statements import InsertStatement, Statement, analyze, parse_insert
+from dags.local.clickhouse.wire import ProtocolError, WireReader, compressed_frames, frames_of
 from dags.local.ports import LOOPBACK
 
 logger = logging.getLogger(__name__)
 
 RECEIVE_BYTES = 1 << 18
-# How often the sockets of running queries are looked at: a cancel takes effect within this time.
+# How often the sockets of running queries are checked: a cancel takes effect within this time.
 WATCH_SECONDS = 0.1
 CLOSE_SECONDS = 10.0
 LINGER_SECONDS = 1.0
@@ -34,14 +34,14 @@ COMPLETE_STAGE = 2
 
 _NOT_IMPLEMENTED, _SYNTAX_ERROR, _AUTHENTICATION_FAILED = 48, 62, 516
 _READONLY, _QUERY_ID_IN_USE, _QUERY_WAS_CANCELLED = 164, 216, 394
-# The engine takes them for the wish to leave, and says nothing.
+# The engine takes these for a request to exit, and returns nothing.
 _CLIENT_COMMAND = re.compile(r"\s*(?:exit|quit|logout|\\q|:q)\s*;?\s*", re.IGNORECASE)
 
 
 class Server:
     """Serves an engine on a listening socket until it is closed."""
 
-    def __init__(self, engine: Engine, listener: socket.socket, display_name: str = "local") -> None:
+    def __init__(self, engine: EmbeddedEngine, listener: socket.socket, display_name: str = "local") -> None:
         self.engine = engine
         self.display_name = display_name
         self.port: int = listener.getsockname()[1]
@@ -64,18 +64,18 @@ class Server:
             except (OSError, RuntimeError):
                 if self._closing.is_set():
                     return
-                # No file descriptor or thread is left: those who are connected go on, the next one may have more luck.
+                # No file descriptor or thread is free: existing connections continue, and a later one may succeed.
                 logger.exception("cannot accept a connection")
                 self._closing.wait(WATCH_SECONDS)
 
-    def remember(self, connection: "Connection") -> None:
-        """A connection has begun."""
+    def add_connection(self, connection: "Connection") -> None:
+        """Register a connection that has begun."""
         with self._lock:
             self._connections.add(connection)
 
     @contextmanager
     def running(self, query_id: str) -> Iterator[None]:
-        """While it lasts, no other query may run under this id."""
+        """Reserve the query id until the end of the block. Raises EngineError (216) when a query with the id runs."""
         with self._lock:
             if query_id in self._query_ids:
                 raise EngineError(
@@ -89,15 +89,15 @@ class Server:
             with self._lock:
                 self._query_ids.discard(query_id)
 
-    def forget(self, connection: "Connection") -> None:
-        """A connection has ended."""
+    def remove_connection(self, connection: "Connection") -> None:
+        """Unregister a connection that has ended."""
         with self._lock:
             self._connections.discard(connection)
 
     def close(self) -> None:
-        """Stop accepting, stop every query, end every connection."""
+        """Stop accepting connections, stop every query, close every connection."""
         self._closing.set()
-        # Closing a listening socket does not wake a thread in accept() everywhere; a call does.
+        # On some systems closing a listening socket does not wake a thread in accept(); a connection does.
         with socket.create_connection((LOOPBACK, self.port), timeout=1):
             self._socket.close()
         deadline = monotonic() + CLOSE_SECONDS
@@ -118,18 +118,18 @@ class Server:
                 running = [connection for connection in self._connections if connection.running]
             for connection in running:
                 try:
-                    connection.look_for_cancel()
+                    connection.stop_if_cancelled()
                 except EngineError as error:
                     logger.warning("cannot stop a query: %s", error)
 
 
 class Connection:
-    """One client. Its own thread reads packets and answers them."""
+    """The connection of one client, whose thread reads and answers packets."""
 
     def __init__(self, server: Server, client: socket.socket) -> None:
         self._server = server
         self._socket = client
-        self._reader = Reader(lambda: client.recv(RECEIVE_BYTES))
+        self._reader = WireReader(lambda: client.recv(RECEIVE_BYTES))
         self._revision = packets.REVISION
         self._compression: str | None = None
         self._progress: dict[str, int] = {}
@@ -139,29 +139,29 @@ class Connection:
         self.running = False
 
     def serve(self) -> None:
-        """Answer the client until it leaves or breaks the protocol."""
-        self._server.remember(self)
+        """Answer the client until it disconnects or violates the protocol."""
+        self._server.add_connection(self)
         try:
             with self._socket:
                 try:
                     self._serve_packets()
                 except (EOFError, ConnectionError):
-                    logger.debug("the client left")
+                    logger.debug("the client disconnected")
                 except ProtocolError as error:
                     logger.warning("closing a connection: %s", error)
-                    self._refuse(packets.write_exception(error.code, str(error)))
+                    self._reject(packets.write_exception(error.code, str(error)))
         except OSError as error:
-            logger.debug("the client left: %s", error)
+            logger.debug("the client disconnected: %s", error)
         except Exception:
             logger.exception("a connection failed")
         finally:
-            self._server.forget(self)
+            self._server.remove_connection(self)
 
     def _serve_packets(self) -> None:
         hello = packets.read_hello(self._reader)
         self._revision = min(hello.revision, packets.REVISION)
         if hello.user != "default":
-            message = f"{hello.user}: the embedded server knows the user `default` alone. (AUTHENTICATION_FAILED)"
+            message = f"{hello.user}: the embedded server has only the user `default`. (AUTHENTICATION_FAILED)"
             raise ProtocolError(message, _AUTHENTICATION_FAILED)
         engine = self._server.engine
         with closing(engine.session()) as self._session:
@@ -182,13 +182,13 @@ class Connection:
             case ClientPacketTypes.PING:
                 self._send(packets.PONG)
             case ClientPacketTypes.CANCEL:
-                logger.debug("nothing to cancel: the query ended before")
+                logger.debug("nothing to cancel: the query has ended")
             case ClientPacketTypes.TABLES_STATUS_REQUEST:
                 self._send(packets.write_tables_status(packets.read_tables_status_request(self._reader)))
             case _:
                 raise ProtocolError(f"unexpected packet {packet}")
 
-    def _answer_query(self, query: packets.Query) -> None:
+    def _answer_query(self, query: packets.QueryPacket) -> None:
         self._cancelled.clear()
         self._progress = {}
         method = query.settings.get("network_compression_method", ("lz4", 0))[0].lower()
@@ -208,8 +208,8 @@ class Connection:
                 return
         self._send(packets.END_OF_STREAM)
 
-    def _run(self, query: packets.Query, *, only_reads: bool) -> None:
-        statement = analyse(query.text, self._server.engine.formats)
+    def _run(self, query: packets.QueryPacket, *, only_reads: bool) -> None:
+        statement = analyze(query.text, self._server.engine.formats)
         if only_reads and not statement.only_reads:
             raise EngineError(_READONLY, "Cannot execute query in readonly mode. (READONLY)")
         if statement.is_multiple:
@@ -219,15 +219,15 @@ class Connection:
         if query.stage != COMPLETE_STAGE:
             raise EngineError(
                 _NOT_IMPLEMENTED,
-                "the embedded server computes complete results only: query its nodes one by one, or set "
+                "the embedded server computes only complete results: query its nodes one by one, or set "
                 "distributed_group_by_no_merge = 1. (NOT_IMPLEMENTED)",
             )
         if statement.writes_file:
-            raise EngineError(_NOT_IMPLEMENTED, "INTO OUTFILE is for the client to carry out. (NOT_IMPLEMENTED)")
+            raise EngineError(_NOT_IMPLEMENTED, "INTO OUTFILE must be executed by the client. (NOT_IMPLEMENTED)")
         if statement.has_totals or query.settings.get("extremes", ("0", 0))[0] in ("1", "true"):
             raise EngineError(
                 _NOT_IMPLEMENTED,
-                "the embedded server returns no totals and extremes: use WITH ROLLUP. (NOT_IMPLEMENTED)",
+                "the embedded server does not return totals or extremes: use WITH ROLLUP. (NOT_IMPLEMENTED)",
             )
         insert = parse_insert(query.text) if statement.keyword == "INSERT" else None
         with self._server.running(self._session.tag):
@@ -253,21 +253,21 @@ class Connection:
                 self._send_block(with_types(body, types) if types else body)
                 rows, blocks, size = rows + block_rows, blocks + 1, size + len(body)
         if not blocks:
-            # A client learns names and types also of an empty result. The line break ends a final comment.
+            # An empty result has names and types too. The line break ends a final comment.
             columns = self._session.describe(f"({select}\n)")
             self._send_block(packets.write_header_block([(name, column_type) for name, column_type, _ in columns]))
         self._send(packets.write_profile_info(rows, blocks, size))
 
     def _send_header(self, select: str, first_block: bytes) -> list[str] | None:
-        """Send names and types as a block without rows before the data: some clients look for them only there.
+        """Send names and types as a block without rows before the data, where some clients expect them.
 
-        The engine's Native format leaves the time zone out of DateTime('Europe/Paris'). Returns the types with it when
-        there is such a column, so that every block can say it.
+        The engine's Native format omits the time zone of DateTime('Europe/Paris'). Return the types with time zones if
+        there is such a column, so that every block can have them.
         """
         try:
             header = header_of(first_block)
         except UnsupportedTypeError as error:
-            logger.debug("no header goes before a result with states of aggregate functions: %s", error)
+            logger.debug("no header is sent before a result with states of aggregate functions: %s", error)
             return None
         types = None
         if any(column_type == "DateTime" for _, column_type in header):
@@ -279,7 +279,7 @@ class Connection:
 
     def _send_result(self, statement: Statement) -> None:
         if statement.keyword == "SET":
-            self._session.forget_settings()
+            self._session.restore_settings()
         with self._watched():
             body, rows = self._session.execute(statement.text)
         blocks = split_blocks(body)
@@ -291,7 +291,7 @@ class Connection:
     # Inserts
 
     def _receive_external_tables(self, created: set[str]) -> None:
-        """Make temporary tables of those that come with a query, until an empty block; add their names to `created`."""
+        """Create temporary tables from external tables, up to an empty block; add their names to `created`."""
         failure: EngineError | None = None
         while True:
             packet = self._reader.varint()
@@ -324,7 +324,7 @@ class Connection:
                 insertion.append(body)
                 insertion.finish()
 
-    def _receive_insert(self, insert: Insert) -> None:
+    def _receive_insert(self, insert: InsertStatement) -> None:
         listed = insert.columns is not None
         columns = self._session.describe(f"(SELECT {insert.columns} FROM {insert.target})" if listed else insert.target)
         header = [(name, kind) for name, kind, default in columns if listed or default not in ("MATERIALIZED", "ALIAS")]
@@ -345,8 +345,8 @@ class Connection:
         self._send(packets.write_progress([0, 0, 0, rows, 0]))
 
     def _receive_block(self, sink: Callable[[bytes], None]) -> list[tuple[str, str]]:
-        """Pass the next block's body to `sink` if it has rows; return its names and types, none at the data's end."""
-        reader = Reader(frames_of(self._reader)) if self._compression else self._reader
+        """Pass the next block's body to `sink` if it has rows; return its names and types, none at the end of data."""
+        reader = WireReader(frames_of(self._reader)) if self._compression else self._reader
         packets.read_block_info(reader)
         columns, rows = reader.varint(), reader.varint()
         if not rows:
@@ -369,7 +369,7 @@ class Connection:
             for frame in compressed_frames(packets.BLOCK_PREFIX + body, self._compression):
                 self._send(frame)
         elif len(body) > RECEIVE_BYTES:
-            # Not copied once more: a block can have hundreds of megabytes.
+            # Sent without another copy: a block can have hundreds of megabytes.
             self._send(packets.DATA + packets.BLOCK_PREFIX)
             self._send(body)
         else:
@@ -383,11 +383,11 @@ class Connection:
         try:
             self._send(packets.write_progress(increments))
         except OSError:
-            # This runs inside the engine, which must not see it; the watcher finds out that the client is gone.
-            logger.debug("the client left during a query")
+            # The engine calls this and must not get the error; the watcher notices the disconnected client.
+            logger.debug("the client disconnected during a query")
 
-    def _refuse(self, exception: bytes) -> None:
-        """Send a last packet, and wait for the client to leave: a reset would take the packet from it."""
+    def _reject(self, exception: bytes) -> None:
+        """Send a last packet, and wait until the client disconnects: a reset would discard the packet."""
         self._send(exception)
         self._socket.shutdown(socket.SHUT_WR)
         self._socket.settimeout(LINGER_SECONDS)
@@ -395,7 +395,7 @@ class Connection:
         while monotonic() < deadline and self._socket.recv(RECEIVE_BYTES):
             pass
 
-    # What other threads call
+    # Called by other threads
 
     @contextmanager
     def _watched(self) -> Iterator[None]:
@@ -403,12 +403,12 @@ class Connection:
         try:
             yield
         finally:
-            # After this no kill is under way that could hit the next query.
+            # After this no kill is in progress that could stop the next query.
             with self._watch_lock:
                 self.running = False
 
-    def look_for_cancel(self) -> None:
-        """Stop the running query when its client has sent a cancel or has gone."""
+    def stop_if_cancelled(self) -> None:
+        """Stop the running query if its client has sent a cancel or disconnected."""
         with self._watch_lock:
             if self.running and self._client_wants_end():
                 self._cancelled.set()
@@ -424,14 +424,14 @@ class Connection:
         return not first or first[0] == ClientPacketTypes.CANCEL or self._client_has_closed()
 
     def _client_has_closed(self) -> bool:
-        """Whether the client closed its side behind bytes that are not read yet, where the system tells."""
+        """Return whether the client closed its side after unread bytes, on systems that report it."""
         closed = getattr(select, "POLLRDHUP", 0)
         poll = select.poll()
         poll.register(self._socket, closed)
         return bool(closed and poll.poll(0))
 
     def shut_down(self) -> None:
-        """End the connection: its thread sees the end of the stream."""
+        """Shut the connection down: its thread reads the end of the stream."""
         try:
             self._socket.shutdown(socket.SHUT_RDWR)
         except OSError as error:

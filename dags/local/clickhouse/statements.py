@@ -1,13 +1,13 @@
 """What the server must know of a statement's text before the engine runs it.
 
-The engine parses SQL; here are only the questions that the protocol raises: does data follow, is a FORMAT clause in the
-way, does it ask for query ids. Strings, quoted names and comments are never mistaken for SQL.
+The engine parses SQL. The protocol needs to know whether data follows, whether there is a FORMAT clause, and whether
+the statement reads query ids. Strings, quoted names and comments are never mistaken for SQL.
 """
 
 import re
 from dataclasses import dataclass
 
-# Kept in place but blanked, so that positions in the blanked text are positions in the statement.
+# Replaced by as many characters, so that positions in the blanked text are positions in the statement.
 _OPAQUE = re.compile(
     r"'(?:[^'\\]|\\.|'')*'|`(?:[^`\\]|\\.|``)*`|\"(?:[^\"\\]|\\.|\"\")*\"|--[^\n]*|#[ !][^\n]*|/\*.*?\*/"
     r"|\$(\w*)\$.*?\$\1\$",  # a here document
@@ -28,13 +28,13 @@ _KILL_QUERY = re.compile(
     r"(\s*KILL\s+QUERY\b.*?\bWHERE\b)(.*?)(\b(?:SYNC|ASYNC|TEST)\b)?\s*;?\s*$", re.IGNORECASE | re.DOTALL
 )
 _STREAMED = {"SELECT", "WITH", "FROM"}
-# Other statements, such as TRUNCATE or SHOW CREATE, mean the table itself.
+# Other statements, such as TRUNCATE or SHOW CREATE, refer to the table itself.
 _READS_TABLES = _STREAMED | {"INSERT", "CREATE", "EXPLAIN", "KILL"}
 
 
 @dataclass(frozen=True)
-class Insert:
-    """An INSERT whose data follows in blocks: the statement up to its data, its target and its list of columns."""
+class InsertStatement:
+    """An INSERT whose data follows in blocks: the statement up to its data, its target and its column list."""
 
     statement: str
     target: str
@@ -43,7 +43,7 @@ class Insert:
 
 @dataclass(frozen=True)
 class Statement:
-    """A statement's text as the engine shall run it, and what the server needs to know of it."""
+    """A statement's text for the engine, and what the server needs to know of it."""
 
     text: str
     keyword: str
@@ -63,7 +63,7 @@ class Statement:
 
 
 def blank(text: str) -> str:
-    """`text` with strings, quoted names and comments replaced by characters that no rule here matches, length kept."""
+    """Return `text` with strings, quoted names and comments replaced by as many characters that no rule matches."""
     return _OPAQUE.sub(lambda match: _blank_of(match[0]), text)
 
 
@@ -71,8 +71,8 @@ def _blank_of(token: str) -> str:
     return " " * len(token) if token.startswith(_COMMENT_STARTS) else "\x00" * len(token)
 
 
-def analyse(text: str, formats: frozenset[str]) -> Statement:
-    """Look at a statement. A final FORMAT clause with one of `formats` (lower case) goes: the wire has its own."""
+def analyze(text: str, formats: frozenset[str]) -> Statement:
+    """Analyze a statement, and remove a final FORMAT clause with one of `formats` (lower case)."""
     blanked = blank(text)
     for match in reversed(list(_FORMAT_CLAUSE.finditer(blanked))):
         if match[1].lower() in formats and not _INSERT.match(blanked):
@@ -93,8 +93,8 @@ def analyse(text: str, formats: frozenset[str]) -> Statement:
     )
 
 
-def parse_insert(text: str) -> Insert | None:
-    """The parts of an INSERT whose data follows over the wire; None for every other statement."""
+def parse_insert(text: str) -> InsertStatement | None:
+    """Return the parts of an INSERT whose data follows in blocks, or None for any other statement."""
     blanked = blank(text)
     start = _INSERT.match(blanked)
     end = _WIRE_DATA.search(blanked)
@@ -119,14 +119,14 @@ def parse_insert(text: str) -> Insert | None:
         column_end = _closing(blanked, opening)
         columns = text[opening + 1 : column_end - 1]
     between = blanked[column_end : end.start()]
-    # INSERT ... SELECT brings its own data, also when it ends in a FORMAT clause.
+    # INSERT ... SELECT has its own data, even if it ends in a FORMAT clause.
     if _SELECT_KEYWORD.search(between) or _SELECT_KEYWORD.match((columns or "").lstrip()):
         return None
-    return Insert(text[: end.start()], target.strip(), columns)
+    return InsertStatement(text[: end.start()], target.strip(), columns)
 
 
 def _closing(blanked: str, opening: int) -> int:
-    """The position after the bracket that closes the one at `opening`, or the end of the text."""
+    """Return the position after the bracket that closes the one at `opening`, or the end of the text."""
     depth = 0
     for index in range(max(opening, 0), len(blanked)):
         if blanked[index] == "(":
@@ -139,7 +139,7 @@ def _closing(blanked: str, opening: int) -> int:
 
 
 def _show_client_query_ids(text: str, blanked: str) -> str:
-    """Let a statement see and kill queries by the ids that clients gave them (see `engine.QUERY_ID_VIEW`)."""
+    """Make a statement read and kill queries by the ids that clients chose (see `engine.QUERY_ID_VIEW`)."""
     for match in reversed(list(_QUERY_ID_TABLE.finditer(blanked))):
         text = f"{text[: match.start()]}system.client_{match[1].lower()}{text[match.end() :]}"
     kill = _KILL_QUERY.match(blank(text))

@@ -1,7 +1,6 @@
 """Primitive values of ClickHouse's native protocol: variable-length integers, strings, compressed frames.
 
-Belongs here: reading from an untrusted peer and writing to it. Does not: packets and the data of columns.
-The driver's own buffered reader is not used because it trusts the lengths that a peer sends.
+The buffered reader of clickhouse-driver is not used because it trusts the lengths that a peer sends.
 """
 
 from collections.abc import Callable, Iterator
@@ -12,10 +11,10 @@ from clickhouse_driver.compression import get_compressor_cls, get_decompressor_c
 from clickhouse_driver.errors import UnknownCompressionMethod
 from clickhouse_driver.varint import make_varint
 
-# A query may carry its data as text, so its limit is generous; names and settings never need as much.
-MAXIMUM_STRING_BYTES = 1 << 28
-MAXIMUM_FRAME_BYTES = 1 << 30
-# Frames that the engine's own clients write hold 1 MiB before compression.
+# A query may have its data as text, so this is large; names and settings never need as much.
+MAX_STRING_BYTES = 1 << 28
+MAX_FRAME_BYTES = 1 << 30
+# ClickHouse's own clients write frames of 1 MiB before compression.
 FRAME_BYTES = 1 << 20
 
 _FRAME_HEADER = Struct("<QQBII")
@@ -26,17 +25,17 @@ _UINT64 = Struct("<Q")
 
 
 class ProtocolError(Exception):
-    """What the peer sent is not the native protocol. `code` is ClickHouse's error code for it."""
+    """The peer violated the native protocol. `code` is ClickHouse's error code for it."""
 
     def __init__(self, message: str, code: int = 101) -> None:
         super().__init__(message)
         self.code = code
 
 
-class Reader:
-    """Reads from successive chunks that `fill` returns; an empty chunk is the end of the stream.
+class WireReader:
+    """A reader of the chunks that `fill` returns; an empty chunk is the end of the stream.
 
-    While a sink is set, every byte consumed is also handed to it, in order and without being copied twice.
+    While a sink is set, every byte consumed is also passed to it, in order and without a second copy.
     """
 
     def __init__(self, fill: Callable[[], bytes]) -> None:
@@ -58,12 +57,12 @@ class Reader:
         return self.chunk
 
     def copy_to(self, sink: Callable[[bytes], None]) -> None:
-        """Hand every byte consumed from now on to `sink`."""
+        """Pass every byte consumed from now on to `sink`."""
         self._sink = sink
         self._mark = self.position
 
     def stop_copying(self) -> None:
-        """Hand what is left to the sink and forget it."""
+        """Pass the rest to the sink and remove the sink."""
         if self._sink is not None and self._mark < self.position:
             self._sink(self.chunk[self._mark : self.position])
         self._sink = None
@@ -84,7 +83,7 @@ class Reader:
             size -= step
 
     def read(self, size: int) -> bytes:
-        """Consume and return `size` bytes. The memory taken grows with what arrives, not with what was promised."""
+        """Consume and return `size` bytes. Memory grows with the bytes that arrive, not with `size`."""
         end = self.position + size
         if end <= len(self.chunk):
             taken = self.chunk[self.position : end]
@@ -122,10 +121,10 @@ class Reader:
         raise ProtocolError("a variable-length integer has more than 64 bits")
 
     def binary_string(self) -> bytes:
-        """Read a length and that many bytes. Raises ProtocolError for an absurd length."""
+        """Read a length and that many bytes. Raises ProtocolError for a length above the limit."""
         length = self.varint()
-        if length > MAXIMUM_STRING_BYTES:
-            raise ProtocolError(f"a string of {length} bytes exceeds the limit of {MAXIMUM_STRING_BYTES}")
+        if length > MAX_STRING_BYTES:
+            raise ProtocolError(f"a string of {length} bytes exceeds the limit of {MAX_STRING_BYTES}")
         return self.read(length)
 
     def string(self) -> str:
@@ -141,12 +140,12 @@ class Reader:
         return int(_UINT64.unpack(self.read(8))[0])
 
     def read_strings(self, count: int, encoding: str | None = None) -> list[bytes] | list[str]:
-        """Read `count` strings: the driver's column readers call it so."""
+        """Read `count` strings, under the name that the driver's column readers call."""
         values = [self.binary_string() for _ in range(count)]
         return [value.decode(encoding, "replace") for value in values] if encoding else values
 
     def skip_strings(self, count: int) -> None:
-        """Consume `count` strings, without a call for each: this runs once for every string inserted."""
+        """Consume `count` strings in one loop without calls, because this runs for every inserted string."""
         chunk, position = self.chunk, self.position
         end = len(chunk)
         while count:
@@ -160,8 +159,8 @@ class Reader:
             else:
                 self.position = position
                 length = self.varint()
-                if length > MAXIMUM_FRAME_BYTES:
-                    raise ProtocolError(f"a string of {length} bytes exceeds the limit of {MAXIMUM_FRAME_BYTES}")
+                if length > MAX_FRAME_BYTES:
+                    raise ProtocolError(f"a string of {length} bytes exceeds the limit of {MAX_FRAME_BYTES}")
                 chunk, position = self.chunk, self.position + length
                 end = len(chunk)
             count -= 1
@@ -172,7 +171,7 @@ class Reader:
             self.position = position
 
     def _skip_past(self, overshoot: int) -> tuple[bytes, int]:
-        """Consume `overshoot` bytes beyond the chunk; return the chunk that then has bytes left, and the position."""
+        """Consume `overshoot` bytes beyond the chunk; return the next chunk with bytes left, and the position."""
         self.skip(overshoot)
         if self.at_chunk_end:
             self.refill()
@@ -180,13 +179,13 @@ class Reader:
 
 
 def encode_string(text: str) -> bytes:
-    """A length and the text in UTF-8; surrogates become the bytes they stand for."""
+    """Return a length and the text in UTF-8; surrogates become the bytes that they stand for."""
     data = text.encode("utf-8", "surrogateescape")
     return bytes(make_varint(len(data))) + data
 
 
-def frames_of(reader: Reader) -> Callable[[], bytes]:
-    """A `fill` function that reads one compressed frame from `reader` and returns its content.
+def frames_of(reader: WireReader) -> Callable[[], bytes]:
+    """Return a `fill` function that reads one compressed frame from `reader` and returns its content.
 
     A frame is: CityHash128 of the rest, method byte, compressed size with these nine bytes, original size, data. Raises
     ProtocolError for a wrong checksum, size or method.
@@ -195,8 +194,8 @@ def frames_of(reader: Reader) -> Callable[[], bytes]:
     def fill() -> bytes:
         header = reader.read(_FRAME_HEADER.size)
         high, low, method, compressed_size, size = _FRAME_HEADER.unpack(header)
-        if not 9 <= compressed_size <= MAXIMUM_FRAME_BYTES or not 0 < size <= MAXIMUM_FRAME_BYTES:
-            raise ProtocolError(f"a compressed frame says it has {compressed_size} bytes for {size}", code=271)
+        if not 9 <= compressed_size <= MAX_FRAME_BYTES or not 0 < size <= MAX_FRAME_BYTES:
+            raise ProtocolError(f"a compressed frame declares {compressed_size} bytes for {size}", code=271)
         data = reader.read(compressed_size - 9)
         if CityHash128(header[16:] + data) != (high << 64) + low:
             raise ProtocolError("the checksum of a compressed frame does not match", code=40)
@@ -207,7 +206,7 @@ def frames_of(reader: Reader) -> Callable[[], bytes]:
         except Exception as error:  # noqa: BLE001 - lz4 and zstd each raise their own, for data unlike its header
             raise ProtocolError(f"a compressed frame cannot be decompressed: {error}", code=271) from None
         if len(content) != size:
-            raise ProtocolError(f"a compressed frame holds {len(content)} bytes instead of {size}", code=271)
+            raise ProtocolError(f"a compressed frame has {len(content)} bytes instead of {size}", code=271)
         return content
 
     return fill

@@ -1,4 +1,4 @@
-"""The demo from its first line to its last: `python -m dags.local.demo`, beside a running stack."""
+"""`python -m dags.local.demo`: the demo, on a running stack."""
 
 import sys
 import time
@@ -23,17 +23,17 @@ file_type = click.Path(exists=True, dir_okay=False, path_type=Path)
 @click.option("--access-log", type=file_type, help="An access log in the combined format, plain or gz.")
 @click.option("--events", type=file_type, help="Events as JSON lines (plain, gz, zst) or Parquet.")
 def main(access_log: Path | None, events: Path | None) -> None:
-    """Run the jobs of the teams and print what they left. Without a file, web analytics takes a sample."""
+    """Run the jobs of the teams and print their results. Without a file, web analytics uses a sample."""
     started = time.monotonic()
 
     def say(line: str) -> None:
         print(f"[{time.monotonic() - started:5.1f} s] {line}", flush=True)
 
     try:
-        show(say, access_log, events)
+        run_demo(say, access_log, events)
     except DemoError as error:
         reason = str(error)
-    except Exception as error:  # noqa: BLE001 - whatever it is, the last line says what went wrong
+    except Exception as error:  # noqa: BLE001 - the last line says what went wrong, whatever it is
         traceback.print_exc()
         reason = f"{type(error).__name__}: {error}"
     else:
@@ -44,8 +44,8 @@ def main(access_log: Path | None, events: Path | None) -> None:
     sys.exit(1)
 
 
-def show(say: Callable[[str], None], access_log: Path | None, events: Path | None) -> None:
-    """The whole demo; `say` prints a line of progress. Raises DemoError, and what the parts raise."""
+def run_demo(say: Callable[[str], None], access_log: Path | None, events: Path | None) -> None:
+    """Run every part; `say` prints a line of progress. Raises DemoError, and what the parts raise."""
     settings = get_settings()
     say("ClickHouse: applying the schema")
     create_database(settings)

@@ -1,7 +1,4 @@
-"""The third part of the demo: the digest of the last day, as the job left it in ClickHouse.
-
-What does not belong here: the job (`dags/daily_digest/`).
-"""
+"""The third part of the demo: the digest of the last day, read from ClickHouse."""
 
 import datetime as dt
 from decimal import Decimal
@@ -10,8 +7,8 @@ from typing import Any
 from dags.common.clickhouse.query import Query
 from dags.common.partitions import range_tags
 from dags.daily_digest.jobs import analytics_digest_daily_job
-from dags.local.__main__ import table
 from dags.local.demo.stage import DemoError, Stage
+from dags.local.text import table
 from dags.locations import analytics_platform
 
 DIGEST_STATEMENT = """
@@ -23,7 +20,7 @@ FROM analytics_digest_daily WHERE day = %(day)s ORDER BY team_id
 
 
 def show(stage: Stage, day: dt.date) -> None:
-    """Runs the job for a day and prints its digest. Raises DemoError, and what the parts raise."""
+    """Run the job for a day and print its digest. Raises DemoError when the digest is empty or the job fails."""
     stage.say(f"Dagster: running {analytics_digest_daily_job.name} for {day}")
     tags = range_tags(day, day)
     stage.run(analytics_platform.defs, analytics_digest_daily_job.name, tags=tags)
@@ -32,8 +29,8 @@ def show(stage: Stage, day: dt.date) -> None:
         raise DemoError(f"the digest of {day} is empty")
     print(f"\nDigest of {day:%a %Y-%m-%d}")
     head = ["team", "visitors", "sessions", "pageviews", "top page", "orders", "US dollars", "without a rate"]
-    print(table(head, [[_shown(value) for value in row] for row in rows]))
+    print(table(head, [[_cell(value) for value in row] for row in rows]))
 
 
-def _shown(value: Any) -> str:
+def _cell(value: Any) -> str:
     return "unknown" if value is None else f"{value:,.2f}" if isinstance(value, Decimal) else str(value)

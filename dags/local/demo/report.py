@@ -1,4 +1,4 @@
-"""What the demo prints and draws of the pre-aggregated web tables."""
+"""The demo's report of the pre-aggregated web tables: tables of text and a plot."""
 
 import datetime as dt
 import math
@@ -8,12 +8,13 @@ from pathlib import Path
 
 from dags.common.clickhouse.cluster import ClickhouseCluster
 from dags.common.clickhouse.query import Query
-from dags.local.__main__ import table
+from dags.local.text import table
 
 TOP_PAGES = 10
-MOST_LABELS = 10
+MAX_PAGE_CHARACTERS = 90
+MAX_LABELS = 10
 
-# Visitors and sessions are counted within a team, then added: no visitor is of two teams.
+# Visitors and sessions are counted per team, then added: no visitor belongs to two teams.
 DAYS_STATEMENT = """
 SELECT day, sum(visitors), sum(pageviews), sum(sessions), sum(bounces), sum(seconds) FROM (
     SELECT
@@ -51,8 +52,8 @@ GROUP BY host, pathname ORDER BY views DESC, host, pathname LIMIT %(pages)s
 
 
 @dataclass(frozen=True)
-class Day:
-    """A day of the given teams. A bounce is a session of one page view."""
+class DayTotals:
+    """The totals of a day. A bounce is a session with one page view."""
 
     day: dt.date
     visitors: int
@@ -68,8 +69,8 @@ class Day:
 
 
 @dataclass(frozen=True)
-class Page:
-    """A page over all days."""
+class PageTotals:
+    """The totals of a page over all days."""
 
     host: str
     pathname: str
@@ -78,23 +79,23 @@ class Page:
 
 
 @dataclass(frozen=True)
-class Report:
-    """What the web tables say of some teams and days."""
+class WebReport:
+    """The totals of some teams and days, by day and by page."""
 
-    days: list[Day]
-    pages: list[Page]
+    days: list[DayTotals]
+    pages: list[PageTotals]
 
 
-def read(cluster: ClickhouseCluster, team_ids: Sequence[int], first: dt.date, last: dt.date) -> Report:
-    """Asks ClickHouse."""
+def read(cluster: ClickhouseCluster, team_ids: Sequence[int], first: dt.date, last: dt.date) -> WebReport:
+    """Read the report from ClickHouse."""
     parameters = {"team_ids": tuple(team_ids), "first": first, "last": last, "pages": TOP_PAGES}
     days = cluster.any_host(Query(DAYS_STATEMENT, parameters)).result()
     pages = cluster.any_host(Query(PAGES_STATEMENT, parameters)).result()
-    return Report([Day(*row) for row in days], [Page(*row) for row in pages])
+    return WebReport([DayTotals(*row) for row in days], [PageTotals(*row) for row in pages])
 
 
-def show(report: Report) -> None:
-    """Prints the tables."""
+def show(report: WebReport) -> None:
+    """Print the tables."""
     print("\nWeb analytics by day")
     head = ["day", "visitors", "pageviews", "sessions", "bounce rate", "average session"]
     print(table(head, [_cells(day, head) for day in report.days]))
@@ -107,8 +108,8 @@ def show(report: Report) -> None:
     print(table(head, rows))
 
 
-def draw(report: Report, path: Path) -> Path:
-    """Draws the days, of which there is at least one, as a PNG, and returns its path."""
+def draw(report: WebReport, path: Path) -> Path:
+    """Draw the days, of which there must be one, as a PNG; return its path."""
     from matplotlib.figure import Figure
     from matplotlib.ticker import PercentFormatter
 
@@ -124,7 +125,7 @@ def draw(report: Report, path: Path) -> Path:
     rates.set_ylim(0, 1)
     rates.yaxis.set_major_formatter(PercentFormatter(1))
     rates.set_ylabel("bounce rate")
-    shown = days[:: math.ceil(len(days) / MOST_LABELS)]
+    shown = days[:: math.ceil(len(days) / MAX_LABELS)]
     rates.set_xticks(shown, [f"{day:%a}\n{day:%m-%d}" for day in shown])
     midnight, margin = dt.time(), dt.timedelta(hours=16)
     rates.set_xlim(dt.datetime.combine(days[0], midnight) - margin, dt.datetime.combine(days[-1], midnight) + margin)
@@ -138,7 +139,7 @@ def draw(report: Report, path: Path) -> Path:
     return path
 
 
-def _cells(day: Day, head: Sequence[str]) -> list[str]:
+def _cells(day: DayTotals, head: Sequence[str]) -> list[str]:
     average = day.session_seconds / day.sessions if day.sessions else 0
     numbers = [
         f"{day.visitors:,}",
@@ -154,5 +155,5 @@ def _right(numbers: Sequence[str], head: Sequence[str]) -> list[str]:
     return [number.rjust(len(name)) for number, name in zip(numbers, head, strict=False)]
 
 
-def _shortened(text: str, longest: int = 90) -> str:
-    return text if len(text) <= longest else text[: longest - 1] + "…"
+def _shortened(text: str) -> str:
+    return text if len(text) <= MAX_PAGE_CHARACTERS else text[: MAX_PAGE_CHARACTERS - 1] + "…"

@@ -1,4 +1,4 @@
-"""What the parts of the demo have in common: the way to fail, the services, and how a job is run and told about."""
+"""What the parts of the demo share: the services, the runs so far, and how a job is run and reported."""
 
 import time
 from collections.abc import Callable, Mapping
@@ -9,19 +9,19 @@ import dagster as dg
 
 from dags.common.clickhouse.cluster import ClickhouseCluster
 from dags.common.settings import Settings
-from dags.local.__main__ import table
+from dags.local.text import table
 
 if TYPE_CHECKING:
     from types_boto3_s3 import S3Client
 
 
 class DemoError(Exception):
-    """The demo did not show what it should. The message is the reason."""
+    """The demo failed. The message is the reason."""
 
 
 @dataclass
 class Stage:
-    """The services that the demo runs on, and the runs so far. `say` prints a line of progress."""
+    """The services that the demo uses, and its runs so far. `say` prints a line of progress."""
 
     settings: Settings
     cluster: ClickhouseCluster
@@ -40,9 +40,9 @@ class Stage:
         run_config: Mapping[str, Any] | None = None,
         selection: list[str] | None = None,
     ) -> dg.ExecuteInProcessResult:
-        """Runs a job of a location as one run of the instance. Raises DemoError when it fails or a check does.
+        """Run a job of a location as one run of the instance. Raises DemoError when the job or a check fails.
 
-        A check that only warns is shown, and is no failure.
+        A check that only warns is reported, and is not a failure.
         """
         started = time.monotonic()
         result = definitions.resolve_job_def(job_name).execute_in_process(
@@ -63,8 +63,8 @@ class Stage:
         return result
 
     def show_runs_and_checks(self) -> None:
-        """Prints what ran, and what the checks found."""
-        print(f"\nRuns, kept in {self.instance.root_directory} and shown by `make dev`")
+        """Print the runs and the results of the checks."""
+        print(f"\nRuns, stored in {self.instance.root_directory} and shown by `make dev`")
         print(table(["job", "run", "seconds"], self.runs))
         print("\nChecks")
         rows = [
@@ -79,7 +79,7 @@ class Stage:
 
 
 def _reasons(result: dg.ExecuteInProcessResult) -> str:
-    """What the failed steps said."""
+    """Return the errors of the failed steps."""
     reasons = []
     for event in result.all_events:
         if event.is_step_failure:
@@ -87,6 +87,6 @@ def _reasons(result: dg.ExecuteInProcessResult) -> str:
             error = failure.error
             while error is not None and error.cause is not None:
                 error = error.cause
-            said = failure.user_failure_data.description if failure.user_failure_data else None
-            reasons.append(f"{event.step_key}: {said or (error.message if error else event.message)}".strip())
-    return "; ".join(reasons) or "it did not start"
+            description = failure.user_failure_data.description if failure.user_failure_data else None
+            reasons.append(f"{event.step_key}: {description or (error.message if error else event.message)}".strip())
+    return "; ".join(reasons) or "no step failed; see the run's log"

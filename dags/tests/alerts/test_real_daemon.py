@@ -349,7 +349,7 @@ def test_a_location_whose_import_breaks_is_told_to_its_team_once_and_when_it_is_
         source = tmp_path / f"{BREAKABLE}.py"
         whole = source.read_text()
         source.write_text("raise RuntimeError('no such module of ours')\n")
-        platform.server.ask(RELOAD, name=BREAKABLE)
+        platform.server.query(RELOAD, name=BREAKABLE)
         # It is looked at every two minutes, and told when it was seen so for two minutes.
         for ahead in (130, 260):
             control(tmp_path, clock_ahead_seconds=ahead, webserver_url=platform.server.address)
@@ -359,7 +359,7 @@ def test_a_location_whose_import_breaks_is_told_to_its_team_once_and_when_it_is_
         assert "no such module of ours" in post.text
 
         source.write_text(whole)
-        platform.server.ask(RELOAD, name=BREAKABLE)
+        platform.server.query(RELOAD, name=BREAKABLE)
         control(tmp_path, clock_ahead_seconds=390, webserver_url=platform.server.address)
         (reply,) = wait_for(lambda: platform.replies(post) or None, TELL_SECONDS, "Slack hears that it is mended")
         assert platform.posts(BREAKABLE) == [post]

@@ -23,7 +23,7 @@ from dags.tests import webserver
 from dags.tests.alerts.world import local_instance
 from dags.tests.kubernetes.conftest import IMAGE
 from dags.tests.kubernetes.server import KubernetesServer
-from dags.tests.webserver import LOOK_SECONDS, ROOT, START_SECONDS, STOP_SECONDS, Webserver, wait_for
+from dags.tests.webserver import POLL_SECONDS, ROOT, START_SECONDS, STOP_SECONDS, Webserver, wait_for
 
 # The names of the Dagster chart.
 PASSWORD_SECRET, PASSWORD_KEY, PASSWORD_VARIABLE = (
@@ -159,7 +159,7 @@ def code_server(home: Path, location: str, target: Sequence[str], environment: M
             while ports.is_free(port):
                 assert process.poll() is None, log.read_text()
                 assert time.monotonic() < deadline, log.read_text()
-                time.sleep(LOOK_SECONDS)
+                time.sleep(POLL_SECONDS)
             yield port
         finally:
             process.terminate()

@@ -40,7 +40,7 @@ SUCCESS = dg.DagsterRunStatus.SUCCESS
 class Postgres:
     """A server that the test restarts."""
 
-    started: services.Started
+    started: services.StartedService
     lifeline: services.Lifeline
 
     def dsn(self, database: str) -> str:

@@ -1,4 +1,4 @@
-"""Fixtures of the stack's own tests: stacks in processes of their own, as a person starts them."""
+"""Fixtures of the tests of the stack, which run stacks as processes."""
 
 import contextlib
 import os
@@ -19,15 +19,15 @@ WAIT_SECONDS = 90
 
 
 def wait_until(condition: Callable[[], bool], what: str) -> None:
-    """Returns when the condition holds; fails the test when it does not in time."""
+    """Return once the condition is true; fail the test after a timeout."""
     deadline = time.monotonic() + WAIT_SECONDS
     while not condition():
-        assert time.monotonic() < deadline, f"waited in vain until {what}"
+        assert time.monotonic() < deadline, f"timed out waiting until {what}"
         time.sleep(0.05)
 
 
 def processes_of(path: Path) -> list[str]:
-    """Processes that belong to a stack on this directory: named after it, or working in it."""
+    """Return the processes of a stack on this directory: those that name it or work in it."""
     found = []
     for process in psutil.process_iter():
         with contextlib.suppress(psutil.NoSuchProcess, psutil.AccessDenied):
@@ -39,7 +39,7 @@ def processes_of(path: Path) -> list[str]:
 
 
 class RunningUp:
-    """`python -m dags.local up` in a process of its own."""
+    """`python -m dags.local up` as a process."""
 
     def __init__(self, path: Path, *arguments: str, environment: dict[str, str] | None = None) -> None:
         self.path = path
@@ -64,41 +64,41 @@ class RunningUp:
 
     @property
     def output(self) -> str:
-        """Everything it has said so far."""
+        """Its output so far."""
         return "".join(self.lines)
 
     def ready(self) -> "RunningUp":
-        """Waits until the stack is ready."""
+        """Wait until the stack is ready."""
 
         def is_ready() -> bool:
             assert self.process.poll() is None, f"up ended with code {self.process.returncode}:\n{self.output}"
             state = directory.read_state(self.path)
-            # The one of this process: a killed predecessor may have left another.
+            # Of this process: a killed supervisor may have left another.
             return state is not None and state.supervisor.pid == self.process.pid and state.phase == "ready"
 
         wait_until(is_ready, "the stack is ready")
         return self
 
     def ended(self) -> int:
-        """Waits until it ends, and returns the exit code."""
+        """Wait until it ends, and return the exit code."""
         code = self.process.wait(WAIT_SECONDS)
         self._reader.join(WAIT_SECONDS)
         return code
 
     def pid_of(self, service: str) -> int:
-        """Process id of a service."""
+        """Return the process id of a service."""
         state = directory.read_state(self.path)
         assert state is not None
-        return next(one.process.pid for one in state.services if one.name == service)
+        return next(running.process.pid for running in state.services if running.name == service)
 
 
 @pytest.fixture
 def stack_directory() -> Iterator[Path]:
-    """A path where a stack may be made; nothing of a stack runs on it after the test."""
+    """A path for a stack; waits after the test until no process of the stack is left."""
     with tempfile.TemporaryDirectory(prefix="stack-") as parent:
         path = Path(parent).resolve() / "local"
         yield path
-        wait_until(lambda: not processes_of(path), "nothing of the stack runs any more")
+        wait_until(lambda: not processes_of(path), "no process of the stack is left")
 
 
 StartUp = Callable[..., RunningUp]
@@ -106,14 +106,14 @@ StartUp = Callable[..., RunningUp]
 
 @pytest.fixture
 def free_ports() -> list[str]:
-    """Options of `up` that choose free ports."""
+    """Options of `up` with free ports."""
     options = ("--s3-port", "--postgres-port", "--clickhouse-port")
     return [part for option in options for part in (option, str(ports.free_port()))]
 
 
 @pytest.fixture
 def start_up(stack_directory: Path, free_ports: list[str]) -> Iterator[StartUp]:
-    """Starts `up` on the stack directory and free ports, with further arguments; all are stopped after the test."""
+    """Start `up` on the stack directory and free ports, with further arguments; stop all after the test."""
     begun: list[RunningUp] = []
 
     def start(*arguments: str, environment: dict[str, str] | None = None) -> RunningUp:
@@ -121,9 +121,9 @@ def start_up(stack_directory: Path, free_ports: list[str]) -> Iterator[StartUp]:
         return begun[-1]
 
     yield start
-    for one in begun:
-        if one.process.poll() is None:
-            one.process.terminate()
-            one.ended()
-        assert one.process.stdout is not None
-        one.process.stdout.close()
+    for up in begun:
+        if up.process.poll() is None:
+            up.process.terminate()
+            up.ended()
+        assert up.process.stdout is not None
+        up.process.stdout.close()

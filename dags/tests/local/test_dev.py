@@ -24,7 +24,7 @@ LOCATIONS_QUERY = """
 RUNS_QUERY = "{ runsOrError { ... on Runs { results { jobName status } } } }"
 
 
-def test_a_busy_web_port_is_named_before_anything_starts(tmp_path: Path) -> None:
+def test_a_busy_port_of_the_ui_is_reported_before_anything_starts(tmp_path: Path) -> None:
     with socket.create_server((ports.LOOPBACK, 0)) as taken:
         port = taken.getsockname()[1]
         result = subprocess.run(
@@ -37,13 +37,13 @@ def test_a_busy_web_port_is_named_before_anything_starts(tmp_path: Path) -> None
             check=False,
         )
     assert result.returncode == 1
-    assert f"Port {port}, wanted for Dagster's web interface, is taken by" in result.stderr
+    assert f"Port {port}, needed by Dagster's UI, is used by" in result.stderr
     assert "DAGSTER_PORT=3001 make dev" in result.stderr
     assert list(tmp_path.iterdir()) == []
 
 
 def ask(port: int, query: str) -> Any:
-    """Data of a GraphQL answer of the web interface; None while it does not answer."""
+    """Return the data of a GraphQL response of Dagster's UI, or None while it does not respond."""
     with contextlib.suppress(requests.ConnectionError):
         answer = requests.post(f"http://{ports.LOOPBACK}:{port}/graphql", json={"query": query}, timeout=30)
         return answer.json()["data"]
@@ -52,7 +52,7 @@ def ask(port: int, query: str) -> Any:
 
 @pytest.fixture
 def platform(tmp_path: Path) -> Iterator[tuple[subprocess.Popen[bytes], int]]:
-    """What `make dev` starts, on free ports and an empty directory: its process, and the port of the web interface."""
+    """Run what `make dev` runs on free ports and an empty directory; yield the process and the port of the UI."""
     shutil.copy(ROOT / ".dagster_home" / "dagster.yaml", tmp_path)
     clickhouse, s3, postgres, web = (ports.free_port() for _ in range(4))
     stack = [sys.executable, "-m", "dags.local", "up", "--directory", str(tmp_path / "local")]

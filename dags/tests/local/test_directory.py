@@ -1,4 +1,4 @@
-"""The data directory: what is accepted, and the errors that say what to do."""
+"""The data directory: which directories are accepted, and errors that say what to do."""
 
 import errno
 import os
@@ -11,16 +11,16 @@ import pytest
 from dags.local import directory, services
 
 
-def test_a_new_directory_becomes_ours_and_private(tmp_path: Path) -> None:
+def test_a_new_directory_is_marked_and_private(tmp_path: Path) -> None:
     directory.open_directory(tmp_path / "new" / "one")
-    assert directory.is_ours(tmp_path / "new" / "one")
+    assert directory.is_stack_directory(tmp_path / "new" / "one")
     assert (tmp_path / "new" / "one").stat().st_mode & 0o077 == 0
     directory.open_directory(tmp_path / "new" / "one")
 
 
-def test_a_directory_with_files_of_others_is_refused(tmp_path: Path) -> None:
+def test_a_directory_with_other_files_is_rejected(tmp_path: Path) -> None:
     (tmp_path / "thesis.tex").write_text("")
-    with pytest.raises(directory.DirectoryError, match="holds files that are not of the local stack"):
+    with pytest.raises(directory.DirectoryError, match="has files that the local stack did not create"):
         directory.open_directory(tmp_path)
 
 
@@ -30,7 +30,7 @@ def test_a_file_is_not_a_directory(tmp_path: Path) -> None:
         directory.open_directory(tmp_path / "file")
 
 
-def test_a_disk_without_room_is_refused_before_anything_starts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_full_disk_is_reported_before_anything_starts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(directory, "MINIMUM_FREE_BYTES", 10**18)
     with pytest.raises(directory.DirectoryError, match="MiB left"):
         directory.open_directory(tmp_path / "new")
@@ -52,9 +52,9 @@ def test_errors_of_the_file_system_are_explained(code: int, words: str) -> None:
     assert "--directory" in str(error)
 
 
-def test_a_place_where_nothing_can_be_made_is_an_error_without_a_traceback() -> None:
-    # Where not even root may make a directory: of the kernel on Linux, of the sealed system volume on macOS.
-    found = subprocess.run(
+def test_a_directory_that_cannot_be_created_is_an_error_without_a_traceback() -> None:
+    # Where not even root can create a directory: on Linux the kernel's, on macOS the sealed system volume.
+    result = subprocess.run(
         [sys.executable, "-m", "dags.local", "up", "--directory", "/proc/local-stack"],
         cwd=services.PROJECT,
         capture_output=True,
@@ -62,12 +62,12 @@ def test_a_place_where_nothing_can_be_made_is_an_error_without_a_traceback() -> 
         check=False,
         timeout=60,
     )
-    assert found.returncode == 1
-    assert found.stderr.startswith("Error: /proc/local-stack cannot be used: ")
-    assert "Traceback" not in found.stderr
+    assert result.returncode == 1
+    assert result.stderr.startswith("Error: /proc/local-stack cannot be used: ")
+    assert "Traceback" not in result.stderr
 
 
-def test_a_lock_names_its_holder_and_goes_with_it(tmp_path: Path) -> None:
+def test_a_lock_names_its_holder_and_ends_with_it(tmp_path: Path) -> None:
     directory.open_directory(tmp_path / "d")
     program = (
         "import sys, time, pathlib; from dags.local import directory\n"

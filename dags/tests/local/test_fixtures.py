@@ -1,4 +1,4 @@
-"""The service fixtures that all tests use: they leave nothing behind, whatever happens to the tests."""
+"""The service fixtures that all tests use leave nothing behind, however the tests end."""
 
 import os
 import shutil

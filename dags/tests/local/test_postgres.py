@@ -47,23 +47,23 @@ def test_its_processes_do_not_run_as_root(postgres_dsn: str) -> None:
         assert psutil.Process(connection.info.backend_pid).uids().effective != 0
 
 
-def test_a_second_user_and_database_are_made_on_an_existing_cluster(
+def test_a_second_user_and_database_are_created_on_an_existing_cluster(
     tmp_path: Path, lifeline: services.Lifeline
 ) -> None:
     port = ports.free_port()
     for credentials in (CREDENTIALS, services.Credentials(postgres_user="ann", postgres_database="Ann's data")):
         started = services.start(services.postgres(tmp_path, port, credentials), lifeline, tmp_path / "logs")
         try:
-            # Its question is asked as that user, in that database.
+            # The health probe connects as that user to that database.
             services.wait_until_healthy(started, credentials)
         finally:
             assert services.stop(started)
 
 
-def test_a_killed_initialisation_is_begun_again(tmp_path: Path, lifeline: services.Lifeline) -> None:
+def test_a_killed_initialization_starts_again(tmp_path: Path, lifeline: services.Lifeline) -> None:
     service = services.postgres(tmp_path, ports.free_port(), CREDENTIALS)
     started = services.start(service, lifeline, tmp_path / "logs")
-    wait_until(lambda: any(service.directory.glob("unfinished-*/PG_VERSION")), "initdb works")
+    wait_until(lambda: any(service.directory.glob("unfinished-*/PG_VERSION")), "initdb runs")
     started.process.kill()
     started.process.wait(30)
     started = services.start(service, lifeline, tmp_path / "logs")
@@ -73,7 +73,7 @@ def test_a_killed_initialisation_is_begun_again(tmp_path: Path, lifeline: servic
         services.stop(started)
 
 
-def test_a_directory_in_use_is_refused(tmp_path: Path, lifeline: services.Lifeline) -> None:
+def test_a_directory_in_use_is_rejected(tmp_path: Path, lifeline: services.Lifeline) -> None:
     service = services.postgres(tmp_path, ports.free_port(), CREDENTIALS)
     started = services.start(service, lifeline, tmp_path / "logs")
     services.wait_until_healthy(started, CREDENTIALS)
@@ -85,7 +85,7 @@ def test_a_directory_in_use_is_refused(tmp_path: Path, lifeline: services.Lifeli
     assert services.stop(started)
 
 
-def test_a_server_whose_guardian_is_killed_ends_too(tmp_path: Path, lifeline: services.Lifeline) -> None:
+def test_the_server_stops_when_its_parent_is_killed(tmp_path: Path, lifeline: services.Lifeline) -> None:
     service = services.postgres(tmp_path, ports.free_port(), CREDENTIALS)
     started = services.start(service, lifeline, tmp_path / "logs")
     services.wait_until_healthy(started, CREDENTIALS)
@@ -94,20 +94,20 @@ def test_a_server_whose_guardian_is_killed_ends_too(tmp_path: Path, lifeline: se
     wait_until(lambda: not processes_of(tmp_path), "Postgres has ended")
 
 
-def test_the_death_of_the_server_ends_the_process_with_an_error(tmp_path: Path, lifeline: services.Lifeline) -> None:
+def test_a_crash_of_the_server_ends_the_service_with_an_error(tmp_path: Path, lifeline: services.Lifeline) -> None:
     service = services.postgres(tmp_path, ports.free_port(), CREDENTIALS)
     started = services.start(service, lifeline, tmp_path / "logs")
     wait_until(lambda: f"ready {service.port}" in started.log.read_text(), "it is ready")
     server = int((service.directory / "data" / "postmaster.pid").read_text().splitlines()[0])
     os.kill(server, signal.SIGQUIT)
     assert started.process.wait(30) == 1
-    assert "Postgres ended by itself" in started.log.read_text()
+    assert "Postgres exited with code" in started.log.read_text()
 
 
-def test_data_of_another_version_are_refused_with_the_remedy(tmp_path: Path) -> None:
+def test_data_of_another_version_is_rejected_with_the_remedy(tmp_path: Path) -> None:
     (tmp_path / "data").mkdir()
     (tmp_path / "data" / "PG_VERSION").write_text("14\n")
-    found = subprocess.run(
+    result = subprocess.run(
         [
             *(sys.executable, "-m", "dags.local.postgres", "serve"),
             *("--port", str(ports.free_port()), "--path", str(tmp_path)),
@@ -118,19 +118,19 @@ def test_data_of_another_version_are_refused_with_the_remedy(tmp_path: Path) -> 
         check=False,
         timeout=60,
     )
-    assert found.returncode == 1
-    assert "was made by PostgreSQL 14" in found.stderr
-    assert "python -m dags.local wipe" in found.stderr
+    assert result.returncode == 1
+    assert "was created by PostgreSQL 14" in result.stderr
+    assert "python -m dags.local wipe" in result.stderr
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
-def test_a_stop_in_the_middle_of_the_initialisation_leaves_no_shared_memory(
+def test_a_stop_during_initialization_leaves_no_shared_memory(
     tmp_path: Path, lifeline: services.Lifeline, number: signal.Signals
 ) -> None:
-    before = set(Path("/dev/shm").glob("PostgreSQL.*"))  # noqa: S108 - looked at only
+    before = set(Path("/dev/shm").glob("PostgreSQL.*"))  # noqa: S108 - only read
     service = services.postgres(tmp_path, ports.free_port(), CREDENTIALS)
     started = services.start(service, lifeline, tmp_path / "logs")
-    wait_until(lambda: any(service.directory.glob("unfinished-*/base")), "initdb works")
+    wait_until(lambda: any(service.directory.glob("unfinished-*/base")), "initdb runs")
     started.process.send_signal(number)
     started.process.wait(30)
     wait_until(lambda: not processes_of(tmp_path), "initdb has ended")

@@ -1,4 +1,4 @@
-"""The local S3: what it keeps over restarts and kills, and that ClickHouse's own S3 client is content with it."""
+"""The local S3: what it keeps over restarts and kills, and that ClickHouse's own S3 client works with it."""
 
 import contextlib
 import os
@@ -15,7 +15,7 @@ import pytest
 from clickhouse_driver import Client
 
 from dags.local import ports, services
-from dags.local.s3 import range_of
+from dags.local.s3.application import range_of
 from dags.tests.conftest import CREDENTIALS
 
 if TYPE_CHECKING:
@@ -26,7 +26,7 @@ BUCKET = CREDENTIALS.s3_bucket
 
 
 class Server:
-    """An S3 server that a test may kill and start again, on one directory and port."""
+    """An S3 server that a test may kill and restart on the same directory and port."""
 
     def __init__(self, directory: Path, lifeline: services.Lifeline) -> None:
         self.directory = directory
@@ -118,7 +118,7 @@ def test_objects_are_the_same_after_a_restart_in_everything_a_client_sees(
     assert large["Metadata"] == {"origin": "parts"}
 
 
-def test_a_kill_in_the_middle_of_uploads_loses_no_acknowledged_object_and_leaves_no_half_one(server: Server) -> None:
+def test_a_kill_during_uploads_loses_no_acknowledged_object_and_leaves_no_partial_one(server: Server) -> None:
     acknowledged: dict[str, bytes] = {}
     for round_number in range(3):
         stop = threading.Event()
@@ -153,7 +153,7 @@ def test_a_kill_in_the_middle_of_uploads_loses_no_acknowledged_object_and_leaves
         for one in page["Contents"]
     ]
     assert set(acknowledged) <= set(keys)
-    # A key that was being overwritten may hold the next body, but never a piece of one.
+    # A key that was being overwritten may have the next body, but never a partial one.
     for key in keys:
         answer = client.get_object(Bucket=BUCKET, Key=key)
         body = answer["Body"].read()
@@ -163,7 +163,7 @@ def test_a_kill_in_the_middle_of_uploads_loses_no_acknowledged_object_and_leaves
     assert len(server.content_files()) == len(keys)
 
 
-def test_deleted_and_overwritten_objects_stay_gone_and_take_no_room(server: Server) -> None:
+def test_deleted_and_overwritten_objects_stay_deleted_and_take_no_space(server: Server) -> None:
     client = server.client
     for key in ("a", "b", "c", "d", "kept"):
         client.put_object(Bucket=BUCKET, Key=key, Body=b"old " + key.encode())
@@ -180,14 +180,14 @@ def test_deleted_and_overwritten_objects_stay_gone_and_take_no_room(server: Serv
     assert server.content_files() == []
 
 
-def test_a_deleted_bucket_stays_gone(server: Server) -> None:
+def test_a_deleted_bucket_stays_deleted(server: Server) -> None:
     server.client.create_bucket(Bucket="short-lived")
     server.client.delete_bucket(Bucket="short-lived")
     server.restart(signal.SIGKILL)
     assert [bucket["Name"] for bucket in server.client.list_buckets()["Buckets"]] == [BUCKET]
 
 
-def test_an_unfinished_upload_in_parts_leaves_nothing(server: Server) -> None:
+def test_an_unfinished_multipart_upload_leaves_nothing(server: Server) -> None:
     client = server.client
     upload = client.create_multipart_upload(Bucket=BUCKET, Key="never")["UploadId"]
     client.upload_part(Bucket=BUCKET, Key="never", UploadId=upload, PartNumber=1, Body=b"x" * PART_BYTES * 2)
@@ -198,7 +198,7 @@ def test_an_unfinished_upload_in_parts_leaves_nothing(server: Server) -> None:
     ]
 
 
-def test_what_could_not_be_kept_is_refused(server: Server) -> None:
+def test_changes_that_cannot_be_kept_are_rejected(server: Server) -> None:
     client = server.client
     with pytest.raises(client.exceptions.ClientError, match="does not keep versioning"):
         client.put_bucket_versioning(Bucket=BUCKET, VersioningConfiguration={"Status": "Enabled"})
@@ -207,11 +207,11 @@ def test_what_could_not_be_kept_is_refused(server: Server) -> None:
         client.put_object_acl(Bucket=BUCKET, Key="a", ACL="public-read")
 
 
-def test_an_object_that_cannot_be_written_is_not_acknowledged_and_leaves_the_old_one(server: Server) -> None:
+def test_an_object_that_cannot_be_written_is_not_acknowledged_and_keeps_the_old_one(server: Server) -> None:
     client = server.client
     client.put_object(Bucket=BUCKET, Key="a", Body=b"old")
     (record,) = server.directory.glob("s3/objects/*/*/*.json")
-    # In the way of the new record; root may write to any directory, so permissions would not do.
+    # Blocks the new record; permissions would not, because root can write to any directory.
     record.with_suffix(".new").mkdir()
     with pytest.raises(client.exceptions.ClientError, match="Could not be written to disk"):
         client.put_object(Bucket=BUCKET, Key="a", Body=b"new")
@@ -221,14 +221,14 @@ def test_an_object_that_cannot_be_written_is_not_acknowledged_and_leaves_the_old
     assert content(client, "a") == b"old"
 
 
-def test_a_directory_in_use_is_refused(server: Server, lifeline: services.Lifeline) -> None:
+def test_a_directory_in_use_is_rejected(server: Server, lifeline: services.Lifeline) -> None:
     other = services.s3(server.directory, ports.free_port(), CREDENTIALS)
     started = services.start(other, lifeline, server.directory / "other-logs")
     assert started.process.wait(30) == 1
     assert "is in use by another S3 process" in started.log.read_text()
 
 
-def test_ranges_and_conditions_are_answered_as_s3_does(s3_client: "S3Client", s3_bucket: str) -> None:
+def test_ranges_and_conditions_behave_as_in_s3(s3_client: "S3Client", s3_bucket: str) -> None:
     body = bytes(range(256)) * 40
     etag = s3_client.put_object(Bucket=s3_bucket, Key="a", Body=body)["ETag"]
 
@@ -267,7 +267,7 @@ def test_ranges_and_conditions_are_answered_as_s3_does(s3_client: "S3Client", s3
         ("lines=0-9", None),
     ],
 )
-def test_a_range_header_is_understood_or_left_to_moto(header: str, expected: tuple[int, int] | None) -> None:
+def test_a_range_header_is_parsed_or_left_to_moto(header: str, expected: tuple[int, int] | None) -> None:
     assert range_of(header, 100) == expected
 
 
@@ -304,7 +304,7 @@ def test_readers_see_whole_objects_while_they_are_overwritten_and_deleted(s3_por
         assert sum(reader.result(120) for reader in readers) > 0
 
 
-def test_a_large_object_is_read_back_without_being_held_in_memory(server: Server) -> None:
+def test_a_large_object_is_read_without_being_kept_in_memory(server: Server) -> None:
     import psutil
 
     body = os.urandom(1024**2) * 100
@@ -314,7 +314,7 @@ def test_a_large_object_is_read_back_without_being_held_in_memory(server: Server
     assert content(server.client, "large") == body
 
 
-def test_web_pages_are_refused(s3_endpoint: str) -> None:
+def test_requests_of_web_pages_are_rejected(s3_endpoint: str) -> None:
     request = urllib.request.Request(f"{s3_endpoint}/", headers={"Origin": "https://example.com"})  # noqa: S310 - loopback
     with pytest.raises(urllib.error.HTTPError) as caught, urllib.request.urlopen(request, timeout=10):  # noqa: S310 - loopback
         pass

@@ -62,7 +62,7 @@ def by_visit(events: list[dict[str, Any]]) -> dict[tuple[int, str], list[dict[st
     return visits
 
 
-def test_the_same_day_gives_the_same_bytes_whatever_range_it_is_part_of() -> None:
+def test_the_same_day_gives_the_same_bytes_in_every_range_of_days() -> None:
     two_days_longer = {one.key: one.body for one in sample_objects(LAST_DAY + dt.timedelta(days=2), days=4)}
     again = [one for one in three_days() if one.key in two_days_longer]
     assert len(again) == 2 * 4
@@ -70,7 +70,7 @@ def test_the_same_day_gives_the_same_bytes_whatever_range_it_is_part_of() -> Non
         assert two_days_longer[one.key] == one.body, one.key
 
 
-def test_every_team_has_an_object_a_day_in_a_form_of_its_own() -> None:
+def test_every_team_has_one_object_per_day_in_its_own_format() -> None:
     suffixes = [(one.key.split(str(LAST_DAY.year))[0], one.key.split(".", 1)[1]) for one in three_days()]
     assert collections.Counter(suffixes) == {
         ("events/team=1/", "jsonl"): 3,
@@ -89,7 +89,7 @@ def test_an_object_counts_its_lines_and_the_bad_ones() -> None:
     assert sum(one.bad_lines for one in three_days()) > 0
 
 
-def test_visits_have_several_pages_and_some_run_over_midnight_and_some_arrive_a_day_late() -> None:
+def test_visits_have_several_pages_and_some_cross_midnight_and_some_arrive_a_day_late() -> None:
     visits = by_visit(all_events())
     views = {key: sum(event["event"] == "$pageview" for event in events) for key, events in visits.items()}
     assert 0.3 < sum(count == 1 for count in views.values()) / len(views) < 0.6
@@ -108,7 +108,7 @@ def test_visits_have_several_pages_and_some_run_over_midnight_and_some_arrive_a_
     assert {event["timestamp"][:10] for event in late} >= {str(LAST_DAY - dt.timedelta(days=age)) for age in (1, 2)}
 
 
-def test_events_are_sent_twice_also_in_objects_of_two_days() -> None:
+def test_some_events_are_duplicated_within_an_object_and_across_days() -> None:
     objects = collections.defaultdict(list)
     for one in three_days():
         if team_of(one) != LOG_SITE.team_id:
@@ -119,7 +119,7 @@ def test_events_are_sent_twice_also_in_objects_of_two_days() -> None:
     assert any(len(set(keys)) == 2 for keys in copies)
 
 
-def test_visitors_come_back_have_one_device_and_share_names_between_teams() -> None:
+def test_visitors_return_have_one_device_and_share_ids_between_teams() -> None:
     events = all_events()
     devices = collections.defaultdict(set)
     days = collections.defaultdict(set)
@@ -136,7 +136,7 @@ def test_visitors_come_back_have_one_device_and_share_names_between_teams() -> N
     assert {event["properties"].get("utm_source") for event in events} == {None, "google", "facebook", "newsletter"}
 
 
-def test_orders_alone_are_paid_in_several_currencies_of_which_one_has_no_rate() -> None:
+def test_only_orders_have_revenue_in_several_currencies_one_without_a_rate() -> None:
     paid = {event["uuid"]: event["properties"] for event in all_events() if "revenue" in event["properties"]}
     orders = {event["uuid"] for event in all_events() if event["event"] == "order_placed"}
     assert set(paid) == orders
@@ -145,7 +145,7 @@ def test_orders_alone_are_paid_in_several_currencies_of_which_one_has_no_rate() 
         assert re.fullmatch(r"\d+" if properties["currency"] == "JPY" else r"\d+\.\d\d", properties["revenue"])
 
 
-def test_an_override_gives_a_second_id_the_person_of_the_first() -> None:
+def test_an_override_maps_a_second_id_to_the_person_of_the_first() -> None:
     persons = {(event["team"], event["distinct_id"]): event["person_id"] for event in all_events()}
     used = 0
     for override in person_overrides():

@@ -1,4 +1,4 @@
-"""`python -m dags.local`, started and stopped as a person does it."""
+"""`python -m dags.local`, started and stopped as users do it."""
 
 import json
 import os
@@ -14,7 +14,8 @@ from pathlib import Path
 import psutil
 import pytest
 
-from dags.local import directory, ports, services, stack
+from dags.local import directory, ports, services
+from dags.local.plan import StackPlan
 from dags.tests.local.conftest import StartUp, processes_of, wait_until
 
 LIGHT = ("--services", "s3,postgres")
@@ -39,7 +40,7 @@ def port_of(options: list[str], option: str) -> int:
 
 
 def shared_memory_of_postgres() -> set[Path]:
-    return set(Path("/dev/shm").glob("Postgre*"))  # noqa: S108 - looked at only
+    return set(Path("/dev/shm").glob("Postgre*"))  # noqa: S108 - only read
 
 
 def test_every_service_answers_and_sigterm_leaves_nothing_behind(
@@ -60,13 +61,13 @@ def test_every_service_answers_and_sigterm_leaves_nothing_behind(
     assert all(ports.is_free(port_of(free_ports, option)) for option in ("--s3-port", "--postgres-port"))
     assert not (stack_directory / directory.STATE).exists()
     assert not list(stack_directory.rglob("*.pid"))
-    # What a test beside this one makes its cluster with comes and goes.
+    # Another test may be creating its cluster meanwhile.
     wait_until(lambda: shared_memory_of_postgres() <= shared_memory, "no new shared memory is left")
 
 
 def test_ctrl_c_stops_the_stack_with_exit_code_zero(start_up: StartUp, stack_directory: Path) -> None:
     up = start_up(*LIGHTEST).ready()
-    # As a terminal does: to the whole process group.
+    # To the whole process group, as a terminal does.
     os.killpg(up.process.pid, signal.SIGINT)
     assert up.ended() == 0
     assert "SIGINT: stopping" in up.output
@@ -81,7 +82,7 @@ def test_a_signal_before_the_stack_is_ready_stops_it(start_up: StartUp, stack_di
     assert processes_of(stack_directory) == []
 
 
-def test_a_killed_supervisor_takes_its_services_along_and_the_next_up_works_at_once(
+def test_the_services_of_a_killed_supervisor_stop_and_the_next_up_works_at_once(
     start_up: StartUp, stack_directory: Path
 ) -> None:
     start_up().ready().process.kill()
@@ -91,7 +92,7 @@ def test_a_killed_supervisor_takes_its_services_along_and_the_next_up_works_at_o
     wait_until(lambda: not processes_of(stack_directory), "the services have stopped by themselves")
 
 
-def test_a_stack_killed_with_everything_at_once_starts_again(start_up: StartUp) -> None:
+def test_a_stack_whose_processes_are_all_killed_starts_again(start_up: StartUp) -> None:
     up = start_up().ready()
     victims = [up.process.pid, *(up.pid_of(name) for name in ("s3", "postgres", "clickhouse-1"))]
     for pid in victims:
@@ -116,7 +117,7 @@ def test_a_busy_port_is_named_with_its_service_and_remedy_before_anything_starts
         up = start_up()
         assert up.ended() == 1
     port = port_of(free_ports, "--postgres-port")
-    assert f"Port {port}, wanted for postgres, is taken by" in up.output
+    assert f"Port {port}, needed by postgres, is used by" in up.output
     assert f"(pid {os.getpid()})" in up.output
     assert "choose another port with --postgres-port or POSTGRES_PORT" in up.output
     assert not (stack_directory / "s3").exists()
@@ -148,7 +149,7 @@ def test_ports_come_from_the_settings_when_no_option_is_given(stack_directory: P
         ("CLOUD_DEPLOYMENT", "US"),
     ],
 )
-def test_settings_that_point_elsewhere_are_refused(
+def test_settings_of_another_host_are_rejected(
     start_up: StartUp, stack_directory: Path, variable: str, value: str
 ) -> None:
     up = start_up(environment={variable: value})
@@ -158,15 +159,13 @@ def test_settings_that_point_elsewhere_are_refused(
     assert not stack_directory.exists()
 
 
-def test_two_services_on_one_port_are_refused(start_up: StartUp) -> None:
+def test_two_services_on_one_port_are_rejected(start_up: StartUp) -> None:
     up = start_up("--s3-port", "19999", "--postgres-port", "19999")
     assert up.ended() == 1
     assert "s3 and postgres would share port 19999" in up.output
 
 
-def test_when_a_service_dies_the_stack_names_it_shows_its_log_and_stops(
-    start_up: StartUp, stack_directory: Path
-) -> None:
+def test_the_death_of_a_service_stops_the_stack_with_its_name_and_log(start_up: StartUp, stack_directory: Path) -> None:
     up = start_up(*LIGHT).ready()
     pid = up.pid_of("s3")
     os.kill(pid, signal.SIGKILL)
@@ -230,7 +229,7 @@ def test_a_command_that_does_not_exist_is_an_error_before_anything_starts(
     assert not stack_directory.exists()
 
 
-def test_a_signal_goes_to_the_command_which_may_finish_first(start_up: StartUp, tmp_path: Path) -> None:
+def test_a_signal_is_forwarded_to_the_command_which_may_finish_first(start_up: StartUp, tmp_path: Path) -> None:
     program = (
         "import pathlib, signal, sys, time\n"
         f"signal.signal(signal.SIGTERM, lambda *_: (pathlib.Path({str(tmp_path / 'told')!r}).touch(), sys.exit(5)))\n"
@@ -255,12 +254,12 @@ def test_the_third_signal_kills_a_command_that_ignores_them(start_up: StartUp, t
     wait_until((tmp_path / "begun").exists, "the command runs")
     for _ in range(3):
         up.process.send_signal(signal.SIGINT)
-        # Two equal signals at once would arrive as one.
+        # Two equal signals at the same time arrive as one.
         time.sleep(0.5)
     assert up.ended() == 128 + signal.SIGKILL
 
 
-def test_what_a_command_leaves_running_is_stopped(start_up: StartUp, stack_directory: Path) -> None:
+def test_processes_that_a_command_leaves_running_are_stopped(start_up: StartUp, stack_directory: Path) -> None:
     marker = f"{stack_directory}/straggler"
     program = f"import subprocess, sys; subprocess.Popen(['sh', '-c', 'trap : TERM; sleep 100; true', '{marker}'])"
     up = start_up(*LIGHTEST, "--", sys.executable, "-c", program)
@@ -268,7 +267,7 @@ def test_what_a_command_leaves_running_is_stopped(start_up: StartUp, stack_direc
     assert processes_of(stack_directory) == []
 
 
-def test_a_killed_supervisor_takes_its_command_along(start_up: StartUp, tmp_path: Path) -> None:
+def test_the_command_of_a_killed_supervisor_stops(start_up: StartUp, tmp_path: Path) -> None:
     write = f"pathlib.Path({str(tmp_path / 'pid')!r}).write_text(str(os.getpid()))"
     program = f"import os, pathlib, time; {write}; time.sleep(100)"
     up = start_up(*LIGHTEST, "--", sys.executable, "-c", program)
@@ -286,7 +285,7 @@ def test_a_command_uses_the_running_stack_and_leaves_it_running(start_up: StartU
     assert run("status", path=stack_directory).returncode == 0
 
 
-def test_a_command_waits_for_a_stack_that_is_just_starting(start_up: StartUp, stack_directory: Path) -> None:
+def test_a_command_waits_for_a_stack_that_is_starting(start_up: StartUp, stack_directory: Path) -> None:
     start_up()
     wait_until((stack_directory / directory.STATE).exists, "the start has begun")
     second = start_up("--", "true")
@@ -333,7 +332,7 @@ def test_wipe_asks_and_keeps_everything_on_no(start_up: StartUp, stack_directory
     assert (stack_directory / "s3").exists()
 
 
-def test_wipe_erases_only_what_the_stack_made(start_up: StartUp, stack_directory: Path) -> None:
+def test_wipe_erases_only_what_the_stack_created(start_up: StartUp, stack_directory: Path) -> None:
     start_up(*LIGHT, "--", "true").ended()
     (stack_directory / "notes.txt").write_text("mine")
     found = run("wipe", "--yes", path=stack_directory)
@@ -347,11 +346,11 @@ def test_wipe_removes_an_otherwise_empty_directory(start_up: StartUp, stack_dire
     assert not stack_directory.exists()
 
 
-def test_wipe_refuses_a_directory_that_is_not_ours(tmp_path: Path) -> None:
+def test_wipe_refuses_a_directory_that_the_stack_did_not_create(tmp_path: Path) -> None:
     (tmp_path / "clickhouse").mkdir()
     found = run("wipe", "--yes", path=tmp_path)
     assert found.returncode == 1
-    assert "was not made by the local stack" in found.stderr
+    assert "was not created by the local stack" in found.stderr
     assert (tmp_path / "clickhouse").exists()
 
 
@@ -409,6 +408,6 @@ def test_a_directory_path_too_long_for_a_unix_socket_works(stack_directory: Path
 
 
 def test_the_nodes_of_clickhouse_take_consecutive_ports() -> None:
-    plan = stack.Plan(directory=Path("/nowhere"), nodes=3, clickhouse_port=20000, kinds=("clickhouse",))
+    plan = StackPlan(directory=Path("/nowhere"), nodes=3, clickhouse_port=20000, kinds=("clickhouse",))
     assert [service.port for service in plan.services()] == [20000, 20001, 20002]
     assert "127.0.0.1:20000,127.0.0.1:20001,127.0.0.1:20002" in plan.services()[1].arguments

@@ -15,7 +15,7 @@ from dags.tests.conftest import CREDENTIALS
 class Node:
     """A running node."""
 
-    started: services.Started
+    started: services.StartedService
     lifeline: services.Lifeline
 
     @classmethod

@@ -1,4 +1,4 @@
-"""A node that the tests of the local ClickHouse may look into, and for each test a client and a database of its own."""
+"""A node for the tests of the local ClickHouse, and a client and a database for each test."""
 
 from collections.abc import Iterator
 from uuid import uuid4
@@ -11,14 +11,14 @@ from dags.tests.local.clickhouse.nodes import RunningNode, running_node
 
 @pytest.fixture(scope="session")
 def node(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningNode]:
-    """A node whose process is known; no test may stop it."""
+    """A node that no test may stop."""
     with running_node(tmp_path_factory.mktemp("clickhouse") / "node") as running:
         yield running
 
 
 @pytest.fixture
 def database(node: RunningNode) -> Iterator[str]:
-    """A database of the test's own."""
+    """A database of the test."""
     name = f"test_{uuid4().hex}"
     node.query(f"CREATE DATABASE {name}")
     yield name
@@ -27,6 +27,6 @@ def database(node: RunningNode) -> Iterator[str]:
 
 @pytest.fixture
 def client(node: RunningNode, database: str) -> Iterator[Client]:
-    """A client whose current database is the test's own."""
+    """A client whose current database is that of the test."""
     with node.client(database=database) as connected:
         yield connected

@@ -1,7 +1,4 @@
-"""Nodes of the local ClickHouse as tests run them: real processes, started from the command line and always ended.
-
-Belongs here: processes and what can be seen of them from outside. Does not: the bytes of the protocol (`raw`).
-"""
+"""Nodes of the local ClickHouse as processes, which are always ended."""
 
 import select
 import signal
@@ -31,46 +28,46 @@ class RunningNode:
     path: Path
 
     def client(self, **options: Any) -> Client:
-        """A client of this node; `options` as `clickhouse_driver.Client` takes them."""
+        """Return a client of this node; `options` are those of `clickhouse_driver.Client`."""
         return Client("127.0.0.1", port=self.port, connect_timeout=10, send_receive_timeout=120, **options)
 
     def query(self, sql: str, *arguments: Any, **options: Any) -> Any:
-        """Run one statement on a connection of its own."""
+        """Run one statement on a new connection."""
         with self.client() as client:
             return client.execute(sql, *arguments, **options)
 
     def resident_bytes(self) -> int:
-        """How much memory the process occupies now."""
+        """Return the resident memory of the process."""
         return int(psutil.Process(self.process.pid).memory_info().rss)
 
     def sockets(self) -> int:
-        """How many clients are connected."""
+        """Return the number of connected clients."""
         established = psutil.Process(self.process.pid).net_connections("tcp")
         return sum(connection.status == psutil.CONN_ESTABLISHED for connection in established)
 
     def threads(self) -> int:
-        """How many threads the process has."""
+        """Return the number of threads of the process."""
         return int(psutil.Process(self.process.pid).num_threads())
 
     def kill(self) -> None:
-        """End the process as a crash does."""
+        """Kill the process, as a crash does."""
         self.process.kill()
         self.process.wait(STOP_SECONDS)
 
     def terminate(self) -> int:
-        """Ask the process to stop and return its exit code."""
+        """Stop the process with SIGTERM and return its exit code."""
         self.process.send_signal(signal.SIGTERM)
         return self.process.wait(STOP_SECONDS)
 
 
 def command_of_node(path: Path, *options: str, port: int = 0) -> list[str]:
-    """The command that runs a node on the data in `path`."""
+    """Return the command that runs a node on the data in `path`."""
     return [sys.executable, "-m", "dags.local.clickhouse", "--port", str(port), "--path", str(path), *options]
 
 
 @contextmanager
 def running_node(path: Path, *options: str, port: int = 0) -> Iterator[RunningNode]:
-    """A node on the data in `path`, killed at the end of the block unless it has ended before."""
+    """Run a node on the data in `path`, and kill it at the end of the block unless it has ended."""
     log = path.with_suffix(".log")
     path.parent.mkdir(parents=True, exist_ok=True)
     with (
@@ -91,7 +88,7 @@ def running_node(path: Path, *options: str, port: int = 0) -> Iterator[RunningNo
 
 
 def wait_until(description: str, condition: Any, seconds: float = 10.0) -> None:
-    """Return as soon as `condition()` is true; fail with `description` after `seconds`."""
+    """Return once `condition()` is true; fail with `description` after `seconds`."""
     deadline = monotonic() + seconds
     while not condition():
         assert monotonic() < deadline, f"{description}: not within {seconds} seconds"

@@ -1,7 +1,4 @@
-"""A client of the native protocol that says exactly what a test wants it to say, also what no client would.
-
-Belongs here: the client's side of the bytes. Results are read by the driver's own reader.
-"""
+"""A client of the native protocol that sends exactly the bytes that a test chooses, including invalid ones."""
 
 import socket
 from collections.abc import Sequence
@@ -15,7 +12,7 @@ from clickhouse_driver.varint import make_varint
 
 from dags.local.clickhouse.columns import skip_columns
 from dags.local.clickhouse.packets import REVISION, read_block_info
-from dags.local.clickhouse.wire import Reader, compressed_frames, encode_string, frames_of
+from dags.local.clickhouse.wire import WireReader, compressed_frames, encode_string, frames_of
 
 TIMEOUT_SECONDS = 60
 
@@ -30,7 +27,7 @@ class ServerError(Exception):
 
 
 class Received(NamedTuple):
-    """What came in answer to a query."""
+    """The result of a query."""
 
     rows: int
     blocks: int
@@ -38,17 +35,17 @@ class Received(NamedTuple):
 
 
 def varint(value: int) -> bytes:
-    """`value` as an unsigned variable-length integer."""
+    """Return `value` as an unsigned variable-length integer."""
     return bytes(make_varint(value))
 
 
 def string_column(*values: str) -> bytes:
-    """The data of a String column."""
+    """Return the data of a String column."""
     return b"".join(encode_string(value) for value in values)
 
 
 def hello(database: str = "", user: str = "default", revision: int = REVISION) -> bytes:
-    """The first packet of a conversation."""
+    """Return a Hello packet."""
     return b"".join(
         (
             varint(ClientPacketTypes.HELLO),
@@ -66,7 +63,7 @@ def hello(database: str = "", user: str = "default", revision: int = REVISION) -
 def query(
     text: str, *, query_id: str = "", settings: dict[str, str] | None = None, compression: bool = False, stage: int = 2
 ) -> bytes:
-    """A Query packet; external tables, or the empty block that ends them, must follow."""
+    """Return a Query packet; external tables, or the empty block that ends them, must follow."""
     client_info = b"".join(
         (
             b"\x01",  # an initial query
@@ -97,7 +94,7 @@ def query(
 
 
 def block(columns: Sequence[tuple[str, str, bytes]], rows: int, *, compression: str | None = None) -> bytes:
-    """A Data packet with columns given as (name, type, data)."""
+    """Return a Data packet with columns given as (name, type, data)."""
     body = b"\x01\x00\x02\xff\xff\xff\xff\x00" + varint(len(columns)) + varint(rows)
     body += b"".join(encode_string(name) + encode_string(kind) + data for name, kind, data in columns)
     content = b"".join(compressed_frames(body, compression)) if compression else body
@@ -110,12 +107,12 @@ END_OF_DATA = block([], 0)
 
 
 class RawClient:
-    """A connection that has said hello, unless told not to."""
+    """A connection, on which Hello has been exchanged if `greet`."""
 
     def __init__(self, port: int, *, database: str = "", greet: bool = True) -> None:
         self.socket = socket.create_connection(("127.0.0.1", port), timeout=TIMEOUT_SECONDS)
         self.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        self.reader = Reader(lambda: self.socket.recv(1 << 20))
+        self.reader = WireReader(lambda: self.socket.recv(1 << 20))
         self.compression = False
         if greet:
             self.send(hello(database))
@@ -130,12 +127,12 @@ class RawClient:
         self.socket.close()
 
     def vanish(self) -> None:
-        """Close the connection as a killed process does: with a reset."""
+        """Close the connection with a reset, as a killed process does."""
         self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, pack("ii", 1, 0))
         self.socket.close()
 
     def send(self, data: bytes) -> None:
-        """Send bytes as they are."""
+        """Send bytes unchanged."""
         self.socket.sendall(data)
 
     def send_query(self, text: str, *, query_id: str = "", settings: dict[str, str] | None = None) -> None:
@@ -143,7 +140,7 @@ class RawClient:
         self.send(query(text, query_id=query_id, settings=settings) + END_OF_DATA)
 
     def receive_hello(self) -> None:
-        """Read the server's first packet. Raises ServerError when that is an exception."""
+        """Read the server's Hello. Raises ServerError for an exception."""
         self._expect(ServerPacketTypes.HELLO)
         self.reader.string()
         for _ in range(3):
@@ -159,7 +156,7 @@ class RawClient:
             raise self._error()
         if packet == ServerPacketTypes.DATA:
             self.reader.string()
-            content = Reader(frames_of(self.reader)) if self.compression else self.reader
+            content = WireReader(frames_of(self.reader)) if self.compression else self.reader
             read_block_info(content)
             columns, rows = content.varint(), content.varint()
             skip_columns(content, columns, rows)
@@ -195,7 +192,7 @@ class RawClient:
         raise AssertionError(f"no exception, but {received}")
 
     def ping(self) -> None:
-        """Ask whether the server is alive and wait for the answer."""
+        """Send a Ping and wait for the Pong."""
         self.send(PING)
         self._expect(ServerPacketTypes.PONG)
 

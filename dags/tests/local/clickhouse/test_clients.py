@@ -1,4 +1,4 @@
-"""Many clients, clients that vanish, and more data than fits in memory."""
+"""Many clients, clients that disconnect, and more data than fits in memory."""
 
 import multiprocessing
 import threading
@@ -100,7 +100,7 @@ LEAVING: list[Callable[[RawClient, str], None]] = [
 
 @pytest.mark.parametrize("reset", [False, True], ids=["closed", "reset"])
 @pytest.mark.parametrize("leave", LEAVING)
-def test_nothing_is_left_of_a_client_that_vanishes(
+def test_nothing_is_left_of_a_client_that_disconnects(
     own_node: RunningNode,
     leave: Callable[[RawClient, str], None],
     reset: bool,  # noqa: FBT001 - a parameter of the test
@@ -119,7 +119,7 @@ def test_nothing_is_left_of_a_client_that_vanishes(
         assert witness.execute("SELECT count() FROM target") == [(0,)]
 
 
-def test_threads_and_sockets_do_not_grow_with_the_number_of_clients_that_came_and_went(own_node: RunningNode) -> None:
+def test_threads_and_sockets_do_not_grow_with_past_connections(own_node: RunningNode) -> None:
     def visit() -> None:
         for leave in LEAVING[:6]:
             with RawClient(own_node.port, greet=leave is not leave_before_hello) as raw:
@@ -137,7 +137,7 @@ def test_threads_and_sockets_do_not_grow_with_the_number_of_clients_that_came_an
 
 
 def hammer(port: int, number: int, rounds: int) -> int:
-    """Insert and read in turn; return the sum of what was inserted."""
+    """Insert and read alternately; return the sum of the inserted values."""
     total = 0
     with Client("127.0.0.1", port=port, compression=number % 2 == 0) as client:
         for turn in range(rounds):
@@ -146,7 +146,7 @@ def hammer(port: int, number: int, rounds: int) -> int:
             total += sum(value for _, value in values)
             [(mine,)] = client.execute("SELECT sum(value) FROM hammered WHERE client = %(number)s", {"number": number})
             assert mine == total, f"client {number} wrote {total} and reads {mine}"
-            assert client.execute(f"SELECT {number}, number FROM numbers(3)") == [(number, row) for row in range(3)]  # noqa: S608 - the test made the names
+            assert client.execute(f"SELECT {number}, number FROM numbers(3)") == [(number, row) for row in range(3)]  # noqa: S608 - names of the test
     return total
 
 
@@ -170,7 +170,7 @@ def test_many_connections_are_open_at_once(own_node: RunningNode) -> None:
 
 
 class Peak:
-    """The highest memory use of a node while a block runs, beyond what it was before."""
+    """The growth of a node's memory during a block, at its peak."""
 
     def __init__(self, node: RunningNode) -> None:
         self._node = node
@@ -209,7 +209,7 @@ def test_an_insert_of_a_million_rows_takes_bounded_memory(own_node: RunningNode)
 
 
 def insert_without_end(node: RunningNode, mebibytes: int) -> None:
-    """Insert one block after the other into nothing, as fast as the socket takes them."""
+    """Insert blocks into a Null table as fast as the socket accepts them."""
     data = block([("a", "UInt64", bytes(8 * 65_536)), ("b", "FixedString(16)", bytes(16 * 65_536))], 65_536)
     with RawClient(node.port) as raw:
         raw.send_query("INSERT INTO FUNCTION null('a UInt64, b FixedString(16)') VALUES")
@@ -220,7 +220,7 @@ def insert_without_end(node: RunningNode, mebibytes: int) -> None:
         raw.receive_until_end()
 
 
-def test_an_insert_larger_than_its_memory_bound_goes_through(own_node: RunningNode) -> None:
+def test_an_insert_larger_than_its_memory_bound_succeeds(own_node: RunningNode) -> None:
     with Peak(own_node) as peak:
         insert_without_end(own_node, 500)
     assert peak.growth < 300 * MIB
@@ -248,12 +248,12 @@ def test_one_huge_block_is_inserted(own_node: RunningNode) -> None:
 @pytest.mark.parametrize("rows", [5_000_000, pytest.param(100_000_000, marks=pytest.mark.slow)])
 def test_a_stream_of_many_rows_takes_bounded_memory(own_node: RunningNode, rows: int) -> None:
     with Peak(own_node) as peak, RawClient(own_node.port) as raw:
-        raw.send_query(f"SELECT number, number * 2 AS twice FROM numbers({rows})")  # noqa: S608 - the test made the names
+        raw.send_query(f"SELECT number, number * 2 AS twice FROM numbers({rows})")  # noqa: S608 - names of the test
         assert raw.receive_until_end().rows == rows
     assert peak.growth < 300 * MIB
 
 
-def test_a_client_that_reads_slowly_does_not_make_the_server_hoard(own_node: RunningNode) -> None:
+def test_a_slow_reader_does_not_make_the_server_buffer_the_result(own_node: RunningNode) -> None:
     with Peak(own_node) as peak:
         read = 0
         with own_node.client() as client:
@@ -275,7 +275,7 @@ def test_small_queries_are_served_while_others_stream(own_node: RunningNode) -> 
             assert monotonic() < deadline
 
 
-def test_data_survive_a_restart_and_a_stop_under_load(tmp_path: Path) -> None:
+def test_data_survives_a_restart_and_a_stop_under_load(tmp_path: Path) -> None:
     with running_node(tmp_path / "node") as first:
         first.query("CREATE TABLE kept (a Int32) ENGINE = MergeTree ORDER BY a")
         first.query("INSERT INTO kept VALUES", [(1,), (2,)])

@@ -1,4 +1,4 @@
-"""Two nodes as two shards: what they say of themselves, and how far the engine's own client gets between them."""
+"""Two nodes as two shards: their macros and clusters, and queries of one node to the other."""
 
 import socket
 from collections.abc import Iterator
@@ -33,7 +33,7 @@ def nodes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Nodes]:
                 "list Array(Nullable(UInt8)))"
                 " ENGINE = MergeTree ORDER BY value"
             )
-            node.query(f"INSERT INTO parts.numbers SELECT {shard}, number, number % 3, [NULL, 1] FROM numbers(1000)")  # noqa: S608 - the test made the names
+            node.query(f"INSERT INTO parts.numbers SELECT {shard}, number, number % 3, [NULL, 1] FROM numbers(1000)")  # noqa: S608 - names of the test
         yield running[0], running[1]
 
 
@@ -50,12 +50,12 @@ def test_each_node_knows_the_cluster_and_its_own_shard(nodes: Nodes) -> None:
         assert node.query("SELECT getMacro('shard')") == [(str(shard),)]
 
 
-def test_a_node_alone_is_a_cluster_of_one(node: RunningNode) -> None:
+def test_a_single_node_is_a_cluster_of_one(node: RunningNode) -> None:
     assert node.query("SELECT cluster, shard_num, port FROM system.clusters") == [("local", 1, node.port)]
 
 
-def test_the_local_node_of_a_cluster_is_recognised(nodes: Nodes) -> None:
-    # What a node asks of its own shard need not go through its own port.
+def test_a_node_recognizes_itself_in_the_cluster(nodes: Nodes) -> None:
+    # A query to its own shard need not use its own port.
     for node in nodes:
         assert sum(local for (local,) in node.query("SELECT is_local FROM system.clusters")) in (0, 1)
 
@@ -92,11 +92,11 @@ def test_the_engines_own_client_reads_from_another_node(
 def test_the_engines_own_client_reads_a_large_result_and_stops_early(nodes: Nodes) -> None:
     first, second = nodes
     second.query("CREATE OR REPLACE VIEW parts.many AS SELECT number, toString(number) AS text FROM numbers(3000000)")
-    assert first.query(f"SELECT sum(length(text)), sum(number) FROM {remote(second, 'many')}") == [  # noqa: S608 - the test made the names
+    assert first.query(f"SELECT sum(length(text)), sum(number) FROM {remote(second, 'many')}") == [  # noqa: S608 - names of the test
         (19_888_890, 4_499_998_500_000)
     ]
     second.query("CREATE OR REPLACE VIEW parts.endless AS SELECT number FROM numbers(1000000000000)")
-    assert len(first.query(f"SELECT number FROM {remote(second, 'endless')} LIMIT 5")) == 5  # noqa: S608 - the test made the names
+    assert len(first.query(f"SELECT number FROM {remote(second, 'endless')} LIMIT 5")) == 5  # noqa: S608 - names of the test
     assert second.query("SELECT 1") == [(1,)]
 
 
@@ -105,7 +105,7 @@ def test_the_engines_own_client_writes_to_another_node(nodes: Nodes) -> None:
     second.query(
         "CREATE OR REPLACE TABLE parts.written (a UInt64, b LowCardinality(String)) ENGINE = MergeTree ORDER BY a"
     )
-    first.query(f"INSERT INTO FUNCTION {remote(second, 'written')} SELECT number, number % 7 FROM numbers(100000)")  # noqa: S608 - the test made the names
+    first.query(f"INSERT INTO FUNCTION {remote(second, 'written')} SELECT number, number % 7 FROM numbers(100000)")  # noqa: S608 - names of the test
     first.query(f"INSERT INTO FUNCTION {remote(second, 'written')} VALUES", [(1, "x")])
     first.query(f"INSERT INTO FUNCTION {remote(second, 'written')} (b, a) VALUES", [("y", 2)])
     assert second.query("SELECT count(), uniqExact(b), sum(a) FROM parts.written") == [(100_002, 9, 4_999_950_003)]
@@ -114,8 +114,8 @@ def test_the_engines_own_client_writes_to_another_node(nodes: Nodes) -> None:
 def test_an_error_of_another_node_keeps_its_code(nodes: Nodes) -> None:
     first, second = nodes
     for sql, code in (
-        (f"SELECT * FROM {remote(second, 'missing')}", 60),  # noqa: S608 - the test made the names
-        (f"SELECT throwIf(value = 5) FROM {remote(second)}", 395),  # noqa: S608 - the test made the names
+        (f"SELECT * FROM {remote(second, 'missing')}", 60),  # noqa: S608 - names of the test
+        (f"SELECT throwIf(value = 5) FROM {remote(second)}", 395),  # noqa: S608 - names of the test
     ):
         with pytest.raises(ServerException) as caught:
             first.query(sql)
@@ -131,11 +131,11 @@ def test_an_error_of_another_node_keeps_its_code(nodes: Nodes) -> None:
         "SELECT shard, value FROM cluster('local', parts.numbers) ORDER BY value, shard LIMIT 3",
     ],
 )
-def test_what_needs_partial_results_of_shards_is_refused_never_wrong(nodes: Nodes, sql: str) -> None:
+def test_queries_that_need_partial_results_of_shards_are_rejected(nodes: Nodes, sql: str) -> None:
     with pytest.raises(ServerException) as caught:
         nodes[0].query(sql)
     assert caught.value.code == 48
-    assert "complete results only" in caught.value.message
+    assert "only complete results" in caught.value.message
 
 
 @pytest.mark.parametrize(
@@ -145,7 +145,7 @@ def test_what_needs_partial_results_of_shards_is_refused_never_wrong(nodes: Node
         ("SELECT shard, sum(value) FROM cluster('local', parts.numbers) GROUP BY shard", [(1, 499500), (2, 499500)]),
     ],
 )
-def test_each_shard_can_aggregate_for_itself(nodes: Nodes, sql: str, expected: list[Any]) -> None:
+def test_each_shard_can_aggregate_its_own_rows(nodes: Nodes, sql: str, expected: list[Any]) -> None:
     assert sorted(nodes[0].query(sql, settings={"distributed_group_by_no_merge": 1})) == expected
 
 

@@ -1,4 +1,4 @@
-"""The end of a block is found for every type, and malformed data is an error, never a hang or another exception."""
+"""The end of a block is found for every type; malformed data is a ProtocolError, never a hang."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dags.local.clickhouse.columns import (
-    MAXIMUM_COLUMNS,
+    MAX_COLUMNS,
     UnsupportedTypeError,
     header_of,
     layout_of,
@@ -17,8 +17,8 @@ from dags.local.clickhouse.columns import (
     split_blocks,
 )
 from dags.local.clickhouse.configuration import write_configuration
-from dags.local.clickhouse.engine import Engine, EngineSession
-from dags.local.clickhouse.wire import ProtocolError, Reader
+from dags.local.clickhouse.engine import EmbeddedEngine, EngineSession
+from dags.local.clickhouse.wire import ProtocolError, WireReader
 from dags.tests.local.clickhouse.test_wire import chunks
 
 EXPRESSIONS = [
@@ -60,7 +60,7 @@ EXPRESSIONS = [
 @pytest.fixture(scope="module")
 def session(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EngineSession]:
     path: Path = tmp_path_factory.mktemp("engine")
-    engine = Engine(path / "data", write_configuration(path, [], 1))
+    engine = EmbeddedEngine(path / "data", write_configuration(path, [], 1))
     session = engine.session()
     yield session
     session.close()
@@ -74,9 +74,9 @@ def native(session: EngineSession, sql: str) -> bytes:
 @pytest.mark.parametrize("expression", EXPRESSIONS)
 @pytest.mark.parametrize("rows", [0, 1, 300])
 def test_the_end_of_a_column_is_found(session: EngineSession, expression: str, rows: int) -> None:
-    body = native(session, f"SELECT {expression} AS value, 'after' AS last FROM numbers({rows})")  # noqa: S608 - the test made the names
+    body = native(session, f"SELECT {expression} AS value, 'after' AS last FROM numbers({rows})")  # noqa: S608 - names of the test
     for size in (7, 1 << 16):
-        reader = Reader(chunks(body + b"rest", size))
+        reader = WireReader(chunks(body + b"rest", size))
         columns, count = (reader.varint(), reader.varint()) if rows else (0, 0)
         header = skip_columns(reader, columns, count)
         assert [name for name, _ in header] == (["value", "last"] if rows else [])
@@ -92,7 +92,7 @@ def test_blocks_are_split_and_headers_read(session: EngineSession) -> None:
     assert header_of(blocks[0]) == [("number", "UInt64"), ("text", "String")]
 
 
-def test_the_header_is_known_when_only_the_last_column_hides_its_end(session: EngineSession) -> None:
+def test_the_header_is_known_when_only_the_end_of_the_last_column_is_unknown(session: EngineSession) -> None:
     body = native(session, "SELECT 1 AS one, sumState(number) AS state FROM numbers(3)")
     assert header_of(body) == [("one", "UInt8"), ("state", "AggregateFunction(sum, UInt64)")]
 
@@ -120,10 +120,10 @@ def test_a_malformed_type_is_an_error(column_type: str) -> None:
         layout_of(column_type)
 
 
-@pytest.mark.parametrize("columns", [MAXIMUM_COLUMNS + 1, 2**63])
-def test_a_block_of_absurdly_many_columns_is_refused(columns: int) -> None:
+@pytest.mark.parametrize("columns", [MAX_COLUMNS + 1, 2**63])
+def test_a_block_with_too_many_columns_is_rejected(columns: int) -> None:
     with pytest.raises(ProtocolError, match="exceeds the limit"):
-        skip_columns(Reader(chunks(b"", 1)), columns, 1)
+        skip_columns(WireReader(chunks(b"", 1)), columns, 1)
 
 
 TYPES = st.recursive(
@@ -147,7 +147,7 @@ def test_arbitrary_data_of_any_type_ends_in_a_protocol_error_or_the_end_of_the_s
     kind: str, rows: int, data: bytes
 ) -> None:
     encoded = kind.encode()
-    reader = Reader(chunks(b"\x01a" + bytes([len(encoded) & 0x7F]) + encoded[:127] + data, 64))
+    reader = WireReader(chunks(b"\x01a" + bytes([len(encoded) & 0x7F]) + encoded[:127] + data, 64))
     try:
         header = skip_columns(reader, 1, rows)
     except (ProtocolError, EOFError):
@@ -156,7 +156,7 @@ def test_arbitrary_data_of_any_type_ends_in_a_protocol_error_or_the_end_of_the_s
 
 
 @given(st.text(alphabet="ArayTuple(),'`\"\\ Nested Map1a", max_size=60))
-def test_arbitrary_type_names_are_known_or_refused(column_type: str) -> None:
+def test_arbitrary_type_names_are_parsed_or_rejected(column_type: str) -> None:
     try:
         layout: Any = layout_of(column_type)
     except ProtocolError:

@@ -1,4 +1,4 @@
-"""The command that runs a node: what it says, when it stops, and why it does not start."""
+"""The command that runs a node: its output, how it stops, and errors at start."""
 
 import signal
 import socket
@@ -14,7 +14,7 @@ from dags.tests.local.clickhouse.test_session import LONG_QUERY
 
 
 def run(path: Path, *options: str, port: int = 0) -> subprocess.CompletedProcess[str]:
-    """Run a node that is expected to end at once."""
+    """Run a node that must fail to start."""
     return subprocess.run(
         command_of_node(path, *options, port=port),
         cwd=PROJECT,
@@ -26,7 +26,7 @@ def run(path: Path, *options: str, port: int = 0) -> subprocess.CompletedProcess
 
 
 def assert_refused(result: subprocess.CompletedProcess[str], *words: str) -> None:
-    """The command failed with a message of one line that holds `words`."""
+    """Assert that the command failed with a message of one line that contains `words`."""
     assert result.returncode != 0
     assert "ready" not in result.stdout
     line = result.stderr.strip().splitlines()[-1]
@@ -67,13 +67,13 @@ def test_wrong_options_are_named(tmp_path: Path, options: tuple[str, ...], word:
     assert_refused(run(tmp_path / "node", *options), word)
 
 
-def test_a_refused_start_leaves_nothing_behind(tmp_path: Path) -> None:
+def test_a_failed_start_leaves_nothing_behind(tmp_path: Path) -> None:
     run(tmp_path / "node", "--cluster-nodes", "localhost")
     assert not (tmp_path / "node").exists()
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_signal_ends_a_busy_node_in_good_order(tmp_path: Path, number: signal.Signals) -> None:
+def test_a_signal_stops_a_busy_node_cleanly(tmp_path: Path, number: signal.Signals) -> None:
     with running_node(tmp_path / "node") as node:
         node.query("CREATE TABLE target (a UInt64) ENGINE = MergeTree ORDER BY a")
         with (
@@ -101,7 +101,7 @@ def test_a_signal_ends_a_busy_node_in_good_order(tmp_path: Path, number: signal.
         assert again.query("SELECT count() FROM target") == [(0,)]
 
 
-def test_the_node_is_reached_through_loopback_alone(node: RunningNode) -> None:
+def test_the_node_listens_on_loopback_only(node: RunningNode) -> None:
     addresses = {info[4][0] for info in socket.getaddrinfo(socket.gethostname(), None, socket.AF_INET)} - {"127.0.0.1"}
     for address in addresses - {address for address in addresses if str(address).startswith("127.")}:
         with pytest.raises(OSError, match="refused"):
@@ -116,4 +116,4 @@ def test_backups_go_to_the_nodes_own_directory(node: RunningNode, database: str)
     assert file.exists()
     node.query(f"DROP TABLE {database}.saved SYNC")
     node.query(f"RESTORE TABLE {database}.saved FROM File('{file}')")
-    assert node.query(f"SELECT a FROM {database}.saved") == [(7,)]  # noqa: S608 - the test made the names
+    assert node.query(f"SELECT a FROM {database}.saved") == [(7,)]  # noqa: S608 - names of the test

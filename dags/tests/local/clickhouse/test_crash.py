@@ -1,4 +1,4 @@
-"""A node that is killed in the middle of inserts keeps every acknowledged insert and doubles none."""
+"""A node that is killed during inserts keeps every acknowledged insert and duplicates none."""
 
 import random
 import threading
@@ -18,7 +18,7 @@ SEED = 20_260_131
 
 @dataclass
 class Writer:
-    """Inserts batches one after the other. A batch that was not acknowledged is sent again, under the same token."""
+    """A writer of consecutive batches, which sends an unacknowledged batch again with the same token."""
 
     number: int
     batch: int = 0
@@ -68,7 +68,7 @@ def assert_kept_once(node: RunningNode, writers: list[Writer]) -> None:
 
 
 @pytest.mark.parametrize("rounds", [3, pytest.param(50, marks=[pytest.mark.slow, pytest.mark.timeout(1800)])])
-def test_acknowledged_inserts_survive_kills_and_retried_ones_are_not_doubled(tmp_path: Path, rounds: int) -> None:
+def test_acknowledged_inserts_survive_kills_and_retried_ones_are_not_duplicated(tmp_path: Path, rounds: int) -> None:
     path = tmp_path / "node"
     with running_node(path) as node:
         node.query(
@@ -76,17 +76,17 @@ def test_acknowledged_inserts_survive_kills_and_retried_ones_are_not_doubled(tmp
             "ENGINE = MergeTree ORDER BY (writer, batch, row) "
             "SETTINGS non_replicated_deduplication_window = 10000"
         )
-    generator = random.Random(SEED)  # noqa: S311 - tests shall repeat
+    generator = random.Random(SEED)  # noqa: S311 - reproducible
     writers = [Writer(number) for number in range(WRITERS)]
     for _ in range(rounds):
         written = sum(len(writer.acknowledged) for writer in writers)
-        # A round that kills before the first acknowledgement proves nothing.
+        # A kill before the first acknowledgement proves nothing.
         while sum(len(writer.acknowledged) for writer in writers) == written:
             crash(path, writers, generator.uniform(0.3, 1.0))
     with running_node(path) as node:
         assert_kept_once(node, writers)
         assert all(writer.acknowledged for writer in writers)
-        # A restarted node is a whole node: it merges, and takes new inserts.
+        # A restarted node merges and accepts new inserts.
         node.query("OPTIMIZE TABLE batches FINAL")
         assert_kept_once(node, writers)
         assert node.query("INSERT INTO batches VALUES", [(99, 0, 0)]) == 1

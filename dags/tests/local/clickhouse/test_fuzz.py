@@ -1,4 +1,4 @@
-"""Whatever bytes arrive, the server answers with an exception or closes the connection, and goes on serving others."""
+"""To invalid bytes the server responds with an exception or closes the connection, and still serves other clients."""
 
 import random
 import socket
@@ -19,7 +19,7 @@ SEED = 20_260_131
 
 @pytest.fixture(scope="module")
 def target(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningNode]:
-    """A node of its own: a crash shows here and nowhere else."""
+    """A node of these tests only, because they may crash it."""
     with running_node(tmp_path_factory.mktemp("fuzz") / "node") as running:
         running.query(
             f"CREATE TABLE fuzzed ({', '.join(f'{name} {kind}' for name, kind, _ in COLUMNS)}) ENGINE = Memory"
@@ -31,7 +31,7 @@ def uint64(*values: int) -> bytes:
     return pack(f"<{len(values)}Q", *values)
 
 
-# Three rows of each: layouts with inner lengths are where wrong numbers hurt.
+# Three rows of each type; those with inner lengths are the risky ones.
 COLUMNS = [
     ("number", "UInt64", uint64(1, 2, 3)),
     ("text", "String", encode_string("a") + encode_string("bc") + encode_string("")),
@@ -51,7 +51,7 @@ COLUMNS = [
 
 
 def conversation(text: str, *data: bytes, compression: str | None = None) -> bytes:
-    """All that a client says who asks one thing and leaves."""
+    """Return everything that a client sends to run one query."""
     end = block([], 0, compression=compression)
     return (
         hello()
@@ -166,7 +166,7 @@ def test_the_conversations_are_valid_before_they_are_changed(target: RunningNode
 def fuzz(node: RunningNode, start: int, count: int) -> None:
     base = node.resident_bytes()
     for case in range(start, start + count):
-        generator = random.Random(SEED + case)  # noqa: S311 - tests shall repeat
+        generator = random.Random(SEED + case)  # noqa: S311 - reproducible
         data = generator.choice(MUTATIONS)(generator, generator.choice(CONVERSATIONS))
         try:
             say(node, data)
@@ -233,7 +233,7 @@ ABSURD = {
 
 
 @pytest.mark.parametrize("name", ABSURD)
-def test_absurd_packets_are_answered_with_an_exception(target: RunningNode, name: str) -> None:
+def test_invalid_packets_are_answered_with_an_exception(target: RunningNode, name: str) -> None:
     base = target.resident_bytes()
     answer = say(target, ABSURD[name])
     assert b"DB::Exception" in answer.data
@@ -241,13 +241,13 @@ def test_absurd_packets_are_answered_with_an_exception(target: RunningNode, name
 
 
 @pytest.mark.parametrize("stage", [0, 1, 3, 7, 2**62])
-def test_a_stage_that_the_server_cannot_compute_is_refused(target: RunningNode, stage: int) -> None:
+def test_an_unsupported_query_stage_is_rejected(target: RunningNode, stage: int) -> None:
     with RawClient(target.port) as raw:
         raw.send(query("SELECT 1", stage=stage) + END_OF_DATA)
         assert raw.expect_exception().code == 48
 
 
-# Blocks whose outer lengths are right and whose inner numbers lie: their end is found, the engine must notice.
+# Blocks with right outer and wrong inner lengths: their end is found, and the engine must report the error.
 LYING: dict[str, tuple[str, bytes, int]] = {
     "offsets that go back": ("Array(UInt8)", uint64(5, 1, 3) + bytes(3), 3),
     "an enormous offset before the last": ("Array(UInt8)", uint64(2**62, 2**63, 3) + bytes(3), 3),
@@ -289,13 +289,13 @@ WITHOUT_END = {"a malformed document", "a document with an unknown version"}
 
 @pytest.mark.parametrize("engine", ["Memory", "MergeTree ORDER BY tuple()"])
 @pytest.mark.parametrize("name", LYING)
-def test_blocks_whose_inner_numbers_lie_do_no_harm(target: RunningNode, name: str, engine: str) -> None:
+def test_blocks_with_wrong_inner_lengths_do_no_harm(target: RunningNode, name: str, engine: str) -> None:
     column_type, data, rows = LYING[name]
     own_type = "UInt8" if name == "a type that the table has not" else column_type
     target.query(f"CREATE OR REPLACE TABLE lied_to (value {own_type}) ENGINE = {engine}")
     base = target.resident_bytes()
     say(target, conversation("INSERT INTO lied_to VALUES", block([("value", column_type, data)], rows), END_OF_DATA))
-    # What was let in can be read, or reading it is an error.
+    # What was inserted can be read, or reading it is an error.
     say(target, conversation("SELECT value, toString(value), hex(toString(value)) FROM lied_to ORDER BY 2"))
     say(target, conversation("SELECT * FROM lied_to", compression="lz4"))
     say(target, conversation("OPTIMIZE TABLE lied_to FINAL"))
@@ -315,7 +315,7 @@ def test_blocks_whose_inner_numbers_lie_do_no_harm(target: RunningNode, name: st
         "Nullable(UInt8)",
     ],
 )
-def test_promised_rows_that_never_come_cost_no_memory(target: RunningNode, column_type: str, rows: int) -> None:
+def test_announced_rows_that_never_arrive_take_no_memory(target: RunningNode, column_type: str, rows: int) -> None:
     base = target.resident_bytes()
     promise = block([("value", column_type, uint64(1, 1 << 9, 2**40))], rows)
     say(target, conversation("INSERT INTO FUNCTION null('value String') VALUES", promise))

@@ -1,4 +1,4 @@
-"""Queries, settings and errors as clickhouse-driver's users know them from a ClickHouse server."""
+"""Queries, settings and errors behave in clickhouse-driver as with a ClickHouse server."""
 
 import json
 import threading
@@ -18,7 +18,7 @@ LONG_QUERY = "SELECT count() FROM numbers(1000000000000) WHERE NOT ignore(cityHa
 
 
 def code_of(client: Client, sql: str, *arguments: Any, **options: Any) -> int:
-    """The code of the error that a statement ends in."""
+    """Return the code of the error that a statement raises."""
     with pytest.raises(ServerException) as caught:
         client.execute(sql, *arguments, **options)
     return int(caught.value.code)
@@ -30,7 +30,7 @@ def is_running(node: RunningNode, query_id: str) -> bool:
 
 @contextmanager
 def long_query(node: RunningNode, query_id: str, sql: str = LONG_QUERY) -> Iterator[list[ServerException]]:
-    """A query that runs in a thread; what it ends in is appended to the list."""
+    """Run a query in a thread; its error is appended to the list."""
     outcome: list[ServerException] = []
 
     def run() -> None:
@@ -53,7 +53,7 @@ def long_query(node: RunningNode, query_id: str, sql: str = LONG_QUERY) -> Itera
 # Settings
 
 
-def test_a_setting_of_a_query_holds_for_that_query_alone(client: Client) -> None:
+def test_a_setting_of_a_query_applies_to_that_query_only(client: Client) -> None:
     sql = "SELECT getSetting('max_threads'), getSetting('max_block_size')"
     [before] = client.execute(sql)
     assert client.execute(sql, settings={"max_threads": 3, "max_block_size": 77}) == [(3, 77)]
@@ -61,7 +61,7 @@ def test_a_setting_of_a_query_holds_for_that_query_alone(client: Client) -> None
     assert client.execute(sql) == [before]
 
 
-def test_set_changes_the_connection_and_a_querys_own_settings_go_first(client: Client, node: RunningNode) -> None:
+def test_set_changes_the_connection_and_settings_of_a_query_override_it(client: Client, node: RunningNode) -> None:
     sql = "SELECT getSetting('max_block_size')"
     client.execute("SET max_block_size = 11", settings={"max_threads": 1})
     assert client.execute(sql) == [(11,)]
@@ -82,7 +82,7 @@ def test_a_setting_stays_after_a_query_that_failed(node: RunningNode) -> None:
         assert raw.receive_until_end().rows == 1
 
 
-def test_settings_of_the_client_hold_for_every_query(node: RunningNode) -> None:
+def test_settings_of_the_client_apply_to_every_query(node: RunningNode) -> None:
     with node.client(settings={"max_block_size": 13}) as client:
         for _ in range(2):
             assert client.execute("SELECT getSetting('max_block_size')") == [(13,)]
@@ -113,7 +113,7 @@ def test_a_read_only_query_leaves_the_connection_writable(node: RunningNode, rea
 
 
 @pytest.mark.parametrize(
-    "harsh",
+    "restrictive",
     [
         {"limit": "1"},
         {"max_result_rows": "1"},
@@ -122,14 +122,14 @@ def test_a_read_only_query_leaves_the_connection_writable(node: RunningNode, rea
         {"offset": "1"},
     ],
 )
-def test_a_harsh_setting_leaves_the_connection_as_it_was(node: RunningNode, harsh: dict[str, str]) -> None:
+def test_a_restrictive_setting_leaves_the_connection_unchanged(node: RunningNode, restrictive: dict[str, str]) -> None:
     with RawClient(node.port) as raw:
         raw.send_query("SET max_threads = 5, max_block_size = 55, max_insert_threads = 2")
         raw.receive_until_end()
-        raw.send_query("SELECT 1", settings=harsh)
+        raw.send_query("SELECT 1", settings=restrictive)
         raw.receive_until_end()
         changed = {"max_threads": "1", "max_block_size": "10", "max_insert_threads": "1"}
-        raw.send_query("SELECT 1", settings=harsh | changed)
+        raw.send_query("SELECT 1", settings=restrictive | changed)
         raw.receive_until_end()
         raw.send_query(
             "SELECT throwIf((getSetting('max_threads'), getSetting('max_block_size'), getSetting('max_insert_threads'))"
@@ -159,7 +159,7 @@ def test_use_and_the_clients_database_choose_where_names_are_looked_up(
     assert code_of(client, "USE `no such`") == 81
 
 
-def test_a_database_with_an_odd_name_can_be_the_clients_own(node: RunningNode) -> None:
+def test_a_database_with_an_unusual_name_can_be_the_clients_database(node: RunningNode) -> None:
     name = f"odd `'\" {uuid4().hex}"
     quoted = "`" + name.replace("`", "\\`") + "`"
     node.query(f"CREATE DATABASE {quoted}")
@@ -170,7 +170,7 @@ def test_a_database_with_an_odd_name_can_be_the_clients_own(node: RunningNode) -
         node.query(f"DROP DATABASE {quoted}")
 
 
-def test_an_unknown_database_or_user_is_told_when_connecting(node: RunningNode) -> None:
+def test_an_unknown_database_or_user_is_an_error_when_connecting(node: RunningNode) -> None:
     with node.client(database="nowhere") as client:
         assert code_of(client, "SELECT 1") == 81
     with node.client(user="somebody") as client:
@@ -208,7 +208,7 @@ def test_external_tables_last_for_one_query(client: Client) -> None:
 # Queries and their ids
 
 
-def test_a_running_query_is_seen_under_the_id_that_its_client_chose(node: RunningNode) -> None:
+def test_a_running_query_is_visible_under_the_id_that_its_client_chose(node: RunningNode) -> None:
     query_id = f"chosen by client {uuid4()}"
     with long_query(node, query_id) as outcome:
         with node.client() as second:
@@ -239,7 +239,7 @@ def test_the_query_log_knows_ids_and_comments(client: Client) -> None:
     ]
 
 
-def test_a_cancelled_stream_ends_and_the_connection_goes_on(client: Client, node: RunningNode) -> None:
+def test_a_cancelled_stream_ends_and_the_connection_stays_usable(client: Client, node: RunningNode) -> None:
     query_id = str(uuid4())
     rows = client.execute_iter("SELECT number FROM numbers(1000000000000)", query_id=query_id)
     assert next(rows) == (0,)
@@ -248,7 +248,7 @@ def test_a_cancelled_stream_ends_and_the_connection_goes_on(client: Client, node
     wait_until("the cancelled query is gone", lambda: not is_running(node, query_id), 2)
 
 
-def test_a_cancelled_aggregation_ends_and_the_connection_goes_on(node: RunningNode) -> None:
+def test_a_cancelled_aggregation_ends_and_the_connection_stays_usable(node: RunningNode) -> None:
     query_id = str(uuid4())
     with RawClient(node.port) as raw:
         raw.send_query(LONG_QUERY, query_id=query_id)
@@ -261,7 +261,7 @@ def test_a_cancelled_aggregation_ends_and_the_connection_goes_on(node: RunningNo
         assert raw.receive_until_end().rows == 1
 
 
-def test_a_late_cancel_does_not_hit_the_next_query(node: RunningNode) -> None:
+def test_a_late_cancel_does_not_stop_the_next_query(node: RunningNode) -> None:
     with RawClient(node.port) as raw:
         for _ in range(50):
             raw.send_query("SELECT number FROM numbers(10)")
@@ -277,7 +277,7 @@ def test_queries_of_different_connections_run_at_the_same_time(node: RunningNode
 # Results
 
 
-def test_progress_and_profile_tell_what_was_read(client: Client) -> None:
+def test_progress_and_profile_report_what_was_read(client: Client) -> None:
     progress = client.execute_with_progress("SELECT number FROM numbers(3000000) WHERE number % 1000 = 0")
     assert all(len(step) == 2 for step in progress)
     assert len(progress.get_result()) == 3000
@@ -285,7 +285,7 @@ def test_progress_and_profile_tell_what_was_read(client: Client) -> None:
     assert client.last_query.profile_info.rows == 3000
 
 
-def test_an_insert_tells_how_many_rows_were_written(client: Client) -> None:
+def test_an_insert_reports_how_many_rows_were_written(client: Client) -> None:
     client.execute("CREATE TABLE counted (a Int8) ENGINE = Memory")
     assert client.execute("INSERT INTO counted VALUES", [(1,), (2,)]) == 2
     assert client.execute("SELECT count() FROM counted") == [(2,)]
@@ -304,7 +304,7 @@ def test_names_and_types_are_known_with_and_without_rows(client: Client, sql: st
     assert client.execute(sql, with_column_types=True)[1] == [("a", "UInt8"), ("b", "String")]
 
 
-def test_statements_that_are_no_selects_return_their_tables(client: Client, database: str) -> None:
+def test_statements_other_than_select_return_their_tables(client: Client, database: str) -> None:
     client.execute("CREATE TABLE shown (a Int8) ENGINE = Memory")
     assert client.execute("SHOW TABLES") == [("shown",)]
     assert client.execute("DESCRIBE TABLE shown")[0][:2] == ("a", "Int8")
@@ -365,7 +365,7 @@ ERRORS = [
 
 
 @pytest.mark.parametrize(("sql", "code"), ERRORS)
-def test_errors_carry_clickhouses_own_codes(client: Client, sql: str, code: int) -> None:
+def test_errors_have_the_codes_of_clickhouse(client: Client, sql: str, code: int) -> None:
     assert code_of(client, sql) == code
 
 

@@ -1,14 +1,14 @@
-"""What the server reads from a statement's text: strings, quoted names and comments are never taken for SQL."""
+"""Analysis of statements: strings, quoted names and comments are never mistaken for SQL."""
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dags.local.clickhouse.statements import Insert, analyse, blank, parse_insert
+from dags.local.clickhouse.statements import InsertStatement, analyze, blank, parse_insert
 
 FORMATS = frozenset({"json", "tsv", "native", "values"})
 
-# Each is one opaque token, whatever it says inside.
+# Each is one opaque token, whatever its content.
 OPAQUE_TOKENS = [
     "'; SELECT 2'",
     r"'it\'s; FORMAT JSON'",
@@ -27,7 +27,7 @@ OPAQUE_TOKENS = [
 @pytest.mark.parametrize("token", OPAQUE_TOKENS)
 def test_opaque_text_is_not_taken_for_sql(token: str) -> None:
     text = f"SELECT {token} , 1"
-    statement = analyse(text, FORMATS)
+    statement = analyze(text, FORMATS)
     assert (statement.text, statement.keyword) == (text, "SELECT")
     assert not statement.is_multiple
     assert not statement.has_totals
@@ -41,8 +41,8 @@ def test_blanking_keeps_every_position(parts: list[str]) -> None:
 
 
 @given(st.text(alphabet="'`\"\\/*-#$ \n;()aSELCTINRVUFOMK,.{}", max_size=80))
-def test_any_text_can_be_looked_at(text: str) -> None:
-    analyse(text, FORMATS)
+def test_any_text_can_be_analyzed(text: str) -> None:
+    analyze(text, FORMATS)
     parse_insert(text)
     parse_insert(f"INSERT INTO {text}")
     parse_insert(f"INSERT INTO FUNCTION {text} VALUES")
@@ -63,8 +63,8 @@ def test_any_text_can_be_looked_at(text: str) -> None:
         (";", ""),
     ],
 )
-def test_the_first_word_tells_the_kind_of_statement(text: str, keyword: str) -> None:
-    assert analyse(text, FORMATS).keyword == keyword
+def test_the_first_word_is_the_kind_of_statement(text: str, keyword: str) -> None:
+    assert analyze(text, FORMATS).keyword == keyword
 
 
 @pytest.mark.parametrize(
@@ -78,8 +78,8 @@ def test_the_first_word_tells_the_kind_of_statement(text: str, keyword: str) -> 
         ("SHOW TABLES FORMAT TSV", "SHOW TABLES "),
     ],
 )
-def test_a_format_clause_is_dropped_because_the_wire_has_its_own(text: str, rest: str) -> None:
-    assert analyse(text, FORMATS).text == rest
+def test_a_format_clause_is_removed_because_the_protocol_has_its_own(text: str, rest: str) -> None:
+    assert analyze(text, FORMATS).text == rest
 
 
 @pytest.mark.parametrize(
@@ -93,45 +93,45 @@ def test_a_format_clause_is_dropped_because_the_wire_has_its_own(text: str, rest
         "SELECT 'FORMAT JSON'",
     ],
 )
-def test_what_is_no_format_clause_stays(text: str) -> None:
-    assert analyse(text, FORMATS).text == text
+def test_text_that_only_resembles_a_format_clause_stays(text: str) -> None:
+    assert analyze(text, FORMATS).text == text
 
 
 @pytest.mark.parametrize("text", ["SELECT 1; SELECT 2", "SELECT 1;/* */ x", "SELECT 1;;SELECT 2"])
-def test_several_statements_are_noticed(text: str) -> None:
-    assert analyse(text, FORMATS).is_multiple
+def test_several_statements_are_detected(text: str) -> None:
+    assert analyze(text, FORMATS).is_multiple
 
 
 @pytest.mark.parametrize("text", ["SELECT 1;", "SELECT 1; \n;", "SELECT 1; -- end", "SELECT ';'"])
 def test_a_final_semicolon_does_not_make_several_statements(text: str) -> None:
-    assert not analyse(text, FORMATS).is_multiple
+    assert not analyze(text, FORMATS).is_multiple
 
 
-def test_totals_are_noticed_and_not_confused_with_a_name() -> None:
-    assert analyse("SELECT count() FROM t GROUP BY a WITH  TOTALS ORDER BY a", FORMATS).has_totals
-    assert not analyse("WITH totals AS (SELECT 1) SELECT * FROM totals", FORMATS).has_totals
+def test_totals_are_detected_and_not_confused_with_a_name() -> None:
+    assert analyze("SELECT count() FROM t GROUP BY a WITH  TOTALS ORDER BY a", FORMATS).has_totals
+    assert not analyze("WITH totals AS (SELECT 1) SELECT * FROM totals", FORMATS).has_totals
 
 
 @pytest.mark.parametrize(
     ("text", "expected"),
     [
-        ("INSERT INTO t VALUES", Insert("INSERT INTO t ", "t", None)),
-        ("insert into table t values ;", Insert("insert into table t ", "t", None)),
+        ("INSERT INTO t VALUES", InsertStatement("INSERT INTO t ", "t", None)),
+        ("insert into table t values ;", InsertStatement("insert into table t ", "t", None)),
         (
             "INSERT INTO `a b`.`c.d` (x, `y z`) VALUES",
-            Insert("INSERT INTO `a b`.`c.d` (x, `y z`) ", "`a b`.`c.d`", "x, `y z`"),
+            InsertStatement("INSERT INTO `a b`.`c.d` (x, `y z`) ", "`a b`.`c.d`", "x, `y z`"),
         ),
-        ('INSERT INTO db . "t" (x) FORMAT Native', Insert('INSERT INTO db . "t" (x) ', 'db . "t"', "x")),
-        ("INSERT INTO t (* EXCEPT(a)) VALUES", Insert("INSERT INTO t (* EXCEPT(a)) ", "t", "* EXCEPT(a)")),
-        ("INSERT INTO t SETTINGS x = 1 VALUES", Insert("INSERT INTO t SETTINGS x = 1 ", "t", None)),
-        ("/* a */ INSERT INTO t /* (b) */ VALUES -- c", Insert("/* a */ INSERT INTO t /* (b) */ ", "t", None)),
+        ('INSERT INTO db . "t" (x) FORMAT Native', InsertStatement('INSERT INTO db . "t" (x) ', 'db . "t"', "x")),
+        ("INSERT INTO t (* EXCEPT(a)) VALUES", InsertStatement("INSERT INTO t (* EXCEPT(a)) ", "t", "* EXCEPT(a)")),
+        ("INSERT INTO t SETTINGS x = 1 VALUES", InsertStatement("INSERT INTO t SETTINGS x = 1 ", "t", None)),
+        ("/* a */ INSERT INTO t /* (b) */ VALUES -- c", InsertStatement("/* a */ INSERT INTO t /* (b) */ ", "t", None)),
         (
             "INSERT INTO FUNCTION remote('h:1', 'd', 't') (a) VALUES",
-            Insert("INSERT INTO FUNCTION remote('h:1', 'd', 't') (a) ", "remote('h:1', 'd', 't')", "a"),
+            InsertStatement("INSERT INTO FUNCTION remote('h:1', 'd', 't') (a) ", "remote('h:1', 'd', 't')", "a"),
         ),
     ],
 )
-def test_an_insert_that_awaits_data_is_taken_apart(text: str, expected: Insert) -> None:
+def test_an_insert_whose_data_follows_is_parsed(text: str, expected: InsertStatement) -> None:
     assert parse_insert(text) == expected
 
 
@@ -150,19 +150,19 @@ def test_an_insert_that_awaits_data_is_taken_apart(text: str, expected: Insert) 
         "",
     ],
 )
-def test_other_statements_await_no_data(text: str) -> None:
+def test_no_data_follows_other_statements(text: str) -> None:
     assert parse_insert(text) is None
 
 
-def test_queries_are_seen_by_the_ids_that_clients_gave_them() -> None:
-    assert analyse("SELECT * FROM system.processes", FORMATS).text == "SELECT * FROM system.client_processes"
-    assert analyse("SELECT 1 FROM System . query_log", FORMATS).text == "SELECT 1 FROM system.client_query_log"
-    assert "client" not in analyse("SELECT 'system.processes' FROM system.processes_x", FORMATS).text
+def test_queries_are_visible_under_the_ids_that_clients_chose() -> None:
+    assert analyze("SELECT * FROM system.processes", FORMATS).text == "SELECT * FROM system.client_processes"
+    assert analyze("SELECT 1 FROM System . query_log", FORMATS).text == "SELECT 1 FROM system.client_query_log"
+    assert "client" not in analyze("SELECT 'system.processes' FROM system.processes_x", FORMATS).text
 
 
 @pytest.mark.parametrize("text", ["TRUNCATE TABLE system.query_log", "SHOW CREATE TABLE system.query_log"])
-def test_statements_about_the_table_itself_reach_the_table(text: str) -> None:
-    assert analyse(text, FORMATS).text == text
+def test_statements_about_the_system_table_itself_are_unchanged(text: str) -> None:
+    assert analyze(text, FORMATS).text == text
 
 
 @pytest.mark.parametrize(
@@ -173,6 +173,6 @@ def test_statements_about_the_table_itself_reach_the_table(text: str) -> None:
     ],
 )
 def test_kill_finds_queries_by_the_ids_of_clients(text: str) -> None:
-    changed = " ".join(analyse(text, FORMATS).text.split()).lower()
+    changed = " ".join(analyze(text, FORMATS).text.split()).lower()
     assert "where query_id in (select engine_query_id from system.client_processes where query_id = 'x'" in changed
     assert changed.endswith(") sync")

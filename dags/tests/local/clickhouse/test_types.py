@@ -1,4 +1,4 @@
-"""Values of every type that clickhouse-driver reads and writes arrive as they were sent."""
+"""Values of every type that clickhouse-driver supports are the same after writing and reading."""
 
 import math
 from collections.abc import Sequence
@@ -106,7 +106,7 @@ def name_of(value: object) -> str:
 
 
 @pytest.mark.parametrize(("column_type", "expression", "value"), SCALARS + COMPOUND, ids=name_of)
-def test_a_value_is_written_and_read_as_the_engine_means_it(
+def test_a_value_is_the_same_after_writing_and_reading(
     client: Client, column_type: str, expression: str, value: Any
 ) -> None:
     client.execute("SET flatten_nested = 0, allow_suspicious_low_cardinality_types = 1")
@@ -188,7 +188,7 @@ def representative_rows(count: int, start: int = 0) -> list[tuple[Any, ...]]:
 
 @pytest.mark.parametrize("compression", [None, "lz4", "lz4hc", "zstd"])
 @pytest.mark.parametrize("count", [0, 1, 3000])
-def test_blocks_of_any_size_and_compression_arrive_whole(
+def test_blocks_of_any_size_and_compression_arrive_complete(
     node: RunningNode, database: str, compression: str | None, count: int
 ) -> None:
     rows = representative_rows(count)
@@ -210,7 +210,7 @@ def test_a_result_of_many_blocks_arrives_in_order(client: Client) -> None:
     assert rows == [(number,) for number in range(10_000)]
 
 
-def test_columns_may_be_listed_in_another_order_and_left_out(client: Client) -> None:
+def test_columns_may_be_reordered_and_omitted(client: Client) -> None:
     client.execute("CREATE TABLE ordered (a Int8, `b c` String, d String DEFAULT 'd', e Int8 ALIAS a) ENGINE = Memory")
     client.execute("INSERT INTO ordered (`b c`, a) VALUES", [("x", 1)])
     client.execute("INSERT INTO ordered (* EXCEPT (d)) VALUES", [(2, "y")])
@@ -273,7 +273,7 @@ def test_json_is_written(node: RunningNode, database: str, compression: str | No
         assert client.execute("SELECT document.b.c::String FROM documents WHERE id = 0") == [("x",)]
 
 
-def test_states_of_aggregate_functions_travel_between_tables(client: Client) -> None:
+def test_states_of_aggregate_functions_can_be_inserted_from_a_select(client: Client) -> None:
     state = "AggregateFunction(uniqExact, UInt64)"
     for table in ("first", "second"):
         client.execute(f"CREATE TABLE {table} (id UInt8, state {state}) ENGINE = AggregatingMergeTree ORDER BY id")
@@ -287,7 +287,7 @@ def test_states_of_aggregate_functions_travel_between_tables(client: Client) -> 
     assert client.execute("SELECT id, finalizeAggregation(state) FROM first ORDER BY id") == [(0, 500), (1, 500)]
 
 
-def test_inserting_states_over_the_wire_is_refused_with_a_clear_error(
+def test_inserting_states_over_the_protocol_is_rejected_with_a_clear_error(
     node: RunningNode, client: Client, database: str
 ) -> None:
     client.execute(
@@ -314,7 +314,7 @@ def test_text_is_converted_to_the_columns_own_type(node: RunningNode, client: Cl
     assert client.execute("SELECT sum(value) FROM numbers_only") == [(15,)]
 
 
-def test_a_value_that_the_engine_refuses_writes_nothing_and_leaves_the_client_usable(client: Client) -> None:
+def test_a_value_that_the_engine_rejects_writes_nothing_and_leaves_the_client_usable(client: Client) -> None:
     client.execute("CREATE TABLE bounded (a Int8, CONSTRAINT small CHECK a < 10) ENGINE = MergeTree ORDER BY a")
     with pytest.raises(ServerException) as caught:
         client.execute("INSERT INTO bounded VALUES", [(1,), (50,)])
@@ -334,7 +334,7 @@ def test_numpy_arrays_and_data_frames_are_read_and_written(node: RunningNode, da
         assert read["c"].tolist() == [number / 2 for number in range(1000)]
 
 
-def test_external_tables_carry_every_kind_of_column(client: Client) -> None:
+def test_external_tables_can_have_every_type_of_column(client: Client) -> None:
     rows = [{"id": uuid4(), "word": f"w{number % 3}", "list": ["a"] * number} for number in range(10)]
     table = {
         "name": "given",

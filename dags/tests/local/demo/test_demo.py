@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 ROOT = Path(__file__).resolve().parents[4]
 PNG_MAGIC = b"\x89PNG"
-# Two visits, the first over midnight, with an image; and a bot.
+# Two visits, the first across midnight and with an image; and a bot.
 CHROME = "Mozilla/5.0 (X11; Linux x86_64) AppleWebKit/537.36 (KHTML, like Gecko) Chrome/43.0.2357.65 Safari/537.36"
 GOOGLEBOT = "Mozilla/5.0 (compatible; Googlebot/2.1; +http://www.google.com/bot.html)"
 LOG_LINES = [
@@ -39,7 +39,7 @@ def environment(
     s3_bucket: str,
     postgres_dsn: str,
 ) -> dict[str, str]:
-    """The variables of `make demo`, for an empty database, an empty bucket and a new Dagster instance."""
+    """The environment of `make demo` with an empty database, an empty bucket and a new Dagster instance."""
     shutil.copy(ROOT / ".dagster_home" / "dagster.yaml", tmp_path)
     postgres = urlsplit(postgres_dsn)
     return {
@@ -76,7 +76,7 @@ def instance(environment: dict[str, str]) -> Iterator[dg.DagsterInstance]:
 
 @pytest.fixture
 def access_log(tmp_path: Path) -> Path:
-    """An access log under a name that a server gives it when it rotates."""
+    """An access log with the name of a rotated log."""
     path = tmp_path / "access log.1.gz"
     path.write_bytes(gzip.compress("".join(f"{line}\n" for line in LOG_LINES).encode()))
     return path
@@ -92,7 +92,7 @@ def test_an_access_log_becomes_a_report_by_day_with_the_runs_of_every_team(
     ((days,),) = clickhouse_client.execute("SELECT uniqExact(date) FROM exchange_rate FINAL")
     assert days == 30
     rows = [line.split() for line in result.stdout.splitlines() if " 2015-05-1" in line and "%" in line]
-    # Day, visitors, page views, sessions, bounce rate and average duration: a session is of the day it begins on.
+    # Day, visitors, page views, sessions, bounce rate and average duration: a session counts on the day it begins.
     assert rows == [
         ["Sun", "2015-05-17", "1", "2", "1", "0.0%", "900", "s"],
         ["Mon", "2015-05-18", "1", "1", "1", "100.0%", "0", "s"],
@@ -113,7 +113,7 @@ def test_an_access_log_becomes_a_report_by_day_with_the_runs_of_every_team(
 
 
 @pytest.mark.slow
-def test_the_demo_shows_its_sample_and_shows_the_same_when_it_is_run_again(
+def test_the_demo_prints_the_same_report_when_it_runs_again(
     environment: dict[str, str], clickhouse_client: "Client"
 ) -> None:
     first = run_demo(environment)
@@ -135,11 +135,11 @@ def test_the_demo_shows_its_sample_and_shows_the_same_when_it_is_run_again(
 
 
 @pytest.mark.slow
-def test_the_demo_fails_when_clickhouse_holds_other_figures(
+def test_the_demo_fails_when_clickhouse_has_other_figures(
     environment: dict[str, str], access_log: Path, clickhouse_client: "Client"
 ) -> None:
     assert run_demo(environment, "--access-log", str(access_log)).returncode == 0
-    # A version above that of any final rate, so that the job leaves the row alone.
+    # A version above that of any final rate, so that the job does not replace the row.
     clickhouse_client.execute(
         "INSERT INTO exchange_rate (currency, date, rate, version) "
         "SELECT 'EUR', max(date), 2, 99000000 FROM exchange_rate"
@@ -147,7 +147,7 @@ def test_the_demo_fails_when_clickhouse_holds_other_figures(
     result = run_demo(environment, "--access-log", str(access_log))
     assert result.returncode == 1
     assert "DIFFERENT" in result.stdout
-    assert "The demo failed: conversions in ClickHouse differ from the package's own" in result.stderr
+    assert "The demo failed: conversions in ClickHouse differ from those of the package" in result.stderr
 
 
 @pytest.mark.slow
@@ -162,7 +162,7 @@ def test_a_log_without_a_readable_line_fails_the_demo_with_the_reason(
     assert "rejected" in result.stderr
 
 
-def test_a_file_of_no_known_form_fails_the_demo_with_the_reason(environment: dict[str, str], tmp_path: Path) -> None:
+def test_a_file_of_unknown_format_fails_the_demo_with_the_reason(environment: dict[str, str], tmp_path: Path) -> None:
     file = tmp_path / "events.xlsx"
     file.write_bytes(b"anything")
     result = run_demo(environment, "--events", str(file))
@@ -170,15 +170,15 @@ def test_a_file_of_no_known_form_fails_the_demo_with_the_reason(environment: dic
     assert "events.xlsx has no known suffix: use .jsonl" in result.stderr
 
 
-def test_the_demo_names_the_reason_when_clickhouse_is_not_there(environment: dict[str, str]) -> None:
+def test_the_demo_prints_the_reason_when_clickhouse_is_unreachable(environment: dict[str, str]) -> None:
     result = run_demo({**environment, "CLICKHOUSE_PORT": "1"})
     assert result.returncode == 1
     assert "The demo failed: " in result.stderr
     assert "127.0.0.1:1" in result.stderr.split("The demo failed: ")[1]
 
 
-def test_the_demo_refuses_another_source_than_the_one_it_compares_with(environment: dict[str, str]) -> None:
-    result = run_demo({**environment, "OPEN_EXCHANGE_RATES_APP_ID": "app-id-of-somebody"})
+def test_the_demo_rejects_a_source_other_than_the_one_it_compares_with(environment: dict[str, str]) -> None:
+    result = run_demo({**environment, "OPEN_EXCHANGE_RATES_APP_ID": "secret-app-id"})
     assert result.returncode == 1
     assert "unset OPEN_EXCHANGE_RATES_APP_ID" in result.stderr
-    assert "app-id-of-somebody" not in result.stdout + result.stderr
+    assert "secret-app-id" not in result.stdout + result.stderr

@@ -14,12 +14,12 @@ def test_the_last_days_end_with_the_newest_day_of_the_source() -> None:
     assert (first, last) == (date(2020, 4, 20), date(2020, 5, 19))
 
 
-def test_a_source_without_recent_rates_is_named() -> None:
+def test_a_source_without_recent_rates_is_an_error_with_its_name() -> None:
     with pytest.raises(DemoError, match="European Central Bank has no rates"):
         last_days(EuropeanCentralBank(), date(2050, 1, 1), 30)
 
 
-def test_amounts_that_differ_in_a_shown_decimal_are_not_equal() -> None:
+def test_amounts_that_differ_in_a_printed_decimal_are_not_equal() -> None:
     def conversion(from_clickhouse: str) -> Conversion:
         return Conversion(date(2026, 1, 1), "EUR", "USD", Decimal(from_clickhouse), Decimal("111.72"))
 

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from dags.local.demo.ingestion import log_name
-from dags.local.demo.report import Day, Page, Report, draw, show
+from dags.local.demo.report import DayTotals, PageTotals, WebReport, draw, show
 from dags.local.demo.web_analytics import ranges
 
 FIRST = date(2026, 10, 1)
@@ -15,7 +15,7 @@ def days(*numbers: int) -> list[date]:
     return [FIRST + timedelta(days=number) for number in numbers]
 
 
-def test_days_in_a_row_are_one_range_of_at_most_the_given_length() -> None:
+def test_consecutive_days_are_one_range_up_to_the_maximum_length() -> None:
     found = list(ranges(days(0, 1, 2, 3, 4, 7, 9, 10), 3))
     assert [((first - FIRST).days, (last - FIRST).days) for first, last in found] == [(0, 2), (3, 4), (7, 7), (9, 10)]
     assert list(ranges([], 3)) == []
@@ -30,13 +30,13 @@ def test_days_in_a_row_are_one_range_of_at_most_the_given_length() -> None:
         ("access.log.1", "access.log.1.log"),
     ],
 )
-def test_a_log_is_put_under_a_name_that_tells_its_form(tmp_path: Path, name: str, expected: str) -> None:
+def test_the_key_of_a_log_has_the_suffix_of_its_format(tmp_path: Path, name: str, expected: str) -> None:
     path = tmp_path / name
     path.write_text("anything")
     assert log_name(path) == expected
 
 
-def test_a_compressed_log_is_known_by_its_content(tmp_path: Path) -> None:
+def test_a_compressed_log_is_recognized_by_its_content(tmp_path: Path) -> None:
     path = tmp_path / "access.log.2.gz"
     path.write_bytes(gzip.compress(b"anything"))
     assert log_name(path) == "access.log.2.log.gz"
@@ -46,10 +46,10 @@ def test_a_compressed_log_is_known_by_its_content(tmp_path: Path) -> None:
 def test_any_number_of_days_can_be_printed_and_drawn(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], count: int
 ) -> None:
-    numbers = [Day(day, 10, 30, 12, 3, 600) for day in days(*range(count))] + [
-        Day(FIRST + timedelta(days=count), 0, 0, 0, 0, 0)
+    numbers = [DayTotals(day, 10, 30, 12, 3, 600) for day in days(*range(count))] + [
+        DayTotals(FIRST + timedelta(days=count), 0, 0, 0, 0, 0)
     ]
-    report = Report(numbers, [Page("example.com", "/" + "long" * 100, 10, 30)])
+    report = WebReport(numbers, [PageTotals("example.com", "/" + "long" * 100, 10, 30)])
     show(report)
     printed = capsys.readouterr().out
     assert printed.count("25.0%") == count

@@ -84,7 +84,7 @@ def test_the_location_of_a_new_team_loads_in_the_web_interface(
     with serving(home, WEBSERVER, {}, root=copy) as webserver:
 
         def all_loaded() -> dict[str, str] | None:
-            entries = webserver.ask(LOCATIONS)["locationEntries"]
+            entries = webserver.query(LOCATIONS)["locationEntries"]
             if any(entry["loadStatus"] != "LOADED" for entry in entries):
                 return None
             return {entry["name"]: entry["locationOrLoadError"]["__typename"] for entry in entries}
