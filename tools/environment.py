@@ -38,7 +38,7 @@ def main() -> int:
     # SIGTERM ends the work as Ctrl-C does, so that the step that runs is stopped too.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     with (ROOT / ".venv.lock").open("w") as guard:
-        # Two `make` at once: the second waits here and finds the work done.
+        # Of two concurrent `make`, the second waits here and finds the environment complete.
         fcntl.flock(guard, fcntl.LOCK_EX)
         if is_complete():
             return 0
@@ -78,8 +78,8 @@ def is_complete() -> bool:
 def build(guard: int) -> int:
     """Make the environment from nothing; return the exit code of the first step that fails.
 
-    `guard` is the descriptor of the locked file. Each step holds it too: one that outlives this program keeps others
-    waiting.
+    `guard` is the descriptor of the locked file. Each step inherits it: a step that outlives this program keeps
+    other set-ups waiting.
     """
     started = time.monotonic()
     print(f"Making .venv with Python {sys.version.split()[0]}: about a minute the first time.", flush=True)
@@ -139,8 +139,8 @@ def pip_options(listed: str) -> dict[str, str]:
 def uv_variables(options: Mapping[str, str], environ: Mapping[str, str]) -> dict[str, str]:
     """Return the environment in which uv uses the indexes, certificates and proxy of these options of pip.
 
-    They are variables and not arguments, because an address may hold a password. Variables of uv's own that are set
-    already stay.
+    They are passed as variables and not as arguments, because an address may contain a password. `UV_…` variables that
+    are already set take precedence.
     """
     certificates = options.get("cert") or environ.get("REQUESTS_CA_BUNDLE") or environ.get("CURL_CA_BUNDLE") or ""
     of_uv = {
@@ -148,7 +148,7 @@ def uv_variables(options: Mapping[str, str], environ: Mapping[str, str]) -> dict
         "UV_INDEX": " ".join(options.get("extra-index-url", "").split()),
         "UV_FIND_LINKS": ",".join(options.get("find-links", "").split()),
         "UV_NO_INDEX": "1" if options.get("no-index", "").lower() in {"1", "true", "yes", "on"} else None,
-        # As pip does: no index goes before another. The hashes say which file is meant, wherever it comes from.
+        # Like pip, consider all indexes. That is safe, because the lock has the hashes of every file.
         "UV_INDEX_STRATEGY": "unsafe-best-match",
         "UV_INSECURE_HOST": " ".join(options.get("trusted-host", "").split()),
         "UV_HTTP_TIMEOUT": options.get("timeout", options.get("default-timeout")),

@@ -1,5 +1,6 @@
 """`python -m dags.local`: start, show and erase the embedded stack."""
 
+import dataclasses
 import json
 import os
 import shutil
@@ -38,19 +39,11 @@ def main() -> None:
 @click.option(
     "--nodes", type=click.IntRange(1, 16), default=1, show_default=True, help="ClickHouse nodes, one for each shard."
 )
-@click.option(
-    "--clickhouse-port",
-    type=port_type,
-    help="Of the first node, and the next ones.  [default: CLICKHOUSE_PORT]",
-)
+@click.option("--clickhouse-port", type=port_type, help="Port of the first node.  [default: CLICKHOUSE_PORT]")
 @click.option("--s3-port", type=port_type, help="[default: that of OBJECT_STORAGE_ENDPOINT]")
 @click.option("--postgres-port", type=port_type, help="[default: POSTGRES_PORT]")
 @click.option(
-    "--services",
-    "kinds",
-    default=",".join(KINDS),
-    show_default=True,
-    help="Services to start, separated by commas.",
+    "--services", "kinds", default=",".join(KINDS), show_default=True, help="Services to start, separated by commas."
 )
 @click.argument("command", nargs=-1, type=click.UNPROCESSED)
 def up(
@@ -99,31 +92,34 @@ def up(
 def status(path: Path, *, as_json: bool) -> None:
     """Show the services and their addresses. Exit code 0: all run; 3: none runs; 1: some do not answer."""
     try:
-        code, rows, supervisor = read_status(path.resolve())
+        found = read_status(path.resolve())
     except directory.DirectoryError as error:
         fail(str(error))
     except OSError as error:
         fail(str(directory.explain(error, path)))
     if as_json:
-        click.echo(
-            json.dumps({"directory": str(path.resolve()), "supervisor_pid": supervisor, "services": rows}, indent=2)
-        )
-    elif rows:
-        shown = [
+        shown = {
+            "directory": str(path.resolve()),
+            "supervisor_pid": found.supervisor_pid,
+            "services": [dataclasses.asdict(service) for service in found.services],
+        }
+        click.echo(json.dumps(shown, indent=2))
+    elif found.services:
+        rows = [
             [
-                str(row["service"]),
-                str(row["address"]),
-                str(row["pid"]),
-                str(row["state"]),
-                human_bytes(int(str(row["data_bytes"]))),
-                human_seconds(float(str(row["uptime_seconds"]))),
+                service.service,
+                service.address,
+                str(service.pid),
+                service.state,
+                human_bytes(service.data_bytes),
+                human_seconds(service.uptime_seconds),
             ]
-            for row in rows
+            for service in found.services
         ]
-        click.echo(table(["service", "address", "pid", "state", "data", "uptime"], shown))
+        click.echo(table(["service", "address", "pid", "state", "data", "uptime"], rows))
     else:
         click.echo(f"No stack runs on {path.resolve()}.")
-    sys.exit(code)
+    sys.exit(found.exit_code)
 
 
 @main.command()

@@ -20,7 +20,7 @@ def main() -> None:
 @main.command()
 @port_option
 def up(port: int) -> None:
-    """Start the stack, and `serve` beside it."""
+    """Start the stack, and run `serve` with it."""
     # Checked first, so that the reason is the last line printed.
     if not ports.is_free(port):
         raise click.ClickException(

@@ -1,6 +1,6 @@
 """Runs a module or a command that stops when the process that started it dies, even by kill -9.
 
-The parent keeps the writing end of a pipe and never writes to it: when the parent dies, for whatever reason, the
+The parent keeps the writing end of a pipe and never writes to it: when the parent dies, for any reason, the
 reading end reports the end of the file. That works on Linux and macOS.
 
     python -m dags.local.lifeline DESCRIPTOR module dags.local.s3 --port 19100 ...

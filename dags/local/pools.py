@@ -1,7 +1,7 @@
 """Pool limits, recorded before the first run.
 
 The run queue records a pool's default limit when it first sees a run that needs the pool, and applies it only in its
-next iteration, so the runs of a first backfill would all start at once.
+next iteration, so the runs of a first backfill would all start at the same time.
 """
 
 from collections.abc import Iterable

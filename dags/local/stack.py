@@ -1,4 +1,4 @@
-"""The whole stack: starts its services, watches them, stops them in order, and runs a command beside them.
+"""The whole stack: starts its services, watches them, stops them in order, and runs a command with them.
 
 When a service dies, the stack stops with its name and the end of its log. It is not restarted: a restart would hide the
 crash, and the clients of the service have failed anyway. The next `up` takes seconds.
@@ -271,7 +271,7 @@ def supervise(
 def reuse(
     plan: StackPlan, command: tuple[str, ...], lifeline: services.Lifeline, signals: Signals, say: Callable[[str], None]
 ) -> int:
-    """Run the command beside the stack that already runs on the directory, once it is ready, and leave it running.
+    """Run the command with the stack that already runs on the directory, once it is ready, and leave it running.
 
     Raises StackError when it does not become ready, or lacks a service of the plan.
     """

@@ -117,7 +117,7 @@ class EmbeddedEngine:
 
 
 class EngineSession:
-    """One client's connection to the engine. Not for use by two threads at once."""
+    """One client's connection to the engine. Not thread-safe."""
 
     def __init__(self, engine: EmbeddedEngine, connection: Connection) -> None:
         self._engine = engine
@@ -208,7 +208,7 @@ class EngineSession:
             self._state_statements.append(sql)
         return result.bytes(), result.rows_read()
 
-    def describe_beside_stream(self, select: str) -> list[tuple[str, str]]:
+    def describe_during_stream(self, select: str) -> list[tuple[str, str]]:
         """Return the names and types of a SELECT whose stream is open.
 
         A chdb connection runs one statement at a time, so this uses another one with the state of this session.

@@ -271,7 +271,7 @@ class Connection:
             return None
         types = None
         if any(column_type == "DateTime" for _, column_type in header):
-            described = self._session.describe_beside_stream(select)
+            described = self._session.describe_during_stream(select)
             types = [column_type for _, column_type in described] if described != header else None
             header = described
         self._send_block(packets.write_header_block(header))

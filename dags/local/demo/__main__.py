@@ -33,7 +33,7 @@ def main(access_log: Path | None, events: Path | None) -> None:
         run_demo(say, access_log, events)
     except DemoError as error:
         reason = str(error)
-    except Exception as error:  # noqa: BLE001 - the last line says what went wrong, whatever it is
+    except Exception as error:  # noqa: BLE001 - the last line of output is the reason, whatever the error
         traceback.print_exc()
         reason = f"{type(error).__name__}: {error}"
     else:

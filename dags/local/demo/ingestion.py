@@ -66,7 +66,7 @@ def put_sample(stage: Stage) -> DemoInput:
 
 
 def put_files(stage: Stage, access_log: Path | None, events: Path | None) -> DemoInput:
-    """Put the given files into S3, as objects of a team of their own. Raises DemoError for an unknown format."""
+    """Put the given files into S3, as objects of a separate team. Raises DemoError for an unknown format."""
     keys = []
     for path, name in ((access_log, log_name), (events, file_name)):
         if path is None:

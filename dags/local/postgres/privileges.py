@@ -1,4 +1,4 @@
-"""Running Postgres without the rights of root, which it refuses to run with.
+"""Running Postgres without the rights of root, because it does not start as root.
 
 Root becomes `nobody`, the owner of the data directory, and keeps one capability: to enter directories that only root
 can read. No user or permission of the machine is changed.

@@ -31,7 +31,7 @@ def test_a_file_is_not_a_directory(tmp_path: Path) -> None:
 
 
 def test_a_full_disk_is_reported_before_anything_starts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(directory, "MINIMUM_FREE_BYTES", 10**18)
+    monkeypatch.setattr(directory, "MIN_FREE_BYTES", 10**18)
     with pytest.raises(directory.DirectoryError, match="MiB left"):
         directory.open_directory(tmp_path / "new")
 

@@ -232,7 +232,7 @@ def test_a_command_that_does_not_exist_is_an_error_before_anything_starts(
 def test_a_signal_is_forwarded_to_the_command_which_may_finish_first(start_up: StartUp, tmp_path: Path) -> None:
     program = (
         "import pathlib, signal, sys, time\n"
-        f"signal.signal(signal.SIGTERM, lambda *_: (pathlib.Path({str(tmp_path / 'told')!r}).touch(), sys.exit(5)))\n"
+        f"signal.signal(signal.SIGTERM, lambda *_: (pathlib.Path({str(tmp_path / 'signal')!r}).touch(), sys.exit(5)))\n"
         f"pathlib.Path({str(tmp_path / 'begun')!r}).touch()\n"
         "time.sleep(100)\n"
     )
@@ -240,7 +240,7 @@ def test_a_signal_is_forwarded_to_the_command_which_may_finish_first(start_up: S
     wait_until((tmp_path / "begun").exists, "the command runs")
     up.process.send_signal(signal.SIGTERM)
     assert up.ended() == 5
-    assert (tmp_path / "told").exists()
+    assert (tmp_path / "signal").exists()
 
 
 def test_the_third_signal_kills_a_command_that_ignores_them(start_up: StartUp, tmp_path: Path) -> None:

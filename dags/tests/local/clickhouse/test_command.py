@@ -25,7 +25,7 @@ def run(path: Path, *options: str, port: int = 0) -> subprocess.CompletedProcess
     )
 
 
-def assert_refused(result: subprocess.CompletedProcess[str], *words: str) -> None:
+def assert_fails_to_start(result: subprocess.CompletedProcess[str], *words: str) -> None:
     """Assert that the command failed with a message of one line that contains `words`."""
     assert result.returncode != 0
     assert "ready" not in result.stdout
@@ -39,20 +39,20 @@ def test_a_taken_port_is_named_with_the_remedy(tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         result = run(tmp_path / "node", port=port)
-    assert_refused(result, str(port), "--port")
+    assert_fails_to_start(result, str(port), "--port")
     assert len(result.stderr.strip().splitlines()) == 1
 
 
 def test_a_data_directory_in_use_is_named_with_the_remedy(node: RunningNode) -> None:
     result = run(node.path)
-    assert_refused(result, str(node.path), "in use", "--path")
+    assert_fails_to_start(result, str(node.path), "in use", "--path")
     assert len(result.stderr.strip().splitlines()) == 1
     assert node.query("SELECT 1") == [(1,)]
 
 
 def test_a_directory_that_cannot_be_made_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("not a directory")
-    assert_refused(run(tmp_path / "file" / "node"), str(tmp_path / "file"))
+    assert_fails_to_start(run(tmp_path / "file" / "node"), str(tmp_path / "file"))
 
 
 @pytest.mark.parametrize(
@@ -64,7 +64,7 @@ def test_a_directory_that_cannot_be_made_is_named(tmp_path: Path) -> None:
     ],
 )
 def test_wrong_options_are_named(tmp_path: Path, options: tuple[str, ...], word: str) -> None:
-    assert_refused(run(tmp_path / "node", *options), word)
+    assert_fails_to_start(run(tmp_path / "node", *options), word)
 
 
 def test_a_failed_start_leaves_nothing_behind(tmp_path: Path) -> None:

@@ -173,7 +173,7 @@ def test_a_database_with_an_unusual_name_can_be_the_clients_database(node: Runni
 def test_an_unknown_database_or_user_is_an_error_when_connecting(node: RunningNode) -> None:
     with node.client(database="nowhere") as client:
         assert code_of(client, "SELECT 1") == 81
-    with node.client(user="somebody") as client:
+    with node.client(user="unknown") as client:
         assert code_of(client, "SELECT 1") == 516
 
 

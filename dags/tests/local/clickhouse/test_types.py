@@ -20,13 +20,13 @@ from dags.tests.local.clickhouse.raw import RawClient, block, string_column
 TOKYO = ZoneInfo("Asia/Tokyo")
 BERLIN = ZoneInfo("Europe/Berlin")
 IDENTIFIER = UUID("01234567-89ab-cdef-0123-456789abcdef")
-MAXIMUM_BITS = (8, 16, 32, 64, 128, 256)
+INTEGER_BITS = (8, 16, 32, 64, 128, 256)
 WEIRD_ENUM = r"Enum8('a, b' = -128, 'it\'s' = 0, '(x)' = 1, '[y] = 2' = 127)"
 
 # (type, SQL expression, the value in Python)
 SCALARS: list[tuple[str, str, Any]] = [
-    *((f"UInt{bits}", f"'{2**bits - 1}'", 2**bits - 1) for bits in MAXIMUM_BITS),
-    *((f"Int{bits}", f"'{-(2 ** (bits - 1))}'", -(2 ** (bits - 1))) for bits in MAXIMUM_BITS),
+    *((f"UInt{bits}", f"'{2**bits - 1}'", 2**bits - 1) for bits in INTEGER_BITS),
+    *((f"Int{bits}", f"'{-(2 ** (bits - 1))}'", -(2 ** (bits - 1))) for bits in INTEGER_BITS),
     ("Float32", "-1.5", -1.5),
     ("Float64", "1e308", 1e308),
     ("Float64", "'-inf'", -math.inf),
