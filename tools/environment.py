@@ -84,14 +84,16 @@ def build(guard: int) -> int:
     started = time.monotonic()
     print(f"Making .venv with Python {sys.version.split()[0]}: about a minute the first time.", flush=True)
     shutil.rmtree(ENVIRONMENT, ignore_errors=True)
-    code = run([sys.executable, "-m", "venv", str(ENVIRONMENT)], guard)
+    code = run("Creating the environment", [sys.executable, "-m", "venv", str(ENVIRONMENT)], guard)
     if code:
         return fail("make the environment (Debian and Ubuntu need the package python3.11-venv)", code)
+    check = [str(UV), "pip", "check", "--no-config", "--python", str(PYTHON)]
     if not install_with_uv(guard):
-        code = run(pip("install", "--require-hashes", "--requirement", str(LOCK)), guard)
+        check = pip("check")
+        code = run("Installing the packages", pip("install", "--require-hashes", "--requirement", str(LOCK)), guard)
         if code:
             return fail("install the locked packages (pip says why above)", code)
-    code = run(pip("check"), guard)
+    code = run("Checking the packages", check, guard)
     if code:
         return fail("check the installed packages", code)
     STAMP.write_text(fingerprint())
@@ -106,7 +108,8 @@ def install_with_uv(guard: int) -> bool:
         return False
     uv_alone = ENVIRONMENT / "uv.lock"
     uv_alone.write_text(requirement)
-    if run(pip("install", "--quiet", "--no-deps", "--require-hashes", "--requirement", str(uv_alone)), guard):
+    command = pip("install", "--quiet", "--no-deps", "--require-hashes", "--requirement", str(uv_alone))
+    if run("Installing uv", command, guard):
         print("pip cannot install uv (it says why above), so pip installs everything, which takes longer.", flush=True)
         return False
     # The lock is complete, so nothing is resolved. Nothing is compiled: the first import of a module does it, and most
@@ -115,7 +118,7 @@ def install_with_uv(guard: int) -> bool:
     command += ["--python", str(PYTHON), "--requirements", str(LOCK)]
     listed = subprocess.run(pip("config", "list"), capture_output=True, text=True, check=False).stdout
     environ = uv_variables(pip_options(listed), os.environ)
-    if run(command, guard, environ, shows_progress=sys.stderr.isatty()):
+    if run("Installing the packages", command, guard, environ, shows_progress=sys.stderr.isatty()):
         print("uv failed (it says why above), so pip installs the packages, which takes longer.", flush=True)
         return False
     return True
@@ -173,9 +176,17 @@ def pip(*arguments: str) -> list[str]:
 
 
 def run(
-    command: Sequence[str], guard: int, environ: Mapping[str, str] | None = None, *, shows_progress: bool = False
+    step: str,
+    command: Sequence[str],
+    guard: int,
+    environ: Mapping[str, str] | None = None,
+    *,
+    shows_progress: bool = False,
 ) -> int:
-    """Run a step and return its exit code. Unless it shows its progress itself, say every few seconds that it runs."""
+    """Run the command of a step and return its exit code. Print every few seconds how long it has run.
+
+    A command that shows its progress itself is not interrupted by such lines.
+    """
     started = time.monotonic()
     try:
         process = subprocess.Popen(command, pass_fds=[guard], env=environ)
@@ -188,7 +199,7 @@ def run(
                 try:
                     return process.wait(None if shows_progress else PROGRESS_SECONDS)
                 except subprocess.TimeoutExpired:
-                    print(f"  still working ({time.monotonic() - started:.0f} s)", flush=True)
+                    print(f"  {step}: {time.monotonic() - started:.0f} s", flush=True)
         except BaseException:
             process.kill()
             raise
