@@ -1,5 +1,4 @@
-"""The alert engine: turns what breaks on a Dagster instance into as few Slack messages as tell each owning team.
+"""The alert router: turns failures on a Dagster instance into few Slack messages to the teams that own them.
 
-Belongs here: how failures are read, judged, worded and delivered, for any set of teams. Not here: who the teams are,
-their channels and their thresholds (`dags/slack_alerts.py`).
+The teams' channels and thresholds are in `dags/slack_alerts.py`.
 """

@@ -1,4 +1,4 @@
-"""What the tests of the alert engine share: a clock, a store on either database, a Slack."""
+"""Fixtures of the tests of the alert router: a clock, a store on either database, a fake Slack."""
 
 import datetime as dt
 import os
@@ -26,7 +26,7 @@ QUICK = Pace(between_calls_seconds=0)
 
 
 class Clock:
-    """A clock that stands still until it is set forward."""
+    """A clock that moves only when a test moves it."""
 
     def __init__(self) -> None:
         self.now = dt.datetime(2025, 11, 21, 7, 0, tzinfo=dt.UTC)
@@ -45,13 +45,13 @@ def clock() -> Clock:
 
 @pytest.fixture
 def policy() -> Policy:
-    """Three teams with a channel each, and the default channel."""
+    """Return a policy with three teams, a channel for each, and the default channel."""
     return Policy(CHANNEL_OF_OWNER, DEFAULT_CHANNEL, domain="dagster.example.com")
 
 
 @pytest.fixture
 def slack(clock: Clock) -> Iterator[FakeSlack]:
-    """A Slack with the channels of the policy, whose time stamps follow the clock."""
+    """Serve a Slack with the channels of the policy, whose time stamps follow the clock."""
     with serving(*CHANNEL_OF_OWNER.values(), DEFAULT_CHANNEL, clock=lambda: clock().timestamp()) as fake:
         yield fake
 
@@ -63,7 +63,7 @@ def client(slack: FakeSlack) -> "WebClient":
 
 @pytest.fixture(params=["sqlite", "postgres"])
 def store_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
-    """Address of an empty store, on each database in turn."""
+    """Return the address of an empty store, on each database in turn."""
     if request.param == "sqlite":
         return f"sqlite:///{tmp_path / 'alerts.sqlite'}"
     dsn: str = request.getfixturevalue("postgres_dsn")
@@ -72,7 +72,7 @@ def store_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
 
 @pytest.fixture
 def store(store_url: str) -> Iterator[sa.Engine]:
-    """An empty store, on each database in turn."""
+    """Open an empty store, on each database in turn."""
     engine = open_store(store_url)
     yield engine
     engine.dispose()
@@ -80,14 +80,14 @@ def store(store_url: str) -> Iterator[sa.Engine]:
 
 @pytest.fixture(autouse=True)
 def no_proxy(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Nothing stands between a test and its Slack."""
+    """Keep proxies out of the connection between a test and its Slack."""
     for name in [name for name in os.environ if name.lower() in ("http_proxy", "https_proxy", "all_proxy")]:
         monkeypatch.delenv(name)
 
 
 @pytest.fixture(params=["sqlite", "postgres"])
 def site(request: pytest.FixtureRequest, memory_path: Path) -> Iterator[Site]:
-    """A whole alert engine, on each database in turn, which has ticked once."""
+    """Open a whole alert router, on each database in turn, which has ticked once."""
     dsn = request.getfixturevalue("dagster_dsn") if request.param == "postgres" else None
     with opened(memory_path / "home", dsn) as made:
         made.tick()

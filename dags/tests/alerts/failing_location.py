@@ -1,4 +1,4 @@
-"""Code locations for tests: jobs and assets that fail as tests want it, and the alert engine on a Slack of the test.
+"""Code locations for tests: jobs and assets that fail in different ways, and the alert router with a fake Slack.
 
 A test lists in its workspace files that call `failing` and `router`. Nothing here is loaded by a deployment.
 """
@@ -29,14 +29,14 @@ LONGEST_WAIT_SECONDS = 300
 
 
 class Wait(dg.Config):
-    """A file that the step waits for before it fails; without one it fails at once."""
+    """A file that the step waits for before it fails. Without one it fails at once."""
 
     until: str = ""
 
 
 @dg.op
 def wait_and_fail(config: Wait) -> None:
-    """Fails, sooner or later."""
+    """Fail, at once or when a file exists."""
     deadline = time.monotonic() + LONGEST_WAIT_SECONDS
     while config.until and not Path(config.until).exists():
         if time.monotonic() > deadline:
@@ -47,50 +47,50 @@ def wait_and_fail(config: Wait) -> None:
 
 @dg.op
 def fail_at_first(context: dg.OpExecutionContext) -> None:
-    """Fails unless its run repeats another."""
+    """Fail unless the run is a retry."""
     if RETRY_NUMBER_TAG not in context.run.tags:
         raise ValueError("not at the first attempt")
 
 
 @dg.job(**owned_by(JobOwners.TEAM_CLICKHOUSE))
 def failing_job() -> None:
-    """Fails."""
+    """Fail."""
     wait_and_fail()
 
 
 @dg.job(name=THRESHOLD_JOB, **owned_by(JobOwners.TEAM_WEB_ANALYTICS))
 def threshold_job() -> None:
-    """Fails; its team hears of the third time in a row."""
+    """Fail. The threshold of the job is 3 consecutive failures."""
     wait_and_fail()
 
 
 @dg.job(**owned_by(JobOwners.TEAM_INGESTION))
 def killed_job() -> None:
-    """Fails when it is let."""
+    """Fail when the file exists."""
     wait_and_fail()
 
 
 @dg.job(**owned_by(JobOwners.TEAM_INGESTION, **{"dagster/max_runtime": "20"}))
 def abandoned_job() -> None:
-    """Fails when it is let, and may run for 20 seconds."""
+    """Fail when the file exists, with a time limit of 20 seconds."""
     wait_and_fail()
 
 
 @dg.job(**owned_by(JobOwners.TEAM_ANALYTICS_PLATFORM, **{"dagster/max_retries": "1"}))
 def recovering_job() -> None:
-    """Fails, and succeeds when Dagster runs it again."""
+    """Fail, and succeed in the retry."""
     fail_at_first()
 
 
 @dg.job(**owned_by(JobOwners.TEAM_ANALYTICS_PLATFORM, **{"dagster/max_retries": "1"}))
 def retried_in_vain_job() -> None:
-    """Fails, and again when Dagster runs it again."""
+    """Fail, and fail again in the retry."""
     wait_and_fail()
 
 
 @dg.asset(**owned_by(JobOwners.TEAM_INGESTION), op_tags=owner_tags(JobOwners.TEAM_INGESTION))
 def good_before() -> None:
-    """Succeeds."""
+    """Succeed."""
 
 
 @dg.asset(
@@ -99,13 +99,13 @@ def good_before() -> None:
     op_tags=owner_tags(JobOwners.TEAM_CLICKHOUSE),
 )
 def bad_between() -> None:
-    """Fails."""
+    """Fail."""
     raise ValueError("the rate is gone")
 
 
 @dg.asset(deps=[good_before], **owned_by(JobOwners.TEAM_INGESTION), op_tags=owner_tags(JobOwners.TEAM_INGESTION))
 def good_beside() -> None:
-    """Succeeds."""
+    """Succeed."""
 
 
 @dg.asset(
@@ -114,20 +114,20 @@ def good_beside() -> None:
     op_tags=owner_tags(JobOwners.TEAM_WEB_ANALYTICS),
 )
 def bad_parts(context: dg.AssetExecutionContext) -> None:
-    """Fails in each partition."""
+    """Fail in each partition."""
     raise ValueError(f"no data for {context.partition_key}")
 
 
 @dg.sensor(job=failing_job, minimum_interval_seconds=1, default_status=dg.DefaultSensorStatus.RUNNING)
 def launch_once(_context: dg.SensorEvaluationContext) -> dg.RunRequest:
-    """Launches the failing job once in the life of the instance."""
+    """Launch the failing job once on an instance."""
     return dg.RunRequest(run_key="once")
 
 
 def alert_sensor(slack_base_url: str, controls: Path) -> dg.SensorDefinition:
-    """The project's alert sensor with its policy, another Slack, and what the file `controls` says now.
+    """Return the project's alert sensor with its policy, another Slack, and the controls of a file.
 
-    That is an object in JSON: `clock_ahead_seconds`, and perhaps `webserver_url`.
+    The file is a JSON object with `clock_ahead_seconds` and optionally `webserver_url`.
     """
 
     @dg.sensor(
@@ -137,8 +137,8 @@ def alert_sensor(slack_base_url: str, controls: Path) -> dg.SensorDefinition:
         tags=owner_tags(JobOwners.TEAM_DATA_PLATFORM),
     )
     def notify(context: dg.SensorEvaluationContext) -> dg.SkipReason:
-        told = json.loads(controls.read_text())
-        now = dt.datetime.now(dt.UTC) + dt.timedelta(seconds=told["clock_ahead_seconds"])
+        settings = json.loads(controls.read_text())
+        now = dt.datetime.now(dt.UTC) + dt.timedelta(seconds=settings["clock_ahead_seconds"])
         started = time.monotonic()
 
         def clock() -> dt.datetime:
@@ -148,7 +148,13 @@ def alert_sensor(slack_base_url: str, controls: Path) -> dg.SensorDefinition:
         opened = store.open_store(store.address_of(context.instance))
         try:
             find = partial(
-                watch.findings, context.instance, opened, policy, clock, redact, webserver_url=told.get("webserver_url")
+                watch.findings,
+                context.instance,
+                opened,
+                policy,
+                clock,
+                redact,
+                webserver_url=settings.get("webserver_url"),
             )
             client = make_client(TOKEN, slack_base_url)
             report = tick(context.instance, opened, client, policy, clock, watch=find)
@@ -161,12 +167,12 @@ def alert_sensor(slack_base_url: str, controls: Path) -> dg.SensorDefinition:
 
 
 def router(slack_base_url: str, controls: Path) -> dg.Definitions:
-    """The location of the alert engine: see `alert_sensor`."""
+    """Return the location of the alert router: see `alert_sensor`."""
     return dg.Definitions(sensors=[alert_sensor(slack_base_url, controls)])
 
 
 def failing(sensors: Sequence[dg.SensorDefinition] = ()) -> dg.Definitions:
-    """The location of what fails."""
+    """Return the location of the failing jobs and assets."""
     return dg.Definitions(
         assets=[good_before, bad_between, good_beside, bad_parts],
         jobs=[
@@ -184,5 +190,5 @@ def failing(sensors: Sequence[dg.SensorDefinition] = ()) -> dg.Definitions:
 
 
 def router_and_failing(slack_base_url: str, controls: Path) -> dg.Definitions:
-    """Both in one location, which launches the failing job by itself."""
+    """Return both in one location, with a sensor that launches the failing job."""
     return failing([alert_sensor(slack_base_url, controls), launch_once])

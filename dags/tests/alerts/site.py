@@ -1,4 +1,4 @@
-"""A whole alert engine in a test: an instance, a store, a Slack, and ticks when the test says."""
+"""A whole alert router in a test: an instance, a store, a fake Slack, and ticks when the test wants them."""
 
 import contextlib
 from collections.abc import Iterator
@@ -32,7 +32,7 @@ SETTLED_SECONDS = 21
 
 @dataclass
 class Site:
-    """What a test of ticks needs."""
+    """An instance, a store and a Slack, for tests of ticks."""
 
     world: World
     store: sa.Engine
@@ -43,28 +43,28 @@ class Site:
 
     @property
     def home(self) -> Path:
-        """The directory of the instance, from which another process opens it too."""
+        """The directory of the instance, from which another process can open it too."""
         return Path(self.world.instance.root_directory)
 
     def tick(self, **how: Any) -> TickReport:
-        """A tick now."""
+        """Tick now."""
         return tick(self.world.instance, self.store, self.client, self.policy, self.world, pace=QUICK, **how)
 
     def settle(self, seconds: float = SETTLED_SECONDS) -> TickReport:
-        """Lets what has happened settle, and ticks."""
+        """Wait until everything that has happened is due, and tick."""
         self.world.forward(seconds)
         return self.tick()
 
     def posts(self, channel: str) -> list[Stored]:
-        """The messages of a channel that are no replies."""
+        """Return the messages of a channel that are no replies."""
         return [message for message in self.slack.in_channel(channel) if message.thread_ts is None]
 
     def replies(self, channel: str) -> list[Stored]:
-        """The replies of a channel."""
+        """Return the replies of a channel."""
         return [message for message in self.slack.in_channel(channel) if message.thread_ts is not None]
 
     def everything(self) -> dict[str, list[str]]:
-        """The first line of every message, by channel."""
+        """Return the first line of every message, by channel."""
         return {
             channel: [message.text.splitlines()[0] for message in self.slack.in_channel(channel)]
             for channel in ("#a", "#b", DEFAULT_CHANNEL)
@@ -94,13 +94,13 @@ class Site:
             return list(connection.execute(query).scalars())
 
     def with_policy(self, **changes: Any) -> None:
-        """Changes the policy from now on."""
+        """Change the policy from now on."""
         self.policy = replace(self.policy, **changes)
 
 
 @contextlib.contextmanager
 def opened(home: Path, postgres_dsn: str | None = None, settings: str = "") -> Iterator[Site]:
-    """A site in a directory, its tables in files or all in one Postgres database, as in production."""
+    """Open a site in a directory, with its tables in files, or in one Postgres database as in production."""
     with (
         local_instance(home, postgres_dsn, settings) as instance,
         serving("#a", "#b", DEFAULT_CHANNEL) as slack,

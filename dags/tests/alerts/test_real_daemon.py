@@ -1,6 +1,6 @@
-"""Runs that really fail, in processes of their own, are told by an engine that a real daemon ticks.
+"""Runs that really fail, in processes of their own, and an alert router that a real daemon ticks.
 
-What the fake Slack has stored is the truth here. What is told of which failure in detail stands in `test_engine.py`.
+They compare with the messages that the fake Slack stored. `test_tick.py` covers the messages in detail.
 """
 
 import contextlib
@@ -32,7 +32,7 @@ LOCATION = "failing"
 ASSET_JOB = "__ASSET_JOB"
 CHANNELS = slack_alerts.notification_channel_per_team
 # A run's process, 20 seconds in which its failure settles, and ticks; several times over on a busy machine.
-TELL_SECONDS = 150
+NOTIFY_SECONDS = 150
 BACKFILL_SECONDS = 900
 # All that the daemon does at intervals, it does often here.
 CONFIGURATION = """
@@ -66,7 +66,7 @@ mutation($name: String!) {
 
 
 def write_home(home: Path, locations: Mapping[str, str], **controls: object) -> None:
-    """Writes the configuration of an instance, its code locations as what makes their definitions, and the controls."""
+    """Write the configuration of an instance, its controls, and its locations, given the code of their definitions."""
     (home / "dagster.yaml").write_text(CONFIGURATION)
     control(home, **{"clock_ahead_seconds": 0, **controls})
     for name, made_by in locations.items():
@@ -82,20 +82,20 @@ def write_home(home: Path, locations: Mapping[str, str], **controls: object) -> 
 
 
 def control(home: Path, **controls: object) -> None:
-    """Says what the next ticks of the alert engine go by."""
-    # In one piece: a tick may be reading it.
+    """Set the controls of the next ticks of the alert router."""
+    # Replaced at once, because a tick may be reading it.
     (home / "controls.new").write_text(json.dumps(controls))
     (home / "controls.new").replace(home / "controls.json")
 
 
 def router_of(home: Path, slack: FakeSlack, name: str = "router") -> str:
-    """What makes the definitions of a location with the alert engine."""
+    """Return the code of the definitions of a location with the alert router."""
     return f"failing_location.{name}({slack.base_url!r}, Path({str(home / 'controls.json')!r}))"
 
 
 @dataclass(frozen=True)
 class Platform:
-    """Dagster as people run it, and the Slack that it tells."""
+    """Dagster as people run it, and the Slack that gets its alerts."""
 
     home: Path
     server: Webserver
@@ -103,38 +103,38 @@ class Platform:
     slack: FakeSlack
 
     def launch(self, job: str, **how: object) -> str:
-        """Launches a run of a job; its id."""
+        """Launch a run of a job, and return its id."""
         return self.server.launch(LOCATION, job, **how)  # type: ignore[arg-type]
 
     def posts(self, about: str) -> list[Stored]:
-        """The messages that name it and are no replies."""
+        """Return the messages that contain a text and are no replies."""
         with self.slack.lock:
             return [one for one in self.slack.messages if one.thread_ts is None and about in one.text]
 
     def replies(self, post: Stored) -> list[Stored]:
-        """What hangs on a message."""
+        """Return the replies to a message."""
         with self.slack.lock:
             return [one for one in self.slack.messages if one.thread_ts == post.ts]
 
     def status(self, run_id: str) -> dg.DagsterRunStatus | None:
-        """How far a run is."""
+        """Return the status of a run."""
         run = self.instance.get_run_by_id(run_id)
         return None if run is None else run.status
 
     def worker(self, run_id: str) -> psutil.Process:
-        """The process of a run, as soon as it has one."""
-        return wait_for(lambda: worker_of(self.instance, run_id), TELL_SECONDS, "the run has a process")
+        """Wait for the process of a run."""
+        return wait_for(lambda: worker_of(self.instance, run_id), NOTIFY_SECONDS, "the run has a process")
 
     def wait_for_end(self, run_id: str) -> dg.DagsterRunStatus:
-        """How a run ended."""
-        return webserver.wait_for_run(self.instance, run_id, TELL_SECONDS)
+        """Wait for the end of a run, and return its status."""
+        return webserver.wait_for_run(self.instance, run_id, NOTIFY_SECONDS)
 
-    def wait_for_post(self, about: str, seconds: float = TELL_SECONDS) -> Stored:
-        """The message that names it, as soon as there is one."""
+    def wait_for_post(self, about: str, seconds: float = NOTIFY_SECONDS) -> Stored:
+        """Wait for a message that contains a text."""
         return wait_for(lambda: next(iter(self.posts(about)), None), seconds, f"Slack has a message about {about}")
 
     def wait_until_decided(self, run_ids: Sequence[str]) -> None:
-        """Waits until the engine has said of each of these failed or successful runs what becomes of it."""
+        """Wait until the router has decided about each of these failed or successful runs."""
         query = sa.select(tables.attempts.c.run_id).where(
             tables.attempts.c.run_id.in_(run_ids), tables.attempts.c.state == AttemptState.DONE
         )
@@ -142,34 +142,34 @@ class Platform:
         def decided(connection: sa.Connection) -> bool:
             return set(connection.execute(query).scalars()) == set(run_ids)
 
-        self._wait_for_store(decided, "the engine has decided")
+        self._wait_for_store(decided, "the router has decided")
 
-    def wait_for_look(self, clock_ahead_seconds: float) -> None:
-        """Waits until the engine, with its clock ahead as far as that, has looked for what makes no run."""
+    def wait_for_watch_rules(self, clock_ahead_seconds: float) -> None:
+        """Wait until the router, with its clock so far ahead, has evaluated the watch rules."""
         after = dt.datetime.now(dt.UTC) + dt.timedelta(seconds=clock_ahead_seconds)
 
-        def looked(connection: sa.Connection) -> bool:
-            looked_at = get_value(connection, WATCHED_AT)
-            return looked_at is not None and dt.datetime.fromisoformat(looked_at) >= after
+        def watched(connection: sa.Connection) -> bool:
+            watched_at = get_value(connection, WATCHED_AT)
+            return watched_at is not None and dt.datetime.fromisoformat(watched_at) >= after
 
-        self._wait_for_store(looked, "the engine has looked for what makes no run")
+        self._wait_for_store(watched, "the router has evaluated the watch rules")
 
-    def _wait_for_store(self, look: Callable[[sa.Connection], bool], what: str) -> None:
+    def _wait_for_store(self, condition: Callable[[sa.Connection], bool], what: str) -> None:
         opened = store.connect(store.address_of(self.instance))
 
-        def seen() -> bool | None:
+        def met() -> bool | None:
             with store.reading(opened) as connection:
-                return look(connection) or None
+                return condition(connection) or None
 
         try:
-            wait_for(seen, TELL_SECONDS, what)
+            wait_for(met, NOTIFY_SECONDS, what)
         finally:
             opened.dispose()
 
 
 @contextlib.contextmanager
 def running(home: Path, **more_locations: str) -> Iterator[Platform]:
-    """A web server, a daemon, and code servers for the alert engine, for what fails, and for more."""
+    """Run a web server, a daemon, and code servers for the alert router, the failing jobs and more locations."""
     with serving(*CHANNELS.values()) as slack:
         locations = {"router": router_of(home, slack), LOCATION: "failing_location.failing()", **more_locations}
         write_home(home, locations)
@@ -182,18 +182,18 @@ def running(home: Path, **more_locations: str) -> Iterator[Platform]:
 
 @pytest.fixture(scope="module")
 def platform(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Platform]:
-    """One for tests that leave it whole. No two of them use the same job."""
+    """Run a platform for all tests that do not damage it. Each of them uses a job of its own."""
     with running(tmp_path_factory.mktemp("home")) as made:
         yield made
 
 
 def waiting_for(path: Path) -> dict[str, object]:
-    """The configuration of a run that fails once there is such a file."""
+    """Return the configuration of a run that fails as soon as a file exists."""
     return {"ops": {"wait_and_fail": {"config": {"until": str(path)}}}}
 
 
 def ended_ticks(instance: dg.DagsterInstance) -> Sequence[InstigatorTick]:
-    """The ticks of the alert sensor that have come to their end."""
+    """Return the ticks of the alert sensor that have ended."""
     name = slack_alerts.notify_slack_on_failure.name
     states = [state for state in instance.all_instigator_state() if state.instigator_name == name]
     ticks = [tick for state in states for tick in instance.get_ticks(state.instigator_origin_id, state.selector_id)]
@@ -202,16 +202,16 @@ def ended_ticks(instance: dg.DagsterInstance) -> Sequence[InstigatorTick]:
 
 def test_a_failing_op_is_told_once_by_a_real_daemon(tmp_path: Path) -> None:
     with serving(*CHANNELS.values()) as slack:
-        # The clock is ahead by the time in which a failure settles: nobody waits for it here.
+        # The clock is ahead, so that the test does not wait until the failure is due.
         locations = {LOCATION: router_of(tmp_path, slack, "router_and_failing")}
         write_home(tmp_path, locations, clock_ahead_seconds=SETTLE_TIME.total_seconds())
         with daemon(tmp_path, {}), dg.DagsterInstance.from_config(str(tmp_path)) as instance:
-            wait_for(lambda: slack.messages or None, TELL_SECONDS, "Slack has a message")
+            wait_for(lambda: slack.messages or None, NOTIFY_SECONDS, "Slack has a message")
             (run,) = instance.get_runs()
             ended = len(ended_ticks(instance))
-            # The tick that has told may not have ended yet; the one after it must say nothing.
+            # The tick that sent the message may not have ended yet. The next one must send nothing.
             wait_for(
-                lambda: len(ended_ticks(instance)) > ended + 1 or None, TELL_SECONDS, "the sensor has ticked again"
+                lambda: len(ended_ticks(instance)) > ended + 1 or None, NOTIFY_SECONDS, "the sensor has ticked again"
             )
         (message,) = slack.messages
     assert run.status is dg.DagsterRunStatus.FAILURE
@@ -221,7 +221,7 @@ def test_a_failing_op_is_told_once_by_a_real_daemon(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(START_SECONDS + 3 * TELL_SECONDS)
+@pytest.mark.timeout(START_SECONDS + 3 * NOTIFY_SECONDS)
 def test_the_sensor_of_the_shared_location_ticks_by_default_and_outside_production_only_logs(tmp_path: Path) -> None:
     write_home(tmp_path, {LOCATION: "failing_location.failing([failing_location.launch_once])"})
     with (tmp_path / "workspace.yaml").open("a") as workspace:
@@ -231,17 +231,17 @@ def test_the_sensor_of_the_shared_location_ticks_by_default_and_outside_producti
         )
     with daemon(tmp_path, {}), dg.DagsterInstance.from_config(str(tmp_path)) as instance:
 
-        def telling() -> str | None:
+        def sending_tick() -> str | None:
             reasons = [tick.skip_reason or "" for tick in ended_ticks(instance)]
             return next((one for one in reasons if "1 messages sent" in one), None)
 
-        reason = wait_for(telling, TELL_SECONDS, "a tick says that it has told")
+        reason = wait_for(sending_tick, NOTIFY_SECONDS, "a tick says that it has sent a message")
     assert "1 failures" in reason
     assert "Not production: messages are logged, none leaves this machine." in reason
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(START_SECONDS + 3 * TELL_SECONDS)
+@pytest.mark.timeout(START_SECONDS + 3 * NOTIFY_SECONDS)
 def test_a_failing_asset_among_good_ones_is_told_to_its_own_team_alone(platform: Platform) -> None:
     run_id = platform.launch(ASSET_JOB, asset_keys=["good_before", "bad_between", "good_beside"])
     post = platform.wait_for_post("bad_between")
@@ -253,11 +253,11 @@ def test_a_failing_asset_among_good_ones_is_told_to_its_own_team_alone(platform:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(START_SECONDS + BACKFILL_SECONDS + TELL_SECONDS)
+@pytest.mark.timeout(START_SECONDS + BACKFILL_SECONDS + NOTIFY_SECONDS)
 def test_a_backfill_of_fifty_partitions_that_all_fail_is_one_message_with_its_end_below(platform: Platform) -> None:
     platform.server.backfill(["bad_parts"], PARTITIONS.get_partition_keys())
     post = platform.wait_for_post("bad_parts", BACKFILL_SECONDS)
-    (reply,) = wait_for(lambda: platform.replies(post) or None, BACKFILL_SECONDS, "Slack hears of its end")
+    (reply,) = wait_for(lambda: platform.replies(post) or None, BACKFILL_SECONDS, "Slack has a reply about its end")
     runs = platform.instance.get_runs(dg.RunsFilter(tags={"dagster/partition": PARTITIONS.get_partition_keys()}))
     assert [run.status for run in runs] == [dg.DagsterRunStatus.FAILURE] * 50
     platform.wait_until_decided([run.run_id for run in runs])
@@ -268,7 +268,7 @@ def test_a_backfill_of_fifty_partitions_that_all_fail_is_one_message_with_its_en
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(START_SECONDS + 3 * TELL_SECONDS)
+@pytest.mark.timeout(START_SECONDS + 3 * NOTIFY_SECONDS)
 def test_a_run_that_its_automatic_retry_makes_good_is_silence(platform: Platform) -> None:
     first = platform.launch("recovering_job")
     platform.wait_until_decided([first])
@@ -278,7 +278,7 @@ def test_a_run_that_its_automatic_retry_makes_good_is_silence(platform: Platform
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(START_SECONDS + 3 * TELL_SECONDS)
+@pytest.mark.timeout(START_SECONDS + 3 * NOTIFY_SECONDS)
 def test_a_run_that_its_automatic_retry_does_not_make_good_is_one_message(platform: Platform) -> None:
     first = platform.launch("retried_in_vain_job")
     post = platform.wait_for_post("retried_in_vain_job")
@@ -290,7 +290,7 @@ def test_a_run_that_its_automatic_retry_does_not_make_good_is_one_message(platfo
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(START_SECONDS + 6 * TELL_SECONDS)
+@pytest.mark.timeout(START_SECONDS + 6 * NOTIFY_SECONDS)
 def test_the_third_failure_in_a_row_is_told_while_a_fourth_run_is_in_progress(platform: Platform) -> None:
     for run_id in [platform.launch(THRESHOLD_JOB) for _ in range(2)]:
         platform.wait_for_end(run_id)
@@ -310,7 +310,7 @@ def test_the_third_failure_in_a_row_is_told_while_a_fourth_run_is_in_progress(pl
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(START_SECONDS + 4 * TELL_SECONDS)
+@pytest.mark.timeout(START_SECONDS + 4 * NOTIFY_SECONDS)
 def test_a_run_worker_that_is_killed_is_one_message(platform: Platform) -> None:
     run_id = platform.launch("killed_job", config=waiting_for(platform.home / "never"))
     platform.worker(run_id).kill()
@@ -323,13 +323,15 @@ def test_a_run_worker_that_is_killed_is_one_message(platform: Platform) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(START_SECONDS + 4 * TELL_SECONDS)
+@pytest.mark.timeout(START_SECONDS + 4 * NOTIFY_SECONDS)
 def test_a_run_that_is_lost_with_its_code_server_is_failed_by_run_monitoring_and_told_once(tmp_path: Path) -> None:
     with running(tmp_path) as platform:
         run_id = platform.launch("abandoned_job", config=waiting_for(tmp_path / "never"))
         worker = platform.worker(run_id)
-        wait_for(lambda: platform.status(run_id) is dg.DagsterRunStatus.STARTED or None, TELL_SECONDS, "it has started")
-        # Who launched it would see it end: as with a machine that is lost, that goes first.
+        wait_for(
+            lambda: platform.status(run_id) is dg.DagsterRunStatus.STARTED or None, NOTIFY_SECONDS, "it has started"
+        )
+        # The code server would see the run end. It is killed first, as on a lost machine.
         code_server = worker.parent()
         assert code_server is not None
         code_server.kill()
@@ -343,17 +345,17 @@ def test_a_run_that_is_lost_with_its_code_server_is_failed_by_run_monitoring_and
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(START_SECONDS + 4 * TELL_SECONDS)
+@pytest.mark.timeout(START_SECONDS + 4 * NOTIFY_SECONDS)
 def test_a_location_whose_import_breaks_is_told_to_its_team_once_and_when_it_is_mended(tmp_path: Path) -> None:
     with running(tmp_path, **{BREAKABLE: "failing_location.dg.Definitions()"}) as platform:
         source = tmp_path / f"{BREAKABLE}.py"
         whole = source.read_text()
         source.write_text("raise RuntimeError('no such module of ours')\n")
         platform.server.query(RELOAD, name=BREAKABLE)
-        # It is looked at every two minutes, and told when it was seen so for two minutes.
+        # The rule runs every two minutes, and reports after two minutes.
         for ahead in (130, 260):
             control(tmp_path, clock_ahead_seconds=ahead, webserver_url=platform.server.address)
-            platform.wait_for_look(ahead)
+            platform.wait_for_watch_rules(ahead)
         post = platform.wait_for_post(BREAKABLE)
         assert post.channel == CHANNELS[JobOwners.TEAM_WEB_ANALYTICS.value]
         assert "no such module of ours" in post.text
@@ -361,6 +363,6 @@ def test_a_location_whose_import_breaks_is_told_to_its_team_once_and_when_it_is_
         source.write_text(whole)
         platform.server.query(RELOAD, name=BREAKABLE)
         control(tmp_path, clock_ahead_seconds=390, webserver_url=platform.server.address)
-        (reply,) = wait_for(lambda: platform.replies(post) or None, TELL_SECONDS, "Slack hears that it is mended")
+        (reply,) = wait_for(lambda: platform.replies(post) or None, NOTIFY_SECONDS, "Slack has a reply about it")
         assert platform.posts(BREAKABLE) == [post]
     assert "Resolved: `Code location web_analytics does not load`" in reply.text

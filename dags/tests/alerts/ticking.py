@@ -1,8 +1,8 @@
-"""A program that ticks and ends in the middle of it, as a process that is killed does.
+"""A program that ticks and exits in the middle of it, like a process that is killed.
 
-Reads orders from its standard input, one JSON object a line, and answers each with what became of a process of its own:
-its exit code, or the negative number of the signal that ended it. Points are counted from 1: before and after each call
-to Slack, before each commit to the alert store and after it.
+It reads orders from standard input, one JSON object per line, and carries out each in a process of its own. The answer
+is the exit code of that process, or the negative number of the signal that killed it. Points are counted from 1: before
+and after each call to Slack, and before and after each commit to the alert store.
 """
 
 import datetime as dt
@@ -32,7 +32,7 @@ NEVER = 0
 
 
 class Ticker:
-    """The program, and a way to give it orders."""
+    """The program, and a way to send it orders."""
 
     def __init__(self) -> None:
         # One that is single-threaded and has imported everything: it forks for each order.
@@ -43,7 +43,7 @@ class Ticker:
     def tick(
         self, home: Path, base_url: str, now: dt.datetime, *, crash_at: int = NEVER, kill_after_seconds: float = 0
     ) -> bool:
-        """A tick in another process, which ends at a point or is killed after a time; whether it came to its end."""
+        """Tick in another process, which exits at a point or is killed after a time. Return whether it finished."""
         order = {"home": str(home), "base_url": base_url, "now": now.isoformat()}
         order |= {"crash_at": str(crash_at), "kill_after_seconds": str(kill_after_seconds)}
         if self._process.stdin is None or self._process.stdout is None:
@@ -56,12 +56,12 @@ class Ticker:
         return code == 0
 
     def close(self) -> None:
-        """Ends the program."""
+        """End the program."""
         self._process.communicate(timeout=30)
 
 
 def carry_out(order: dict[str, str]) -> None:
-    """A tick that ends at a point."""
+    """Tick, and exit at a point."""
     point = Points(int(order["crash_at"]))
 
     class CrashingClient(WebClient):
@@ -81,7 +81,7 @@ def carry_out(order: dict[str, str]) -> None:
 
 
 def main() -> None:
-    """Carries out the orders of the standard input, each in a process of its own."""
+    """Carry out the orders from standard input, each in a process of its own."""
     for line in sys.stdin:
         order = json.loads(line)
         child = os.fork()

@@ -1,6 +1,6 @@
-"""A Dagster instance whose runs end when and how a test says: real runs of real jobs, whose events a test writes.
+"""A Dagster instance whose runs end when and how a test wants: real runs of real jobs, whose events the test writes.
 
-What belongs here: making runs. Nothing is executed: thousands of runs take seconds, and have the times they need.
+Nothing is executed, so that thousands of runs take seconds and have the times that a test needs.
 """
 
 import contextlib
@@ -31,7 +31,7 @@ LOCATION = "web"
 
 @cache
 def op_job(name: str, owners: tuple[str | None, ...] = ("team-a",)) -> dg.JobDefinition:
-    """A job with a step for each owner: step_0, step_1, …"""
+    """Return a job with a step for each owner: step_0, step_1, …"""
 
     def build(number: int, owner: str | None) -> dg.OpDefinition:
         @dg.op(name=f"step_{number}", tags={} if owner is None else {"owner": owner})
@@ -49,7 +49,7 @@ def op_job(name: str, owners: tuple[str | None, ...] = ("team-a",)) -> dg.JobDef
 
 @cache
 def asset_job(owner_of_asset: tuple[tuple[str, str], ...]) -> dg.JobDefinition:
-    """The job of all runs that are started on assets, with a step for each asset, named like it."""
+    """Return the job of all runs that are started on assets, with a step for each asset, named like it."""
 
     def build(name: str, owner: str) -> dg.AssetsDefinition:
         @dg.asset(name=name, op_tags={"owner": owner})
@@ -69,30 +69,30 @@ def _plan(job: dg.JobDefinition) -> Any:
 
 
 def origin(job_name: str, location: str) -> RemoteJobOrigin:
-    """Where a run of a deployment says that its job is from."""
+    """Return the origin that Dagster stores with a run of a code location."""
     code = ManagedGrpcPythonEnvCodeLocationOrigin(LoadableTargetOrigin(module_name=f"dags.{location}"), location)
     return RemoteJobOrigin(RemoteRepositoryOrigin(code, "__repository__"), job_name)
 
 
 def user_error(error_class: str, message: str) -> SerializableErrorInfo:
-    """What Dagster stores of an exception in a step: its own, with that of the team as the cause."""
+    """Return what Dagster stores of an exception in a step: its own error, with the user's error as the cause."""
     cause = SerializableErrorInfo(f"{error_class}: {message}\n", [], error_class)
     return SerializableErrorInfo("dagster…Error: Error occurred\n", [], "DagsterExecutionStepExecutionError", cause)
 
 
 @dataclass
 class World:
-    """An instance and its time."""
+    """An instance and its clock."""
 
     instance: dg.DagsterInstance
     now: dt.datetime = field(default_factory=lambda: dt.datetime.now(dt.UTC))
 
     def __call__(self) -> dt.datetime:
-        """The time, so that a world is its own clock."""
+        """Return the time: a world is its own clock."""
         return self.now
 
     def forward(self, seconds: float) -> None:
-        """Lets time pass."""
+        """Move the clock forward."""
         self.now += dt.timedelta(seconds=seconds)
 
     def start(
@@ -103,7 +103,7 @@ class World:
         assets: Sequence[str] = (),
         location: str = LOCATION,
     ) -> str:
-        """A run that has begun now; its id."""
+        """Start a run now, and return its id."""
         run = self.instance.create_run_for_job(
             job,
             execution_plan=_plan(job),
@@ -118,7 +118,7 @@ class World:
         return run.run_id
 
     def set_created(self, run_id: str, time: dt.datetime) -> None:
-        """Says when a run was made: Dagster would say now."""
+        """Set the time at which a run was created, where Dagster would set the real time."""
         storage: Any = self.instance.run_storage
         with storage.connect() as connection:
             connection.execute(
@@ -128,7 +128,7 @@ class World:
             )
 
     def step_fails(self, run_id: str, job: str, step: str, error: SerializableErrorInfo | None = None) -> None:
-        """A step of the run fails now."""
+        """Let a step of the run fail now."""
         self._report(
             run_id,
             job,
@@ -138,11 +138,11 @@ class World:
         )
 
     def step_succeeds(self, run_id: str, job: str, step: str) -> None:
-        """A step of the run succeeds now."""
+        """Let a step of the run succeed now."""
         self._report(run_id, job, dg.DagsterEventType.STEP_SUCCESS, StepSuccessData(1.0), step_key=step)  # type: ignore[no-untyped-call]
 
     def end(self, run_id: str, job: str, how: dg.DagsterEventType, message: str = "") -> None:
-        """The run ends now."""
+        """Let the run end now."""
         data = None
         if how is dg.DagsterEventType.RUN_FAILURE:
             reason = RunFailureReason.UNKNOWN if message else RunFailureReason.STEP_FAILURE
@@ -157,7 +157,7 @@ class World:
         error: SerializableErrorInfo | None = None,
         **how: Any,
     ) -> str:
-        """A run whose steps fail now; its id. `how` are arguments of `start`."""
+        """Start a run whose steps fail now, and return its id. `how` are arguments of `start`."""
         run_id = self.start(job, **how)
         for step in steps:
             self.step_fails(run_id, job.name, step, error)
@@ -165,13 +165,13 @@ class World:
         return run_id
 
     def succeed(self, job: dg.JobDefinition, **how: Any) -> str:
-        """A run that succeeds now; its id."""
+        """Start a run that succeeds now, and return its id."""
         run_id = self.start(job, **how)
         self.end(run_id, job.name, dg.DagsterEventType.RUN_SUCCESS)
         return run_id
 
     def cancel(self, job: dg.JobDefinition, **how: Any) -> str:
-        """A run that is canceled now; its id."""
+        """Start a run that is canceled now, and return its id."""
         run_id = self.start(job, **how)
         self.end(run_id, job.name, dg.DagsterEventType.RUN_CANCELED)
         return run_id
@@ -185,7 +185,7 @@ class World:
         passed: bool,
         severity: dg.AssetCheckSeverity = dg.AssetCheckSeverity.ERROR,
     ) -> str:
-        """A run with a check of an asset that passes or fails now, and that succeeds itself; its id."""
+        """Start a run that succeeds, with an asset check that passes or fails now, and return its id."""
         run_id = self.start(job)
         evaluation = AssetCheckEvaluation(
             dg.AssetKey(asset), name, passed, {}, severity=severity, description="It should not be."
@@ -214,7 +214,7 @@ class World:
 
 @contextlib.contextmanager
 def local_instance(home: Path, postgres_dsn: str | None = None, settings: str = "") -> Iterator[dg.DagsterInstance]:
-    """An instance in a directory, in files or in a Postgres database."""
+    """Open an instance in a directory, stored in files or in a Postgres database."""
     home.mkdir(parents=True, exist_ok=True)
     storage = ""
     if postgres_dsn is not None:
