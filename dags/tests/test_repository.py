@@ -1,4 +1,4 @@
-"""The files round the code: lock, local instance, workspace, README, set-up; each compared with what it serves."""
+"""The files around the code: lock, local instance, workspace, README and set-up, compared with the code."""
 
 import os
 import re
@@ -25,7 +25,7 @@ MAKEFILE = (ROOT / "Makefile").read_text()
 
 
 def locked_requirements() -> list[tuple[Requirement, list[str]]]:
-    """Every requirement of the lock with its hashes."""
+    """Return every requirement of the lock with its hashes."""
     entries = LOCK.replace("\\\n", " ").splitlines()
     return [
         (Requirement(entry.split(" --hash=")[0]), re.findall(r"--hash=sha256:([0-9a-f]{64})", entry))
@@ -34,14 +34,14 @@ def locked_requirements() -> list[tuple[Requirement, list[str]]]:
 
 
 def direct_requirements() -> list[Requirement]:
-    """Every requirement that pyproject.toml names, optional ones included."""
+    """Return every requirement of pyproject.toml, including optional ones."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     groups = [project["dependencies"], *project["optional-dependencies"].values()]
     return [Requirement(text) for group in groups for text in group]
 
 
 def location_names() -> list[str]:
-    """Of the locations that the workspace loads."""
+    """Return the names of the locations that the workspace loads."""
     workspace: dict[str, Any] = yaml.safe_load((ROOT / ".dagster_home" / "workspace.yaml").read_text())
     return [entry["python_module"]["location_name"] for entry in workspace["load_from"]]
 
@@ -50,9 +50,9 @@ def make_targets() -> set[str]:
     return set(re.findall(r"^([a-z-]+):.*## ", MAKEFILE, re.MULTILINE))
 
 
-def test_the_lock_names_no_package_index_and_no_address() -> None:
+def test_the_lock_contains_no_package_index_and_no_url() -> None:
     assert "://" not in LOCK
-    assert not re.search(r"^\s*(--(?!hash)|-[a-z]\b)", LOCK, re.MULTILINE), "the lock holds options of pip"
+    assert not re.search(r"^\s*(--(?!hash)|-[a-z]\b)", LOCK, re.MULTILINE), "the lock contains options of pip"
 
 
 def test_every_locked_package_has_one_exact_version_and_hashes() -> None:
@@ -72,7 +72,9 @@ def test_every_direct_dependency_is_locked_within_its_range() -> None:
         locked = versions.get(canonicalize_name(requirement.name), [])
         assert locked, f"{requirement} of pyproject.toml is not in requirements.lock: run `make lock`"
         for version in locked:
-            assert version in requirement.specifier, f"the lock has {version}, against {requirement}: run `make lock`"
+            assert version in requirement.specifier, (
+                f"the lock has {version}, but pyproject.toml requires {requirement}: run `make lock`"
+            )
 
 
 @pytest.fixture
@@ -81,7 +83,7 @@ def instance_home(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def test_the_local_instance_queues_runs_watches_them_and_sends_no_telemetry(instance_home: Path) -> None:
+def test_the_local_instance_queues_and_monitors_runs_and_sends_no_telemetry(instance_home: Path) -> None:
     with dg.DagsterInstance.from_config(str(instance_home)) as instance:
         concurrency = instance.get_concurrency_config()
         assert type(instance.run_coordinator).__name__ == "QueuedRunCoordinator"
@@ -97,7 +99,7 @@ def test_the_local_instance_queues_runs_watches_them_and_sends_no_telemetry(inst
         assert not instance.telemetry_enabled
 
 
-def test_the_local_instance_keeps_its_data_beside_its_configuration(instance_home: Path) -> None:
+def test_the_local_instance_stores_its_data_beside_its_configuration(instance_home: Path) -> None:
     @dg.op
     def nothing() -> None: ...
 
@@ -130,13 +132,13 @@ def test_dagster_loads_every_location_of_the_workspace() -> None:
         assert f"Validation successful for code location {name}" in output, output
 
 
-def test_every_make_command_is_in_the_readme_and_every_one_there_exists() -> None:
+def test_the_readme_names_exactly_the_make_commands() -> None:
     named = set(re.findall(r"\bmake ([a-z-]+)", README))
     assert named == make_targets()
 
 
 def variables_of_the_table(readme: str) -> list[str]:
-    """The names in the first column of the table under the heading Environment."""
+    """Return the names in the first column of the table under the heading Environment."""
     section = readme.split("\n## Environment\n", 1)[1].split("\n## ", 1)[0]
     rows = [line.split("|")[1] for line in section.splitlines() if line.startswith("|")]
     return [name for row in rows for name in re.findall(r"`([A-Z0-9_]+)`", row)]
@@ -154,14 +156,14 @@ def differences_of_the_table(readme: str, known: list[str]) -> list[str]:
     ]
 
 
-def test_the_environment_table_of_the_readme_is_that_of_the_settings() -> None:
+def test_the_environment_table_of_the_readme_lists_the_settings() -> None:
     known = [name.upper() for name in Settings.model_fields]
     assert known
     differences = differences_of_the_table(README, known)
     assert not differences, "\n".join(differences)
 
 
-def test_a_variable_that_is_missing_strange_or_twice_in_the_table_is_named() -> None:
+def test_a_missing_unknown_or_repeated_variable_of_the_table_is_named() -> None:
     readme = (
         "\n## Environment\n\n`D` is\n\n| variable | meaning |\n|---|---|\n| `A`, `B` | `C` |\n| `B` | |\n\n## More\n"
     )
@@ -173,7 +175,7 @@ def test_a_variable_that_is_missing_strange_or_twice_in_the_table_is_named() -> 
 
 @pytest.fixture
 def bare_project(tmp_path: Path) -> Path:
-    """The files that set-up reads, with a lock of no packages."""
+    """Return a directory with the files that set-up reads, and a lock without packages."""
     (tmp_path / "tools").mkdir()
     shutil.copy(ROOT / "tools" / "environment.py", tmp_path / "tools")
     for name in ("pyproject.toml", "Makefile"):
@@ -186,7 +188,7 @@ def set_up(project: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         ["make", "setup", f"PYTHON={sys.executable}", *arguments],
         cwd=project,
-        # Else this `make` takes over what the `make test` round it was called with.
+        # Otherwise this `make` inherits the options of the `make test` that runs it.
         env={name: value for name, value in os.environ.items() if not name.startswith(("MAKE", "MFLAGS", "PYTHON"))},
         capture_output=True,
         text=True,
@@ -195,7 +197,7 @@ def set_up(project: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     )
 
 
-def test_set_up_makes_the_environment_once(bare_project: Path) -> None:
+def test_set_up_creates_the_environment_once(bare_project: Path) -> None:
     first, second = set_up(bare_project), set_up(bare_project)
     assert first.returncode == 0, first.stderr
     assert "Made .venv" in first.stdout
@@ -209,12 +211,12 @@ def test_set_up_starts_again_after_an_interruption_and_after_a_change_of_the_loc
     leftover.touch()
     (bare_project / ".venv" / "complete").unlink()
     assert "Made .venv" in set_up(bare_project).stdout
-    assert not leftover.exists(), "a half environment was kept"
+    assert not leftover.exists(), "an incomplete environment was kept"
     (bare_project / "requirements.lock").write_text("# nothing, differently\n")
     assert "Made .venv" in set_up(bare_project).stdout
 
 
-def test_a_failed_installation_is_not_taken_for_a_finished_one(bare_project: Path) -> None:
+def test_a_failed_installation_is_reported_again(bare_project: Path) -> None:
     (bare_project / "requirements.lock").write_text("./no-such-package.whl --hash=sha256:" + "0" * 64 + "\n")
     for _ in range(2):
         result = set_up(bare_project)
@@ -229,7 +231,7 @@ def test_a_missing_interpreter_is_named_with_the_remedy(bare_project: Path) -> N
     assert "make PYTHON=/path/to/python3.11 setup" in result.stderr
 
 
-def test_an_interpreter_that_is_too_old_is_named_with_the_rule(bare_project: Path) -> None:
+def test_an_interpreter_that_is_too_old_is_refused_with_the_rule(bare_project: Path) -> None:
     pyproject = bare_project / "pyproject.toml"
     pyproject.write_text(
         re.sub(r'requires-python = "[^"]+"', 'requires-python = ">=3.90,<3.99"', pyproject.read_text())
@@ -240,19 +242,19 @@ def test_an_interpreter_that_is_too_old_is_named_with_the_rule(bare_project: Pat
 
 
 def lint_commands() -> list[str]:
-    """The commands of `make lint`."""
+    """Return the commands of `make lint`."""
     (recipe,) = re.findall(r"^lint:.*\n((?:\t.*\n)+)", MAKEFILE, re.MULTILINE)
     return [line.strip().replace("$(BIN)", ".venv/bin").removesuffix(" .") for line in recipe.splitlines()]
 
 
-def test_the_hooks_of_a_commit_are_the_commands_of_make_lint() -> None:
+def test_the_pre_commit_hooks_are_the_commands_of_make_lint() -> None:
     (local,) = yaml.safe_load((ROOT / ".pre-commit-config.yaml").read_text())["repos"]
-    assert local["repo"] == "local", "a hook of elsewhere has versions of its own: use the tools of .venv"
+    assert local["repo"] == "local", "other repositories pin their own versions: use the tools of .venv"
     assert [hook["entry"] for hook in local["hooks"]] == lint_commands()
     assert {hook["language"] for hook in local["hooks"]} == {"system"}
 
 
-def test_the_hosted_ci_runs_what_anybody_runs() -> None:
+def test_the_hosted_ci_runs_the_ci_script() -> None:
     workflow = yaml.safe_load((ROOT / ".github" / "workflows" / "ci.yml").read_text())
     commands = [step["run"] for job in workflow["jobs"].values() for step in job["steps"] if "run" in step]
     assert commands == [".ci/run"]

@@ -320,7 +320,7 @@ class Cluster:
         self._set_state(pod, "Pending", {"waiting": waiting})
 
     def _set_state(self, pod: Manifest, phase: str, state: Manifest) -> None:
-        """Replace the status, so that one that was already returned does not change."""
+        """Replace the status, so that a status that was already returned does not change."""
         (container,) = pod["spec"]["containers"]
         status = {
             "name": container["name"],
