@@ -39,7 +39,7 @@ def test_exactly_one_location_has_the_sensor_and_it_runs_by_default() -> None:
     assert notify_slack_on_failure.default_status is dg.DefaultSensorStatus.RUNNING
 
 
-def test_a_tick_tells_a_failure_once_and_says_that_nothing_leaves_the_machine(
+def test_a_tick_notifies_once_and_says_that_messages_are_not_sent_outside_production(
     world: World, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delenv("CLOUD_DEPLOYMENT", raising=False)
@@ -86,20 +86,20 @@ def test_in_production_the_client_makes_each_call_once() -> None:
     assert client.retry_handlers == []
 
 
-def test_a_quiet_tick_says_so(world: World) -> None:
+def test_a_tick_without_events_says_so(world: World) -> None:
     settings = Settings()
     report = run_tick(world.instance, settings, slack_alerts.client_for(settings))
     assert summary(report, is_production=True).startswith("0 new events, 0 failures. 0 messages sent, 0 waiting.")
 
 
-def test_the_policy_is_what_stands_in_this_file_and_the_environment() -> None:
+def test_the_policy_is_that_of_this_module_and_the_environment() -> None:
     policy = alert_policy(Settings(dagster_default_slack_alerts_channel="#elsewhere", dagster_domain="dagster.example"))
     assert policy.channel_of_owner == notification_channel_per_team
     assert policy.thresholds["web_pre_aggregate_current_day_hourly_job"] == 3
     assert (policy.default_channel, policy.domain) == ("#elsewhere", "dagster.example")
 
 
-def test_the_owner_of_a_run_is_the_steps_else_the_runs() -> None:
+def test_the_owner_of_a_run_is_that_of_the_step_else_of_the_run() -> None:
     run = dg.DagsterRun(job_name="a_job", tags={"owner": "team-clickhouse"})
     assert get_job_owner_for_alert(run) == "team-clickhouse"
     assert get_job_owner_for_alert(run, "team-ingestion") == "team-ingestion"

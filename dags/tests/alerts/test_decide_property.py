@@ -1,7 +1,7 @@
-"""The rules over random histories: what is told depends on the events alone.
+"""The rules over random histories: messages depend on the events alone.
 
-A history is told once with a tick at each moment in time, in which events come in any order and again and again, and
-once by a single tick at the end. A plain loop over the history says what should have been told.
+A history is run once with a tick at each moment, where events arrive in any order and repeatedly, and once with one tick
+at the end. A plain loop over the history computes the expected incidents.
 """
 
 import contextlib
@@ -57,8 +57,8 @@ class End:
     def at(self) -> dt.datetime:
         return START + dt.timedelta(minutes=self.minute)
 
-    def settled(self) -> ClassifiedAttempt:
-        """What reading the run would have said."""
+    def classified(self) -> ClassifiedAttempt:
+        """Return the end of the run as `classify` would."""
         failure = Failure(self.run_id, self.at, "web", self.job)
         outcomes = [
             ExecutionOutcome(
@@ -95,7 +95,7 @@ def histories(draw: st.DrawFn) -> list[End]:
 
 
 def expected(history: Sequence[End]) -> dict[str, tuple[int, bool]]:
-    """Which threads there should be, with their failures and whether they are over: a plain loop."""
+    """Return the expected incidents with their failures and whether they are resolved."""
     found: dict[str, tuple[int, bool]] = {}
     for job in JOBS:
         for owner in OWNERS:
@@ -118,7 +118,7 @@ def expected(history: Sequence[End]) -> dict[str, tuple[int, bool]]:
 
 
 def failing_last(history: Sequence[End]) -> set[tuple[str, str | None]]:
-    """The jobs and owners whose last run failed, muted ones left out."""
+    """Return the jobs and owners whose last run failed, without muted ones."""
     last: dict[tuple[str, str | None], bool] = {}
     for end in sorted(history, key=lambda one: (one.minute, one.run_id)):
         for owner in OWNERS:
@@ -128,14 +128,14 @@ def failing_last(history: Sequence[End]) -> set[tuple[str, str | None]]:
 
 
 class Router:
-    """The deciding half of the engine, on a store of its own."""
+    """The deciding half of the router, on its own store."""
 
     def __init__(self, engine: sa.Engine, instance: dg.DagsterInstance) -> None:
         self.engine, self.instance = engine, instance
         self.successes: dict[str, End] = {}
 
     def tick(self, ends: Sequence[End], horizon: dt.datetime) -> None:
-        # As the engine does it: a late failure brings back the successes after it, which nothing waited for then.
+        # As in a tick: a late failure brings back the skipped successes after it.
         self.successes |= {end.run_id: end for end in ends if not end.failed}
         failed = [end for end in ends if end.failed]
         again = [
@@ -144,10 +144,10 @@ class Router:
             if success not in ends and any(one.job == success.job and one.at <= success.at for one in failed)
         ]
         with store.transaction(self.engine) as connection:
-            apply_outcomes(connection, [end.settled() for end in [*ends, *again]], POLICY)
+            apply_outcomes(connection, [end.classified() for end in [*ends, *again]], POLICY)
         enqueue_updates(self.instance, self.engine, POLICY, horizon, horizon, ())
 
-    def told(self) -> dict[str, tuple[int, bool]]:
+    def notified(self) -> dict[str, tuple[int, bool]]:
         with store.reading(self.engine) as connection:
             found = incidents.find(connection)
             return {one.key: (one.failures, one.resolved_at is not None) for one in found if one.posted}
@@ -158,7 +158,7 @@ class Router:
             return set(connection.execute(query).scalars())
 
     def open(self) -> set[tuple[str, str | None]]:
-        """The jobs and owners with an incident that is not over."""
+        """Return the jobs and owners with an open incident."""
         with store.reading(self.engine) as connection:
             found = incidents.find(connection, tables.incidents.c.resolved_at.is_(None))
             return {
@@ -168,7 +168,7 @@ class Router:
                 if outcome.failure is not None
             }
 
-    def fates(self) -> dict[tuple[str, str], str]:
+    def dispositions(self) -> dict[tuple[str, str], str]:
         with store.reading(self.engine) as connection:
             rows = connection.execute(sa.select(tables.outcomes).where(tables.outcomes.c.failed))
             return {(row.run_id, row.owner): row.disposition for row in rows}
@@ -204,8 +204,8 @@ THOROUGH = settings(BOUNDED, max_examples=400)
 def check_in_order(instance: dg.DagsterInstance, history: list[End], minutes: list[int], data: st.DataObject) -> None:
     with router(instance) as once:
         once.tick(history, START + dt.timedelta(minutes=MINUTES))
-        told, posts, fates = once.told(), once.posts(), once.fates()
-    assert told == expected(history)
+        notified, posts, dispositions = once.notified(), once.posts(), once.dispositions()
+    assert notified == expected(history)
     with router(instance) as many:
         known = -1
         for minute in [*sorted(minutes), MINUTES]:
@@ -214,9 +214,9 @@ def check_in_order(instance: dg.DagsterInstance, history: list[End], minutes: li
             again = data.draw(st.lists(st.sampled_from(replayed), max_size=4)) if replayed else []
             many.tick(data.draw(st.permutations([*new, *again])), START + dt.timedelta(minutes=minute))
             known = max(known, minute)
-        assert many.told() == told
+        assert many.notified() == notified
         assert many.posts() == posts
-        assert many.fates() == fates
+        assert many.dispositions() == dispositions
         for thread in posts:
             kinds = many.kinds(thread)
             assert kinds[0] in {"failing", "failed and resolved"}
@@ -230,20 +230,24 @@ def check_late(instance: dg.DagsterInstance, history: list[End], minutes: list[i
             count = len(left) if minute == MINUTES else data.draw(st.integers(0, len(left)))
             late.tick(left[:count], START + dt.timedelta(minutes=minute))
             left = left[count:]
-        fates = late.fates()
-        assert None not in fates.values()
+        dispositions = late.dispositions()
+        assert None not in dispositions.values()
         should = {(failed.run_id, owner or "") for failed in history if failed.failed for owner in failed.owners}
-        assert set(fates) == should
+        assert set(dispositions) == should
         with router(instance) as once:
             once.tick(history, START + dt.timedelta(minutes=MINUTES))
             assert once.open() <= late.open() <= failing_last(history)
-            told_in_order = {key for key, fate in once.fates().items() if fate.startswith("notified")}
-        assert told_in_order <= {key for key, fate in fates.items() if fate.startswith("notified")}
+            notified_in_order = {
+                key for key, disposition in once.dispositions().items() if disposition.startswith("notified")
+            }
+        assert notified_in_order <= {
+            key for key, disposition in dispositions.items() if disposition.startswith("notified")
+        }
 
 
 @BOUNDED
 @given(histories(), ticks, st.data())
-def test_what_is_told_depends_on_the_events_and_not_on_ticks_order_or_replays(
+def test_messages_depend_on_the_events_and_not_on_ticks_order_or_replays(
     instance: dg.DagsterInstance, history: list[End], minutes: list[int], data: st.DataObject
 ) -> None:
     check_in_order(instance, history, minutes, data)
@@ -251,7 +255,7 @@ def test_what_is_told_depends_on_the_events_and_not_on_ticks_order_or_replays(
 
 @BOUNDED
 @given(histories(), ticks, st.data())
-def test_events_that_come_late_in_any_order_lose_nothing(
+def test_events_that_arrive_late_in_any_order_lose_nothing(
     instance: dg.DagsterInstance, history: list[End], minutes: list[int], data: st.DataObject
 ) -> None:
     check_late(instance, history, minutes, data)
@@ -261,7 +265,7 @@ def test_events_that_come_late_in_any_order_lose_nothing(
 @pytest.mark.timeout(1200)
 @THOROUGH
 @given(histories(), ticks, st.data())
-def test_what_is_told_depends_on_the_events_alone_in_many_histories(
+def test_messages_depend_on_the_events_alone_in_many_histories(
     instance: dg.DagsterInstance, history: list[End], minutes: list[int], data: st.DataObject
 ) -> None:
     check_in_order(instance, history, minutes, data)

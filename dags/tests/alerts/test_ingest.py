@@ -47,7 +47,7 @@ def test_more_events_than_a_chunk_holds_are_all_read(site: Site, monkeypatch: py
     assert [run_id for run_id, _, _ in rows(site)] == runs
 
 
-def test_reading_stops_after_its_time_and_says_until_when_everything_is_known(
+def test_reading_stops_at_its_time_and_returns_until_when_everything_is_known(
     site: Site, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(event_log, "MAX_EVENTS_PER_CHUNK", 2)
@@ -72,7 +72,7 @@ def test_the_overlap_is_bounded_in_time(site: Site) -> None:
         assert connection.execute(sa.select(sa.func.count()).select_from(positions)).scalar_one() <= 6
 
 
-def test_a_machine_whose_clock_is_ahead_does_not_delay_what_it_tells(site: Site) -> None:
+def test_an_event_of_a_machine_whose_clock_is_ahead_is_not_delayed(site: Site) -> None:
     now = site.world.now
     site.world.forward(3600)
     site.world.fail(JOB)
@@ -82,7 +82,7 @@ def test_a_machine_whose_clock_is_ahead_does_not_delay_what_it_tells(site: Site)
         assert connection.execute(sa.select(attempts.c.at)).scalar_one() == now
 
 
-def test_a_warning_of_a_check_is_left_out(site: Site) -> None:
+def test_a_check_that_fails_as_a_warning_is_no_attempt(site: Site) -> None:
     job = asset_job((("x", "team-a"),))
     site.world.check(job, "x", "rows", passed=False, severity=dg.AssetCheckSeverity.WARN)
     failed = site.world.check(job, "x", "rows", passed=False)
@@ -106,7 +106,7 @@ def test_records_that_cannot_be_read_do_not_hide_the_others(site: Site) -> None:
     assert len(site.posts("#default")) == 1
 
 
-def test_a_database_that_is_gone_is_an_error_and_no_unreadable_run() -> None:
+def test_a_database_that_does_not_answer_is_an_error_and_no_unreadable_run() -> None:
     class Gone:
         def get_run_records(self, *_: object, **__: object) -> None:
             raise sa.exc.OperationalError("SELECT", {}, ConnectionError("gone"))
@@ -115,7 +115,7 @@ def test_a_database_that_is_gone_is_an_error_and_no_unreadable_run() -> None:
         read_records(Gone(), ["a_run"])  # type: ignore[arg-type]
 
 
-def test_the_sweep_finds_nothing_that_reading_has_seen(site: Site) -> None:
+def test_the_sweep_rescues_no_run_that_was_read(site: Site) -> None:
     site.world.fail(JOB)
     site.tick()
     site.world.forward(600)

@@ -7,8 +7,9 @@ from dags.alerts import mutes, store, tables
 from dags.alerts.mutes import MuteError, matches, mute_of, parse_duration, parse_match
 from dags.alerts.queries.mutes import delete_summarized, without_summary
 from dags.alerts.values import Finding, Mute, MuteKind, MuteSubject
+from dags.common.tags import ASSET_JOB
 from dags.tests.alerts.site import DEFAULT_CHANNEL, Site
-from dags.tests.alerts.world import ASSET_JOB, asset_job, op_job
+from dags.tests.alerts.world import asset_job, op_job
 
 NOW = dt.datetime(2025, 11, 21, 7, 0, tzinfo=dt.UTC)
 HOUR = dt.timedelta(hours=1)
@@ -54,7 +55,7 @@ def test_in_doubt_a_mute_does_not_match(match: str, subject: MuteSubject) -> Non
     assert not matches(mute_on(match), subject)
 
 
-def test_a_mute_holds_from_when_it_was_made_until_before_its_end() -> None:
+def test_a_mute_applies_from_its_start_until_just_before_its_end() -> None:
     one = mute_on("job:a")
     held = [
         at for at in (NOW - HOUR / 60, NOW, NOW + HOUR / 2, NOW + HOUR) if mute_of([one], at, MuteSubject(job_name="a"))
@@ -63,18 +64,18 @@ def test_a_mute_holds_from_when_it_was_made_until_before_its_end() -> None:
 
 
 @pytest.mark.parametrize("text", ["web_*", "jobs:a", "job:", "job: ", ""])
-def test_a_match_that_is_none_is_refused_with_those_that_are(text: str) -> None:
+def test_an_invalid_match_is_refused_with_the_valid_forms(text: str) -> None:
     with pytest.raises(MuteError, match=r"owner:PATTERN, job:PATTERN.*as in job:web_\*"):
         parse_match(text)
 
 
-def test_times_are_in_minutes_hours_and_days() -> None:
+def test_durations_are_in_minutes_hours_and_days() -> None:
     assert [parse_duration(text) for text in ("30m", "4h", "14d")] == [HOUR / 2, 4 * HOUR, dt.timedelta(days=14)]
     assert parse_match("asset:a:b") == (MuteKind.ASSET, "a:b")
 
 
 @pytest.mark.parametrize("text", ["4", "4 h", "0h", "-1h", "1w", "1.5h", ""])
-def test_other_times_are_refused(text: str) -> None:
+def test_other_durations_are_refused(text: str) -> None:
     with pytest.raises(MuteError, match="as in 30m, 4h or 2d"):
         parse_duration(text)
 
@@ -85,7 +86,7 @@ def test_a_mute_of_more_than_14_days_is_refused(text: str) -> None:
         parse_duration(text)
 
 
-def test_a_muted_failure_is_not_told_but_accounted_for_and_summed_up_at_the_end(site: Site) -> None:
+def test_a_muted_failure_is_suppressed_has_a_disposition_and_is_in_the_summary_at_the_end(site: Site) -> None:
     made = mute(site, "job:plain")
     runs = [site.world.fail(op_job("plain")) for _ in range(3)]
     other = site.world.fail(op_job("other"))
@@ -104,7 +105,7 @@ def test_a_muted_failure_is_not_told_but_accounted_for_and_summed_up_at_the_end(
     assert len(site.posts("#a")) == 2
 
 
-def test_what_fails_before_and_after_a_mute_is_told(site: Site) -> None:
+def test_failures_before_and_after_a_mute_are_notified(site: Site) -> None:
     site.world.fail(op_job("before"))
     site.world.forward(1)
     mute(site, "owner:*")
@@ -117,7 +118,7 @@ def test_what_fails_before_and_after_a_mute_is_told(site: Site) -> None:
     ]
 
 
-def test_a_failure_that_is_found_after_the_summary_is_told(site: Site) -> None:
+def test_a_failure_that_arrives_after_the_summary_is_notified(site: Site) -> None:
     mute(site, "job:plain", HOUR / 60)
     site.settle(90)
     with store.reading(site.store) as connection:
@@ -137,13 +138,13 @@ def test_every_owner_gets_a_summary_of_their_own(site: Site) -> None:
     assert ["it suppressed 1 alert" in post.text for post in (*site.posts("#a"), *site.posts("#b"))] == [True, True]
 
 
-def test_a_mute_that_kept_back_nothing_ends_in_silence(site: Site) -> None:
+def test_a_mute_that_suppressed_nothing_has_no_summary(site: Site) -> None:
     mute(site, "owner:*")
     site.settle(3700)
     assert site.everything() == {"#a": [], "#b": [], DEFAULT_CHANNEL: []}
 
 
-def test_a_muted_backfill_opens_no_thread(site: Site) -> None:
+def test_a_muted_backfill_opens_no_incident(site: Site) -> None:
     mute(site, "asset:x")
     job = asset_job((("x", "team-a"),))
     for _ in range(3):
@@ -162,7 +163,7 @@ def test_a_summary_names_the_assets_of_asset_runs(site: Site) -> None:
     assert ASSET_JOB not in summary.text
 
 
-def test_unmuting_ends_a_mute_now_and_brings_its_summary(site: Site) -> None:
+def test_unmuting_ends_a_mute_now_and_sends_its_summary(site: Site) -> None:
     made = mute(site, "job:plain")
     site.world.fail(op_job("plain"))
     site.world.forward(1)
@@ -174,7 +175,7 @@ def test_unmuting_ends_a_mute_now_and_brings_its_summary(site: Site) -> None:
         mutes.end(connection, made.id, site.world())
 
 
-def test_a_muted_finding_is_told_when_it_outlives_the_mute_and_counted(site: Site) -> None:
+def test_a_muted_finding_is_counted_and_is_notified_when_it_outlasts_the_mute(site: Site) -> None:
     made = mute(site, "finding:location/*")
     broken = Finding("location/web", "team-a", "Code location web does not load", "boom", site.world(), "web")
     for seconds in (0, 300, 3600):
@@ -189,7 +190,7 @@ def test_a_muted_finding_is_told_when_it_outlives_the_mute_and_counted(site: Sit
     ]
 
 
-def test_a_finding_that_was_told_before_a_mute_is_not_over_by_it(site: Site) -> None:
+def test_a_mute_does_not_resolve_a_finding_that_was_notified_before(site: Site) -> None:
     broken = Finding("location/web", "team-a", "Code location web does not load", "boom", site.world(), "web")
     site.tick(watch=lambda: [broken])
     site.settle()
@@ -213,7 +214,7 @@ def test_a_mute_without_a_reason_is_refused(store_url: str) -> None:
     opened.dispose()
 
 
-def test_mutes_are_forgotten_after_the_retention_and_those_in_force_are_not(site: Site) -> None:
+def test_mutes_are_deleted_after_the_retention_and_those_in_force_are_not(site: Site) -> None:
     mute(site, "job:plain")
     site.world.fail(op_job("plain"))
     site.settle(3700)

@@ -16,7 +16,7 @@ def run(tags: Mapping[str, str], location: str | None = "web") -> dg.DagsterRun:
     return dg.DagsterRun(job_name="a_job", tags=dict(tags), remote_job_origin=where)
 
 
-def test_the_owner_is_that_of_the_step_else_of_the_run_else_of_the_location_else_nobody() -> None:
+def test_the_owner_is_that_of_the_step_else_of_the_run_else_of_the_location_else_none() -> None:
     tagged = run({"owner": "team-of-run"})
     assert get_job_owner_for_alert(tagged, "team-of-step", LOCATIONS.get) == "team-of-step"
     assert get_job_owner_for_alert(tagged, None, LOCATIONS.get) == "team-of-run"
@@ -30,7 +30,7 @@ def test_a_run_of_a_script_has_no_location() -> None:
     assert location_of(run({}, None)) is None
 
 
-def test_nobody_and_an_owner_without_a_channel_have_the_default_channel() -> None:
+def test_unowned_failures_and_owners_without_a_channel_get_the_default_channel() -> None:
     assert [channel_of(owner, POLICY) for owner in ("team-a", "team-unheard-of", None)] == [
         "#a",
         "#default",

@@ -96,7 +96,7 @@ def instance() -> Any:
         yield made
 
 
-def test_failed_steps_are_told_with_their_assets_by_owner_with_the_users_error(instance: dg.DagsterInstance) -> None:
+def test_failed_steps_are_grouped_by_owner_with_their_assets_and_the_users_error(instance: dg.DagsterInstance) -> None:
     run = ran(instance, "assets_job")
     result = read_run(instance, run, Plans(instance).of(run), unchanged)
     by_owner = {part.owner: part for part in result.parts}
@@ -139,7 +139,7 @@ def test_errors_that_dagster_wraps_are_unwrapped(instance: dg.DagsterInstance) -
     assert causes["says_why"] == Cause("Failure", "the source is empty")
 
 
-def test_a_log_that_cannot_be_read_is_a_note_and_no_error(instance: dg.DagsterInstance) -> None:
+def test_a_log_that_cannot_be_read_becomes_a_note_and_no_error(instance: dg.DagsterInstance) -> None:
     run = ran(instance, "other_job")
 
     class Broken:

@@ -58,7 +58,7 @@ def test_transactions_run_one_after_another(store: sa.Engine) -> None:
         assert get_value(connection, "count") == "40"
 
 
-def test_several_processes_may_make_the_same_store_at_once(store_url: str) -> None:
+def test_several_processes_may_create_the_same_store_at_once(store_url: str) -> None:
     opened: list[sa.Engine] = []
     openers = [threading.Thread(target=lambda: opened.append(open_store(store_url))) for _ in range(4)]
     for one in openers:
@@ -72,7 +72,7 @@ def test_several_processes_may_make_the_same_store_at_once(store_url: str) -> No
         engine.dispose()
 
 
-def test_an_older_store_is_led_through_each_version_once(store: sa.Engine) -> None:
+def test_an_older_store_is_migrated_through_each_version_once(store: sa.Engine) -> None:
     latest = tables.LATEST_VERSION
 
     def add(name: str) -> tables.Migration:
@@ -86,7 +86,7 @@ def test_an_older_store_is_led_through_each_version_once(store: sa.Engine) -> No
         assert (get_value(connection, "first"), get_value(connection, "second")) == ("x", "x")
 
 
-def test_a_migration_that_fails_leaves_the_version_of_before(store: sa.Engine) -> None:
+def test_a_migration_that_fails_leaves_the_previous_version(store: sa.Engine) -> None:
     latest = tables.LATEST_VERSION
 
     def broken(connection: sa.Connection) -> None:
@@ -100,7 +100,7 @@ def test_a_migration_that_fails_leaves_the_version_of_before(store: sa.Engine) -
         assert get_value(connection, "half") is None
 
 
-def test_a_store_that_newer_code_has_written_is_refused(store: sa.Engine) -> None:
+def test_a_store_that_a_newer_release_wrote_is_refused(store: sa.Engine) -> None:
     with transaction(store) as connection:
         connection.execute(sa.update(tables.schema_version).values(version=99))
     with pytest.raises(StoreVersionError, match="at version 99"):

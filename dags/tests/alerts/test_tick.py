@@ -12,9 +12,10 @@ from dags.alerts.retention import delete_old_rows
 from dags.alerts.tick import WatchError
 from dags.alerts.values import Finding
 from dags.common.event_log import private
+from dags.common.tags import ASSET_JOB
 from dags.tests.alerts.fake_slack import Kind
 from dags.tests.alerts.site import DEFAULT_CHANNEL, Site, opened
-from dags.tests.alerts.world import ASSET_JOB, asset_job, op_job, user_error
+from dags.tests.alerts.world import asset_job, op_job, user_error
 
 HOUR = 3600
 WILL_RETRY = {"dagster/will_retry": "true"}
@@ -26,7 +27,7 @@ def first_line(site: Site, channel: str = "#a") -> str:
     return post.text.splitlines()[0]
 
 
-def test_a_failure_is_told_once_in_the_channel_of_the_owner_of_the_failed_step(site: Site) -> None:
+def test_a_failure_is_notified_once_in_the_channel_of_the_owner_of_the_failed_step(site: Site) -> None:
     site.world.fail(op_job("two_teams", ("team-a", "team-b")), ["step_1"])
     for _ in range(4):
         site.settle()
@@ -37,7 +38,7 @@ def test_a_failure_is_told_once_in_the_channel_of_the_owner_of_the_failed_step(s
     assert site.posts("#a") == site.replies("#b") == []
 
 
-def test_nothing_is_told_before_a_failure_has_settled(site: Site) -> None:
+def test_a_failure_is_not_notified_before_the_settle_time(site: Site) -> None:
     site.world.fail(op_job("plain"))
     site.settle(19)
     assert site.posts("#a") == []
@@ -45,7 +46,7 @@ def test_nothing_is_told_before_a_failure_has_settled(site: Site) -> None:
     assert len(site.posts("#a")) == 1
 
 
-def test_two_owners_of_failed_steps_hear_each_of_their_own_steps(site: Site) -> None:
+def test_each_owner_of_failed_steps_is_notified_of_their_own_steps(site: Site) -> None:
     site.world.fail(op_job("two_teams", ("team-a", "team-b")), ["step_0", "step_1"])
     site.settle()
     assert "step_0" in site.posts("#a")[0].text
@@ -53,7 +54,7 @@ def test_two_owners_of_failed_steps_hear_each_of_their_own_steps(site: Site) -> 
     assert "step_1" in site.posts("#b")[0].text
 
 
-def test_a_success_closes_the_incident_in_its_thread_and_in_the_message(site: Site) -> None:
+def test_a_success_resolves_the_incident_in_its_thread_and_in_its_message(site: Site) -> None:
     job = op_job("plain")
     site.world.fail(job)
     site.settle()
@@ -75,7 +76,7 @@ def test_a_failure_and_a_success_that_one_tick_sees_are_one_message(site: Site) 
     assert site.replies("#a") == []
 
 
-def test_a_success_that_nothing_waited_for_ends_a_failure_that_comes_late(site: Site) -> None:
+def test_a_skipped_success_resolves_a_failure_that_arrives_late(site: Site) -> None:
     job = op_job("plain")
     site.world.fail(job, tags={"dagster/schedule_name": "hourly"})
     site.settle()
@@ -92,7 +93,7 @@ def test_a_success_that_nothing_waited_for_ends_a_failure_that_comes_late(site: 
     assert ["Resolved" in post.text for post in site.posts("#a")] == [False, True]
 
 
-def test_a_job_with_a_threshold_is_told_when_it_is_reached_and_not_before(site: Site) -> None:
+def test_a_job_with_a_threshold_is_notified_when_it_is_reached_and_not_before(site: Site) -> None:
     job = op_job("thrice")
     for _ in range(2):
         site.world.fail(job)
@@ -106,7 +107,7 @@ def test_a_job_with_a_threshold_is_told_when_it_is_reached_and_not_before(site: 
     assert "3 consecutive failures" in site.posts("#a")[0].text
 
 
-def test_a_success_between_failures_starts_the_count_again(site: Site) -> None:
+def test_a_success_between_failures_restarts_the_count(site: Site) -> None:
     job = op_job("thrice")
     for how in ("fail", "fail", "succeed", "fail", "fail"):
         getattr(site.world, how)(job)
@@ -114,7 +115,7 @@ def test_a_success_between_failures_starts_the_count_again(site: Site) -> None:
     assert site.posts("#a") == []
 
 
-def test_canceled_and_muted_runs_neither_count_nor_end_a_streak(site: Site) -> None:
+def test_canceled_and_muted_runs_neither_count_nor_end_consecutive_failures(site: Site) -> None:
     job = op_job("thrice")
     site.world.fail(job)
     site.world.cancel(job)
@@ -128,7 +129,7 @@ def test_canceled_and_muted_runs_neither_count_nor_end_a_streak(site: Site) -> N
     assert len(site.posts("#a")) == 1
 
 
-def test_further_failures_go_into_the_thread_and_the_message_keeps_count(site: Site) -> None:
+def test_further_failures_go_into_the_thread_and_are_counted_in_the_message(site: Site) -> None:
     job = op_job("plain")
     for _ in range(4):
         site.world.fail(job)
@@ -139,7 +140,7 @@ def test_further_failures_go_into_the_thread_and_the_message_keeps_count(site: S
     assert 1 <= len(site.replies("#a")) <= 3
 
 
-def test_a_streak_of_days_is_reminded_of_every_four_hours_while_it_keeps_failing(site: Site) -> None:
+def test_consecutive_failures_of_days_get_a_reminder_every_four_hours_while_they_go_on(site: Site) -> None:
     job = op_job("plain")
     for _ in range(6):
         site.world.fail(job)
@@ -152,7 +153,7 @@ def test_a_streak_of_days_is_reminded_of_every_four_hours_while_it_keeps_failing
     assert [message for message in site.replies("#a") if message.is_broadcast] == reminders
 
 
-def test_a_retry_that_succeeds_is_silence(site: Site) -> None:
+def test_a_retry_that_succeeds_sends_no_message(site: Site) -> None:
     job = op_job("plain")
     first = site.world.fail(job, tags=WILL_RETRY)
     site.settle(30)
@@ -163,7 +164,7 @@ def test_a_retry_that_succeeds_is_silence(site: Site) -> None:
     assert site.dispositions() == {first: f"retried in {again}"}
 
 
-def test_a_retry_that_fails_makes_one_failure_of_all_attempts(site: Site) -> None:
+def test_a_retry_that_fails_makes_all_attempts_one_failure(site: Site) -> None:
     job = op_job("plain")
     first = site.world.fail(job, tags=WILL_RETRY)
     site.settle(30)
@@ -181,16 +182,16 @@ def test_a_retry_that_fails_makes_one_failure_of_all_attempts(site: Site) -> Non
 def test_a_promised_retry_that_never_starts_is_a_failure_after_ten_minutes(site: Site) -> None:
     run_id = site.world.fail(op_job("plain"), tags=WILL_RETRY)
     site.settle()
-    fate = site.dispositions()[run_id]
-    assert fate is not None
-    assert fate.startswith("held for a retry until")
+    disposition = site.dispositions()[run_id]
+    assert disposition is not None
+    assert disposition.startswith("held for a retry until")
     site.settle(560)
     assert site.posts("#a") == []
     site.settle(60)
     assert "promised a retry" in site.posts("#a")[0].text
 
 
-def test_a_retry_that_is_under_way_is_waited_for_as_long_as_it_exists(site: Site) -> None:
+def test_a_running_retry_is_waited_for_as_long_as_it_exists(site: Site) -> None:
     job = op_job("plain")
     first = site.world.fail(job, tags=WILL_RETRY)
     site.world.forward(30)
@@ -205,7 +206,7 @@ def test_a_retry_that_is_under_way_is_waited_for_as_long_as_it_exists(site: Site
     assert len(site.posts("#a")) == 1
 
 
-def test_a_re_execution_by_hand_mends_what_a_schedule_has_broken(site: Site) -> None:
+def test_a_re_execution_by_hand_resolves_the_failure_of_a_scheduled_run(site: Site) -> None:
     job = op_job("plain")
     first = site.world.fail(job, tags={"dagster/schedule_name": "nightly"})
     site.settle()
@@ -217,7 +218,7 @@ def test_a_re_execution_by_hand_mends_what_a_schedule_has_broken(site: Site) -> 
     assert "Resolved" in first_line(site)
 
 
-def test_one_run_that_fails_several_assets_of_an_owner_is_one_message_that_recovers_when_all_have(site: Site) -> None:
+def test_one_run_that_fails_several_assets_of_an_owner_is_one_message_that_is_resolved_when_all_are(site: Site) -> None:
     job = asset_job(ASSETS)
     assert job.name == ASSET_JOB
     site.world.fail(job, ["x", "y", "z"], assets=["x", "y", "z"])
@@ -233,7 +234,7 @@ def test_one_run_that_fails_several_assets_of_an_owner_is_one_message_that_recov
     assert "Resolved" not in first_line(site, "#b")
 
 
-def test_assets_are_series_of_their_own_under_the_common_name_of_their_runs(site: Site) -> None:
+def test_each_asset_has_its_own_series_although_its_runs_share_a_job_name(site: Site) -> None:
     job = asset_job(ASSETS)
     site.world.fail(job, ["x"], assets=["x"])
     site.settle()
@@ -242,7 +243,7 @@ def test_assets_are_series_of_their_own_under_the_common_name_of_their_runs(site
     assert "Resolved" not in first_line(site)
 
 
-def test_an_asset_that_succeeds_in_a_run_that_fails_elsewhere_is_mended(site: Site) -> None:
+def test_an_asset_that_succeeds_in_a_run_that_fails_elsewhere_is_resolved(site: Site) -> None:
     job = asset_job(ASSETS)
     site.world.fail(job, ["x"], assets=["x"])
     site.settle()
@@ -313,7 +314,7 @@ def test_more_than_twenty_incidents_in_five_minutes_are_a_storm_with_details_in_
     assert sum("Resolved:" in message.text.splitlines()[0] for message in site.slack.in_channel("#a")) == 42
 
 
-def test_a_failed_check_of_severity_error_is_told_and_a_warning_is_not(site: Site) -> None:
+def test_a_failed_check_of_severity_error_is_notified_and_a_warning_is_not(site: Site) -> None:
     job = asset_job(ASSETS)
     site.world.check(job, "z", "rows", passed=False, severity=dg.AssetCheckSeverity.WARN)
     site.settle()
@@ -326,7 +327,7 @@ def test_a_failed_check_of_severity_error_is_told_and_a_warning_is_not(site: Sit
     assert "Resolved" in first_line(site, "#b")
 
 
-def test_a_run_that_fails_outside_its_steps_is_told_to_the_owners_of_what_it_had_not_done(site: Site) -> None:
+def test_a_run_that_fails_outside_its_steps_is_notified_to_the_owners_of_its_unfinished_steps(site: Site) -> None:
     job = op_job("two_teams", ("team-a", "team-b"))
     run_id = site.world.start(job)
     site.world.step_succeeds(run_id, job.name, "step_0")
@@ -336,13 +337,13 @@ def test_a_run_that_fails_outside_its_steps_is_told_to_the_owners_of_what_it_had
     assert "The run worker process died." in site.posts("#b")[0].text
 
 
-def test_a_failure_that_nobody_owns_goes_to_the_default_channel(site: Site) -> None:
+def test_an_unowned_failure_goes_to_the_default_channel(site: Site) -> None:
     site.world.fail(op_job("nobodys", (None,)), location="elsewhere")
     site.settle()
     assert "nobodys" in first_line(site, DEFAULT_CHANNEL)
 
 
-def test_a_failure_whose_run_was_deleted_meanwhile_is_told_with_what_its_event_said(site: Site) -> None:
+def test_a_failure_whose_run_was_deleted_is_notified_with_the_facts_of_its_event(site: Site) -> None:
     run_id = site.world.fail(op_job("plain"))
     site.tick()
     site.world.instance.delete_run(run_id)
@@ -350,7 +351,7 @@ def test_a_failure_whose_run_was_deleted_meanwhile_is_told_with_what_its_event_s
     assert "plain" in first_line(site, DEFAULT_CHANNEL)
 
 
-def test_a_run_that_turns_from_failure_to_success_has_recovered(site: Site) -> None:
+def test_a_run_that_turns_from_failure_to_success_is_resolved(site: Site) -> None:
     job = op_job("plain")
     run_id = site.world.fail(job)
     site.settle()
@@ -361,7 +362,7 @@ def test_a_run_that_turns_from_failure_to_success_has_recovered(site: Site) -> N
     assert len(site.replies("#a")) == 1
 
 
-def test_a_failure_that_becomes_visible_after_its_success_is_told_as_recovered(site: Site) -> None:
+def test_a_failure_that_becomes_visible_after_its_success_is_notified_as_resolved(site: Site) -> None:
     job = op_job("plain")
     past = site.world.now - dt.timedelta(seconds=90)
     site.world.succeed(job)
@@ -373,7 +374,7 @@ def test_a_failure_that_becomes_visible_after_its_success_is_told_as_recovered(s
     assert "Resolved" in first_line(site)
 
 
-def test_an_undecodable_event_is_set_aside_and_holds_up_no_other(site: Site) -> None:
+def test_an_undecodable_event_is_reported_and_delays_no_other(site: Site) -> None:
     broken, fine = site.world.fail(op_job("broken")), site.world.fail(op_job("fine"))
     logs = private._event_logs()
     with site.world.instance.event_log_storage.index_connection() as connection:  # type: ignore[attr-defined]
@@ -389,7 +390,7 @@ def test_an_undecodable_event_is_set_aside_and_holds_up_no_other(site: Site) -> 
     assert len(site.posts("#a")) == 2
 
 
-def test_a_run_that_is_stranger_than_the_code_knows_is_told_of_and_holds_up_no_other(site: Site) -> None:
+def test_a_run_that_cannot_be_classified_is_notified_and_delays_no_other(site: Site) -> None:
     job = asset_job(ASSETS)
     strange = site.world.check(job, "x", "rows", passed=False)
     site.world.fail(op_job("fine"))
@@ -432,7 +433,7 @@ def test_events_that_become_visible_out_of_order_are_found_by_the_overlap(site: 
     assert len(site.posts("#a")) == 3
 
 
-def test_the_first_tick_of_all_tells_of_the_last_two_days_and_nothing_older(memory_path: Path) -> None:
+def test_the_first_tick_of_all_notifies_of_the_last_two_days_and_nothing_older(memory_path: Path) -> None:
     with opened(memory_path / "home") as site:
         now = site.world.now
         for hours in (49, 47, 1):
@@ -443,7 +444,7 @@ def test_the_first_tick_of_all_tells_of_the_last_two_days_and_nothing_older(memo
         assert len(site.posts("#a")) == 2
 
 
-def test_findings_open_an_incident_and_close_it_when_they_are_gone(site: Site) -> None:
+def test_a_finding_opens_an_incident_that_is_resolved_when_the_finding_is_gone(site: Site) -> None:
     found = [Finding("tick:nightly", "team-b", "Schedule nightly fails", "ValueError: boom", site.world.now, "web")]
     site.tick(watch=lambda: found)
     assert "nightly" in first_line(site, "#b")
@@ -456,7 +457,7 @@ def test_findings_open_an_incident_and_close_it_when_they_are_gone(site: Site) -
     assert len(site.replies("#b")) == 1
 
 
-def test_a_search_for_findings_that_fails_is_said_closes_nothing_and_stops_no_failure(site: Site) -> None:
+def test_watch_rules_that_cannot_run_are_reported_resolve_nothing_and_delay_no_failure(site: Site) -> None:
     def broken() -> list[Finding]:
         raise OSError("no answer")
 
@@ -471,7 +472,7 @@ def test_a_search_for_findings_that_fails_is_said_closes_nothing_and_stops_no_fa
         report.raise_for_problems()
 
 
-def test_two_ticks_at_once_tell_once(site: Site) -> None:
+def test_two_ticks_at_once_notify_once(site: Site) -> None:
     import threading
 
     for number in range(8):
@@ -486,7 +487,7 @@ def test_two_ticks_at_once_tell_once(site: Site) -> None:
     assert len(site.slack.in_channel("#a")) == 8
 
 
-def test_while_slack_is_down_nothing_is_lost_and_afterwards_all_is_told(site: Site) -> None:
+def test_no_message_is_lost_while_slack_is_down_and_all_are_sent_afterwards(site: Site) -> None:
     job = op_job("plain")
     site.slack.fail(Kind.ERROR, code="account_inactive")
     site.world.fail(job)
@@ -513,7 +514,7 @@ def test_a_secret_in_an_error_reaches_neither_the_store_nor_slack(site: Site) ->
             assert secret not in str(connection.execute(sa.select(table)).all())
 
 
-def test_every_failed_run_has_a_row_that_says_what_became_of_it(site: Site, make_backfill: Any) -> None:
+def test_every_failed_run_has_a_disposition(site: Site, make_backfill: Any) -> None:
     job, thrice = op_job("plain"), op_job("thrice")
     backfill = make_backfill(site)
     runs = [
@@ -526,13 +527,13 @@ def test_every_failed_run_has_a_row_that_says_what_became_of_it(site: Site, make
         site.world.fail(op_job("nobodys", (None,)), location="elsewhere"),
     ]
     site.settle()
-    fates = site.dispositions()
-    assert set(fates) == set(runs)
-    assert None not in fates.values()
+    dispositions = site.dispositions()
+    assert set(dispositions) == set(runs)
+    assert None not in dispositions.values()
     assert site.without_disposition() == []
 
 
-def test_what_is_closed_and_old_is_forgotten_and_what_is_open_is_not(site: Site) -> None:
+def test_rows_that_are_resolved_and_old_are_deleted_and_open_ones_are_not(site: Site) -> None:
     closed, still_open = op_job("closed"), op_job("still_open")
     site.world.fail(closed)
     site.world.fail(still_open)
@@ -551,7 +552,7 @@ def test_what_is_closed_and_old_is_forgotten_and_what_is_open_is_not(site: Site)
     assert names == {"still_open"}
 
 
-def test_an_open_incident_recovers_even_after_the_retention(site: Site) -> None:
+def test_an_open_incident_is_resolved_even_after_the_retention(site: Site) -> None:
     job = op_job("plain")
     site.world.fail(job)
     site.settle()
