@@ -1,6 +1,6 @@
 """The rules over random histories: messages depend on the events alone.
 
-A history is run once with a tick at each moment, where events arrive in any order and repeatedly, and once with one tick
+A history is run with a tick at each moment, where events arrive in any order and repeatedly, and again with one tick
 at the end. A plain loop over the history computes the expected incidents.
 """
 

@@ -66,7 +66,7 @@ class Round:
                 return
 
     def check(self) -> None:
-        """Assert that none is lost or sent three times, "Resolved" comes after "failing", and each has a disposition."""
+        """Assert that none is lost or sent three times, "Resolved" follows "failing", and each has a disposition."""
         slack = self.site.slack
         copies = {key: len(slack.copies(key)) for key in self.posts}
         # A failure and its success that were notified in one message have no reply.
