@@ -19,13 +19,13 @@ from dags.alerts.slack import make_client
 from dags.alerts.tick import tick
 from dags.common.owners import JobOwners, owned_by, owner_tags
 from dags.common.settings import get_settings
+from dags.common.tags import RETRY_NUMBER_TAG
 from dags.tests.alerts.fake_slack import TOKEN
 
 # A name for which the project's own policy has a threshold.
 (THRESHOLD_JOB,) = slack_alerts.CONSECUTIVE_FAILURE_THRESHOLDS
 PARTITIONS = dg.StaticPartitionsDefinition([f"part_{number:02}" for number in range(50)])
-RETRY_NUMBER_TAG = "dagster/retry_number"
-LONGEST_WAIT_SECONDS = 300
+MAX_WAIT_SECONDS = 300
 
 
 class Wait(dg.Config):
@@ -37,7 +37,7 @@ class Wait(dg.Config):
 @dg.op
 def wait_and_fail(config: Wait) -> None:
     """Fail, at once or when a file exists."""
-    deadline = time.monotonic() + LONGEST_WAIT_SECONDS
+    deadline = time.monotonic() + MAX_WAIT_SECONDS
     while config.until and not Path(config.until).exists():
         if time.monotonic() > deadline:
             raise TimeoutError(f"Nobody has made {config.until}.")

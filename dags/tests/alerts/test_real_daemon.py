@@ -23,13 +23,13 @@ from dags.alerts.queries.stored_values import get_value
 from dags.alerts.tick import WATCHED_AT
 from dags.alerts.values import AttemptState
 from dags.common.owners import JobOwners
+from dags.common.tags import ASSET_JOB
 from dags.tests import webserver
 from dags.tests.alerts.failing_location import PARTITIONS, THRESHOLD_JOB
 from dags.tests.alerts.fake_slack import FakeSlack, Stored, serving
 from dags.tests.webserver import ROOT, START_SECONDS, Webserver, daemon, wait_for, worker_of
 
 LOCATION = "failing"
-ASSET_JOB = "__ASSET_JOB"
 CHANNELS = slack_alerts.notification_channel_per_team
 # A run's process, 20 seconds in which its failure settles, and ticks; several times over on a busy machine.
 NOTIFY_SECONDS = 150
@@ -200,7 +200,7 @@ def ended_ticks(instance: dg.DagsterInstance) -> Sequence[InstigatorTick]:
     return [tick for tick in ticks if tick.status is not TickStatus.STARTED]
 
 
-def test_a_failing_op_is_told_once_by_a_real_daemon(tmp_path: Path) -> None:
+def test_a_failing_op_is_notified_once_by_a_real_daemon(tmp_path: Path) -> None:
     with serving(*CHANNELS.values()) as slack:
         # The clock is ahead, so that the test does not wait until the failure is due.
         locations = {LOCATION: router_of(tmp_path, slack, "router_and_failing")}
@@ -242,7 +242,7 @@ def test_the_sensor_of_the_shared_location_ticks_by_default_and_outside_producti
 
 @pytest.mark.slow
 @pytest.mark.timeout(START_SECONDS + 3 * NOTIFY_SECONDS)
-def test_a_failing_asset_among_good_ones_is_told_to_its_own_team_alone(platform: Platform) -> None:
+def test_a_failing_asset_among_good_ones_is_notified_only_to_its_own_team(platform: Platform) -> None:
     run_id = platform.launch(ASSET_JOB, asset_keys=["good_before", "bad_between", "good_beside"])
     post = platform.wait_for_post("bad_between")
     platform.wait_until_decided([run_id])
@@ -269,7 +269,7 @@ def test_a_backfill_of_fifty_partitions_that_all_fail_is_one_message_with_its_en
 
 @pytest.mark.slow
 @pytest.mark.timeout(START_SECONDS + 3 * NOTIFY_SECONDS)
-def test_a_run_that_its_automatic_retry_makes_good_is_silence(platform: Platform) -> None:
+def test_a_run_whose_automatic_retry_succeeds_sends_no_message(platform: Platform) -> None:
     first = platform.launch("recovering_job")
     platform.wait_until_decided([first])
     (retry,) = platform.instance.get_runs(dg.RunsFilter(tags={"dagster/parent_run_id": first}))
@@ -279,7 +279,7 @@ def test_a_run_that_its_automatic_retry_makes_good_is_silence(platform: Platform
 
 @pytest.mark.slow
 @pytest.mark.timeout(START_SECONDS + 3 * NOTIFY_SECONDS)
-def test_a_run_that_its_automatic_retry_does_not_make_good_is_one_message(platform: Platform) -> None:
+def test_a_run_whose_automatic_retry_fails_is_one_message(platform: Platform) -> None:
     first = platform.launch("retried_in_vain_job")
     post = platform.wait_for_post("retried_in_vain_job")
     (retry,) = platform.instance.get_runs(dg.RunsFilter(tags={"dagster/parent_run_id": first}))
@@ -291,7 +291,7 @@ def test_a_run_that_its_automatic_retry_does_not_make_good_is_one_message(platfo
 
 @pytest.mark.slow
 @pytest.mark.timeout(START_SECONDS + 6 * NOTIFY_SECONDS)
-def test_the_third_failure_in_a_row_is_told_while_a_fourth_run_is_in_progress(platform: Platform) -> None:
+def test_the_third_consecutive_failure_is_notified_while_a_fourth_run_is_in_progress(platform: Platform) -> None:
     for run_id in [platform.launch(THRESHOLD_JOB) for _ in range(2)]:
         platform.wait_for_end(run_id)
     gates = [platform.home / name for name in ("third", "fourth")]
@@ -324,7 +324,7 @@ def test_a_run_worker_that_is_killed_is_one_message(platform: Platform) -> None:
 
 @pytest.mark.slow
 @pytest.mark.timeout(START_SECONDS + 4 * NOTIFY_SECONDS)
-def test_a_run_that_is_lost_with_its_code_server_is_failed_by_run_monitoring_and_told_once(tmp_path: Path) -> None:
+def test_a_run_that_is_lost_with_its_code_server_is_failed_by_run_monitoring_and_notified_once(tmp_path: Path) -> None:
     with running(tmp_path) as platform:
         run_id = platform.launch("abandoned_job", config=waiting_for(tmp_path / "never"))
         worker = platform.worker(run_id)
@@ -346,7 +346,7 @@ def test_a_run_that_is_lost_with_its_code_server_is_failed_by_run_monitoring_and
 
 @pytest.mark.slow
 @pytest.mark.timeout(START_SECONDS + 4 * NOTIFY_SECONDS)
-def test_a_location_whose_import_breaks_is_told_to_its_team_once_and_when_it_is_mended(tmp_path: Path) -> None:
+def test_a_location_whose_import_breaks_is_notified_to_its_team_once_and_when_it_is_fixed(tmp_path: Path) -> None:
     with running(tmp_path, **{BREAKABLE: "failing_location.dg.Definitions()"}) as platform:
         source = tmp_path / f"{BREAKABLE}.py"
         whole = source.read_text()

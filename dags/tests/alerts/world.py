@@ -25,7 +25,6 @@ from dagster._core.storage.runs.schema import RunsTable
 from dagster._core.types.loadable_target_origin import LoadableTargetOrigin
 from dagster_shared.error import SerializableErrorInfo
 
-ASSET_JOB = "__ASSET_JOB"
 LOCATION = "web"
 
 
