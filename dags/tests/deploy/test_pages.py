@@ -15,7 +15,7 @@ from dags.tests.deploy import chart
 
 DOCS = chart.ROOT / "docs"
 RUNBOOKS = sorted((DOCS / "runbooks").glob("*.md"))
-PAGES = [*(DOCS / f"{name}.md" for name in ("adopt", "deploy", "start-a-run")), *RUNBOOKS]
+PAGES = [DOCS / "deploy.md", DOCS / "start-a-run.md", *RUNBOOKS]
 PARTS = ["Symptom", "Where to look", "Fix", "Prevent"]
 INCIDENTS = {
     "scheduler-stuck",
@@ -38,7 +38,8 @@ def by_name(pages: list[Path]) -> pytest.MarkDecorator:
 def commands_of_the_project() -> set[tuple[str, ...]]:
     """Return every command of the project that a page names: module, and subcommand if there is one."""
     pattern = r"python -m ((?:dags|tools)(?:\.\w+)+)(?: ([a-z][a-z-]*))?"
-    return {tuple(filter(None, found)) for page in PAGES for found in re.findall(pattern, page.read_text())}
+    pages = sorted(DOCS.rglob("*.md"))
+    return {tuple(filter(None, found)) for page in pages for found in re.findall(pattern, page.read_text())}
 
 
 def test_each_kind_of_incident_has_a_runbook_and_the_page_on_deploying_links_to_it() -> None:
