@@ -75,7 +75,7 @@ def test_imports_run_one_way() -> None:
     [
         ("dags/common/tags.py", "dags.locations.shared"),
         ("dags/common/tags.py", "dags.one_pipeline"),
-        ("dags/alerts/records.py", "dags.slack_alerts"),
+        ("dags/alerts/values.py", "dags.slack_alerts"),
         ("dags/one_pipeline.py", "dags.another_pipeline"),
         ("dags/one_pipeline.py", "dags.deletes.registry"),
         ("dags/one_pipeline.py", "dags.definitions"),
