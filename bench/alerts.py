@@ -50,10 +50,10 @@ from slack_sdk import WebClient
 from dags import slack_alerts
 from dags.alerts import store, tables, watch
 from dags.alerts.redact import redact
-from dags.alerts.slack import make_client
 from dags.alerts.tick import WATCHED_AT, TickReport
 from dags.alerts.tick import tick as tick_router
 from dags.alerts.values import AttemptState, Policy
+from dags.common.slack import make_client
 from dags.local import ports, services
 from dags.tests.alerts.fake_slack import TOKEN, FakeSlack, serving
 from dags.tests.alerts.world import World, local_instance, op_job

@@ -13,6 +13,8 @@ import dagster as dg
 from dags.alerts import route
 from dags.alerts.values import Policy
 from dags.common.owners import JobOwners, owner_tags
+from dags.common.resources import SlackResource
+from dags.common.slack import make_slack
 
 if TYPE_CHECKING:
     from slack_sdk import WebClient
@@ -62,12 +64,12 @@ def alert_policy(settings: "Settings") -> Policy:
     description="Notifies the owning team of each failure on this instance. Exactly one of these runs on an instance.",
     tags=owner_tags(JobOwners.TEAM_DATA_PLATFORM),
 )
-def notify_slack_on_failure(context: dg.SensorEvaluationContext) -> dg.SensorResult:
+def notify_slack_on_failure(context: dg.SensorEvaluationContext, slack: SlackResource) -> dg.SensorResult:
     """Run one tick of the alert router. The cursor is only shown; the state is in the router's own store."""
     from dags.common.settings import get_settings
 
     settings = get_settings()
-    report = run_tick(context.instance, settings, client_for(settings))
+    report = run_tick(context.instance, settings, slack.client())
     report.raise_for_problems()
     return dg.SensorResult(
         cursor=f"{report.horizon:%Y-%m-%d %H:%M:%S} UTC",
@@ -77,11 +79,7 @@ def notify_slack_on_failure(context: dg.SensorEvaluationContext) -> dg.SensorRes
 
 def client_for(settings: "Settings") -> "WebClient":
     """Return a client of Slack in production, and one that only logs elsewhere."""
-    from dags.alerts.slack import make_client, make_logging_client
-
-    if settings.cloud_deployment is None or settings.slack_token is None:
-        return make_logging_client()
-    return make_client(settings.slack_token.get_secret_value())
+    return make_slack(settings)
 
 
 def run_tick(instance: dg.DagsterInstance, settings: "Settings", client: "WebClient") -> "TickReport":

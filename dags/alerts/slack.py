@@ -1,11 +1,10 @@
 """Single calls to Slack, and what their answers mean. What follows from an answer is in `transitions.py`.
 
-slack_sdk's own retries are off: after a lost response they would post a second time. A socket timeout applies to each
-read, so `deliver.py` also limits the time of the whole call.
+The client is made in `dags/common/slack.py`. Its socket timeout applies to each read, so `deliver.py` also limits the
+time of the whole call.
 """
 
 import datetime as dt
-import logging
 import re
 import threading
 from collections.abc import Callable, Mapping, Sequence
@@ -18,9 +17,6 @@ from dags.alerts.redact import redact
 if TYPE_CHECKING:
     from slack_sdk import WebClient
 
-logger = logging.getLogger(__name__)
-
-SOCKET_TIMEOUT_SECONDS = 8
 # Calls of this process that Slack has not answered yet, including those that are no longer waited for.
 MAX_UNANSWERED_CALLS = 32
 EVENT_TYPE = "alert_router_message"
@@ -114,46 +110,6 @@ AMBIGUOUS_ERRORS = {
 _CODE = re.compile(r"[a-z0-9_]{1,80}")
 TOO_MANY_REQUESTS = 429
 OK_STATUS = 200
-
-
-def make_client(token: str, base_url: str | None = None) -> "WebClient":
-    """Return a client that makes each call once, with a timeout. `base_url` is for tests."""
-    from slack_sdk import WebClient
-
-    quiet = logging.getLogger(f"{__name__}.client")
-    # Its warnings repeat the answer, and at DEBUG it would log whole messages.
-    quiet.setLevel(logging.CRITICAL)
-    return WebClient(
-        token=token,
-        base_url=base_url or WebClient.BASE_URL,
-        timeout=SOCKET_TIMEOUT_SECONDS,
-        retry_handlers=[],
-        logger=quiet,
-    )
-
-
-def make_logging_client() -> "WebClient":
-    """Return a client that sends nothing and logs what it would send, for use outside production."""
-    from slack_sdk import WebClient
-    from slack_sdk.web import SlackResponse
-
-    class LoggingClient(WebClient):
-        # Every method of the client ends in `api_call`.
-        def api_call(self, api_method: str, **arguments: Any) -> SlackResponse:
-            message: Mapping[str, Any] = arguments.get("json") or arguments.get("params") or {}
-            channel, text = message.get("channel"), message.get("text")
-            logger.info("Slack is off outside production. Not sent: %s to %s: %s", api_method, channel, text)
-            return SlackResponse(
-                client=self,
-                http_verb="POST",
-                api_url=api_method,
-                req_args={},
-                data={"ok": True, "channel": channel, "ts": "0.000000"},
-                headers={},
-                status_code=200,
-            )
-
-    return LoggingClient()
 
 
 def post(

@@ -18,8 +18,10 @@ from dags.common.owners import OWNER_TAG
 from dags.common.postgres import Postgres, make_postgres
 from dags.common.s3 import make_s3
 from dags.common.settings import Settings, get_settings
+from dags.common.slack import make_slack
 
 if TYPE_CHECKING:
+    from slack_sdk import WebClient
     from types_boto3_s3 import S3Client
 
 StepContext = dg.OpExecutionContext | dg.AssetExecutionContext | dg.AssetCheckExecutionContext
@@ -110,6 +112,14 @@ class PostgresResource(dg.ConfigurableResource["PostgresResource"]):
                 postgres_database=self.database,
             )
         )
+
+
+class SlackResource(dg.ConfigurableResource["SlackResource"]):
+    """Slack. Sends in production with SLACK_TOKEN; elsewhere it logs what it would send."""
+
+    def client(self) -> "WebClient":
+        """Return a new client, which makes each call once."""
+        return make_slack(get_settings())
 
 
 def query_tags(context: StepContext) -> QueryTags:

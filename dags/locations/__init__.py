@@ -11,7 +11,7 @@ import dagster as dg
 
 from dags.common.json_io_manager import JsonObjectIOManager
 from dags.common.owners import OWNER_TAG, JobOwners, owned_by, owner_tags
-from dags.common.resources import ClickhouseResource, PostgresResource, S3Resource
+from dags.common.resources import ClickhouseResource, PostgresResource, S3Resource, SlackResource
 
 s3 = S3Resource()
 resources: Mapping[str, Any] = {
@@ -19,6 +19,7 @@ resources: Mapping[str, Any] = {
     "json_io_manager": JsonObjectIOManager(s3=s3),
     "postgres": PostgresResource(),
     "s3": s3,
+    "slack": SlackResource(),
 }
 
 

@@ -8,9 +8,10 @@ import dagster as dg
 
 from dags.common.clickhouse.cluster import ClickhouseCluster
 from dags.common.postgres import Postgres
-from dags.common.resources import ClickhouseResource, PostgresResource, S3Resource
+from dags.common.resources import ClickhouseResource, PostgresResource, S3Resource, SlackResource
 
 if TYPE_CHECKING:
+    from slack_sdk import WebClient
     from types_boto3_s3 import S3Client
 
 
@@ -40,3 +41,11 @@ def postgres_resource(postgres: Postgres) -> PostgresResource:
             return postgres
 
     return GivenPostgres()
+
+
+def slack_resource(client: "WebClient") -> SlackResource:
+    class GivenSlack(SlackResource):
+        def client(self) -> "WebClient":
+            return client
+
+    return GivenSlack()

@@ -9,6 +9,7 @@ from pydantic import SecretStr
 
 from dags import slack_alerts
 from dags.alerts.deliver import DeliveryError
+from dags.common.resources import SlackResource
 from dags.common.settings import Settings, get_settings
 from dags.definitions import load_locations
 from dags.slack_alerts import (
@@ -20,6 +21,7 @@ from dags.slack_alerts import (
     summary,
 )
 from dags.tests.alerts.world import World, local_instance, op_job
+from dags.tests.resources import slack_resource
 
 
 @pytest.fixture
@@ -49,7 +51,7 @@ def test_a_tick_notifies_once_and_says_that_messages_are_not_sent_outside_produc
     with caplog.at_level("INFO"):
         for _ in range(2):
             context = dg.build_sensor_context(instance=world.instance)
-            result = notify_slack_on_failure(context)
+            result = notify_slack_on_failure(context, slack=SlackResource())
     assert isinstance(result, dg.SensorResult)
     assert result.cursor is not None
     assert "Not production" in str(result.skip_reason)
@@ -58,17 +60,16 @@ def test_a_tick_notifies_once_and_says_that_messages_are_not_sent_outside_produc
     assert "#alerts-ingestion" in sent[0]
 
 
-def test_a_tick_fails_when_slack_takes_no_messages(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    from dags.alerts.slack import make_client
+def test_a_tick_fails_when_slack_takes_no_messages(world: World) -> None:
+    from dags.common.slack import make_client
     from dags.tests.alerts.fake_slack import serving
 
     world.forward(-60)
     world.fail(op_job("plain", ("team-ingestion",)))
     with serving("#alerts-ingestion", "#alerts-data-platform") as slack:
         client = make_client("xoxb-of-somebody-else", slack.base_url)
-        monkeypatch.setattr(slack_alerts, "client_for", lambda _settings: client)
         with pytest.raises(DeliveryError):
-            notify_slack_on_failure(dg.build_sensor_context(instance=world.instance))
+            notify_slack_on_failure(dg.build_sensor_context(instance=world.instance), slack=slack_resource(client))
 
 
 def test_in_production_the_client_makes_each_call_once() -> None:

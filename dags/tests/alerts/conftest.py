@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING
 import pytest
 import sqlalchemy as sa
 
-from dags.alerts.slack import make_client
 from dags.alerts.store import open_store
 from dags.alerts.transitions import Pace
 from dags.alerts.values import Policy
+from dags.common.slack import make_client
 from dags.tests.alerts.fake_slack import TOKEN, FakeSlack, serving
 from dags.tests.alerts.site import Site, opened
 

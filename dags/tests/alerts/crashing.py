@@ -20,8 +20,9 @@ import sqlalchemy as sa
 from slack_sdk import WebClient
 from slack_sdk.web import SlackResponse
 
-from dags.alerts import deliver, slack, store, tables, transitions
+from dags.alerts import deliver, store, tables, transitions
 from dags.alerts.values import Policy
+from dags.common import slack as clients
 from dags.tests.alerts.fake_slack import TOKEN
 
 CRASHED = 9
@@ -86,7 +87,7 @@ def carry_out(order: dict[str, str]) -> None:
     engine = store.open_store(order["url"])
     sa.event.listen(engine, "commit", point)
     sa.event.listen(engine, "checkin", point)
-    client = CrashingClient(TOKEN, order["base_url"], slack.SOCKET_TIMEOUT_SECONDS, retry_handlers=[])
+    client = CrashingClient(TOKEN, order["base_url"], clients.SOCKET_TIMEOUT_SECONDS, retry_handlers=[])
     now = dt.datetime.fromisoformat(order["now"])
     policy = Policy({}, order["default_channel"])
     deliver.deliver(engine, client, policy, lambda: now, 20, transitions.Pace(between_calls_seconds=0))

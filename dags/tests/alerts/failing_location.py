@@ -15,10 +15,10 @@ import dagster as dg
 from dags import slack_alerts
 from dags.alerts import store, watch
 from dags.alerts.redact import redact
-from dags.alerts.slack import make_client
 from dags.alerts.tick import tick
 from dags.common.owners import JobOwners, owned_by, owner_tags
 from dags.common.settings import get_settings
+from dags.common.slack import make_client
 from dags.common.tags import RETRY_NUMBER_TAG
 from dags.tests.alerts.fake_slack import TOKEN
 

@@ -10,11 +10,11 @@ import sqlalchemy as sa
 from slack_sdk import WebClient
 
 from dags.alerts import store
-from dags.alerts.slack import make_client
 from dags.alerts.tables import attempts, outcomes
 from dags.alerts.tick import TickReport, tick
 from dags.alerts.transitions import Pace
 from dags.alerts.values import AttemptState, AttemptStatus, Policy
+from dags.common.slack import make_client
 from dags.tests.alerts.fake_slack import TOKEN, FakeSlack, Stored, serving
 from dags.tests.alerts.world import World, local_instance
 

@@ -13,9 +13,9 @@ from click.testing import CliRunner, Result
 from dagster._daemon.types import DaemonHeartbeat
 
 from dags.alerts.__main__ import main
-from dags.alerts.slack import make_logging_client
 from dags.alerts.values import Policy
 from dags.common.settings import Settings, get_settings
+from dags.common.slack import make_logging_client
 from dags.tests.alerts.fake_slack import Kind
 from dags.tests.alerts.site import POLICY, Site, opened
 from dags.tests.alerts.world import op_job, user_error

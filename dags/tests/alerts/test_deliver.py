@@ -9,10 +9,10 @@ import sqlalchemy as sa
 
 from dags.alerts import outbox, tables
 from dags.alerts.deliver import Delivered, DeliveryError, deliver
-from dags.alerts.slack import make_client
 from dags.alerts.store import reading, transaction
 from dags.alerts.transitions import Pace
 from dags.alerts.values import Cause, DeliveryState, Draft, Failure, Notice, NoticeKind, Operation, Policy
+from dags.common.slack import make_client
 from dags.tests.alerts.conftest import DEFAULT_CHANNEL, QUICK, Clock
 from dags.tests.alerts.fake_slack import TOKEN, FakeSlack, Kind
 

@@ -6,9 +6,9 @@ import sqlalchemy as sa
 
 from dags.alerts import outbox, tables
 from dags.alerts.deliver import deliver
-from dags.alerts.slack import make_client
 from dags.alerts.store import reading, transaction
 from dags.alerts.values import OPEN_STATES, Draft, Notice, NoticeKind, Operation, Policy
+from dags.common.slack import make_client
 from dags.tests.alerts.conftest import DEFAULT_CHANNEL, QUICK, Clock
 from dags.tests.alerts.crashing import Crasher
 from dags.tests.alerts.fake_slack import TOKEN, FakeSlack, Kind

@@ -9,8 +9,9 @@ from urllib.parse import urlsplit
 import pytest
 
 from dags.alerts import message as messages
-from dags.alerts.slack import SlackOutcome, make_client, post
+from dags.alerts.slack import SlackOutcome, post
 from dags.alerts.values import Cause, Failure, Notice, NoticeKind, Policy
+from dags.common.slack import make_client
 from dags.tests.alerts.fake_slack import (
     TOKEN,
     FakeSlack,

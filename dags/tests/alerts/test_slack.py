@@ -11,12 +11,11 @@ from dags.alerts.slack import (
     classify,
     edit,
     find,
-    make_client,
-    make_logging_client,
     post,
     probe,
     start,
 )
+from dags.common.slack import make_client, make_logging_client
 from dags.tests.alerts.conftest import Clock
 from dags.tests.alerts.fake_slack import TOKEN, FakeSlack, Kind
 

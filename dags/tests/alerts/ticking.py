@@ -21,8 +21,9 @@ import sqlalchemy as sa
 from slack_sdk import WebClient
 from slack_sdk.web import SlackResponse
 
-from dags.alerts import slack, store
+from dags.alerts import store
 from dags.alerts.tick import tick
+from dags.common import slack as clients
 from dags.tests.alerts.crashing import CRASHED, Points
 from dags.tests.alerts.fake_slack import TOKEN
 from dags.tests.alerts.site import POLICY, QUICK
@@ -75,7 +76,7 @@ def carry_out(order: dict[str, str]) -> None:
     opened = store.open_store(store.address_of(instance))
     sa.event.listen(opened, "commit", point)
     sa.event.listen(opened, "checkin", point)
-    client = CrashingClient(TOKEN, order["base_url"], slack.SOCKET_TIMEOUT_SECONDS, retry_handlers=[])
+    client = CrashingClient(TOKEN, order["base_url"], clients.SOCKET_TIMEOUT_SECONDS, retry_handlers=[])
     now = dt.datetime.fromisoformat(order["now"])
     tick(instance, opened, client, POLICY, lambda: now, pace=QUICK)
 

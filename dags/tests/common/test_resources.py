@@ -397,7 +397,7 @@ def test_the_shared_resources_work_in_a_run_and_show_no_secret(
 
 
 def test_no_shared_resource_has_a_secret_or_a_value_in_its_configuration() -> None:
-    assert set(resources) == {"clickhouse", "json_io_manager", "postgres", "s3"}
+    assert set(resources) == {"clickhouse", "json_io_manager", "postgres", "s3", "slack"}
     # Whole words: a database is no database key.
     secret_words = {"password", "secret", "key", "token"}
     fields = [
