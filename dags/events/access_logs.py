@@ -51,6 +51,11 @@ ASSET_PATTERN = (
 )
 ADDRESS_PATTERN = r"\d{1,3}(?:\.\d{1,3}){3}|[0-9A-Fa-f:]*::[0-9A-Fa-f:.]*|(?:[0-9A-Fa-f]{1,4}:){7}[0-9A-Fa-f]{1,4}"
 
+# Browser, os and device_type follow from the agent, session_id from the other page views.
+NOT_IN_LOGS = ("browser", "os", "device_type", "session_id", "country_code", "region", "city")
+UTM_PARAMETERS = ("utm_source", "utm_medium", "utm_campaign", "utm_term", "utm_content")
+CLICK_IDS = ("gclid", "gad_source", "fbclid")
+
 KEY_TABLE = "visitor_hash_key"
 PROPERTIES = "toJSONString(map('$pathname', pathname, '$referring_domain', referring_domain, '$raw_user_agent', agent))"
 
@@ -78,11 +83,12 @@ def rows_statement() -> str:
 
     Browser, system, device, bots and visits follow in `page_views_statement`, which needs all lines and their agents.
     """
-    no_values = ", ".join(f"'' AS {name}" for name in ("browser", "os", "device_type", "session_id", "country_code"))
+    no_values = ", ".join(f"'' AS {name}" for name in NOT_IN_LOGS)
     campaign = ", ".join(
         text(f"decodeURLFormComponent(extractURLParameter(target, '{name}'))") + f" AS {name}"
-        for name in ("utm_source", "utm_medium", "utm_campaign", "utm_term", "utm_content")
+        for name in UTM_PARAMETERS
     )
+    click_ids = ", ".join(f"extractURLParameter(target, '{name}') != '' AS has_{name}" for name in CLICK_IDS)
     without_addresses = (
         "replaceRegexpAll(replaceRegexpOne(raw_line, '^\\\\S+', '<address>'), %(address_pattern)s, '<address>')"
     )
@@ -117,6 +123,7 @@ def rows_statement() -> str:
         {text("path(target)")} AS pathname,
         if(referrer IN ('', '-'), '$direct', {text("domain(referrer)")}) AS referring_domain,
         {campaign},
+        {click_ids},
         toInt32(0) AS viewport_width, toInt32(0) AS viewport_height,
         {no_values}
     FROM (

@@ -33,7 +33,11 @@ TEXT_PROPERTIES = {
     "utm_term": "utm_term",
     "utm_content": "utm_content",
     "country_code": "$geoip_country_code",
+    "region": "$geoip_subdivision_1_name",
+    "city": "$geoip_city_name",
 }
+# Column to the property that sets it to 1 unless it is empty.
+FLAG_PROPERTIES = {"has_gclid": "gclid", "has_gad_source": "gad_source", "has_fbclid": "fbclid"}
 NUMBER_PROPERTIES = {"viewport_width": "$viewport_width", "viewport_height": "$viewport_height"}
 MAX_VIEWPORT_PIXELS = 1_000_000
 # The value of an empty UUID column.
@@ -49,10 +53,11 @@ def rows_statement(kind: Format) -> str:
     names = ", ".join(EVENT_FIELDS)
     types = ", ".join(f"{name} String" for name in EVENT_FIELDS)
     property_types = ", ".join(
-        [f"`{name}` String" for name in (*TEXT_PROPERTIES.values(), "distinct_id")]
+        [f"`{name}` String" for name in (*TEXT_PROPERTIES.values(), *FLAG_PROPERTIES.values(), "distinct_id")]
         + [f"`{name}` Float64" for name in NUMBER_PROPERTIES.values()]
     )
     texts = ",\n".join(f"{text(f'found.`{name}`')} AS {column}" for column, name in TEXT_PROPERTIES.items())
+    flags = ", ".join(f"found.`{name}` != '' AS {column}" for column, name in FLAG_PROPERTIES.items())
     numbers = ",\n".join(
         f"toInt32(if(found.`{name}` BETWEEN 0 AND {MAX_VIEWPORT_PIXELS}, found.`{name}`, 0)) AS {column}"
         for column, name in NUMBER_PROPERTIES.items()
@@ -89,6 +94,7 @@ def rows_statement(kind: Format) -> str:
         ifNull(time, toDateTime64(0, 6, 'UTC')) AS timestamp,
         properties,
         {texts},
+        {flags},
         {numbers}
     FROM (
         SELECT

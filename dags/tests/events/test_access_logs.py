@@ -51,6 +51,19 @@ def test_a_page_view_has_path_referrer_campaign_browser_and_device(world: World)
     ) == [(0,)]
 
 
+def test_click_ids_of_advertisements_are_flags(world: World) -> None:
+    targets = ["/?gclid=Cj0&gad_source=1", "/?fbclid=IwAR", "/?gclid=&fbclidx=1", "/gclid=1"]
+    found = [log_line(target, at=at(f"10:0{number}")) for number, target in enumerate(targets)]
+    world.put("access.log", text(*found))
+    world.load()
+    assert world.rows("SELECT has_gclid, has_gad_source, has_fbclid FROM events ORDER BY timestamp") == [
+        (1, 1, 0),
+        (0, 0, 1),
+        (0, 0, 0),
+        (0, 0, 0),
+    ]
+
+
 @pytest.mark.parametrize(
     ("line", "rule"),
     [

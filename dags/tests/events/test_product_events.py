@@ -23,11 +23,13 @@ FULL_PROPERTIES = {
     "utm_term": "a",
     "utm_content": "b",
     "$geoip_country_code": "DE",
+    "$geoip_subdivision_1_name": "Bavaria",
+    "$geoip_city_name": "Munich",
     "nested": {"list": [1, 2, {"quote": 'say "hi"'}]},
 }
 FULL_COLUMNS = """
     session_id, host, pathname, browser, os, device_type, viewport_width, viewport_height, referring_domain,
-    utm_source, utm_medium, utm_campaign, utm_term, utm_content, country_code
+    utm_source, utm_medium, utm_campaign, utm_term, utm_content, country_code, region, city
 """
 
 
@@ -49,6 +51,18 @@ def test_properties_fill_their_columns_and_are_all_stored(world: World) -> None:
             "2026-10-02 10:00:00.123456",
             sent["person_id"],
         )
+    ]
+
+
+def test_click_ids_of_advertisements_are_flags(world: World) -> None:
+    clicks = [{"gclid": "Cj0"}, {"gad_source": 1, "fbclid": ""}, {"fbclid": "IwAR"}, {"gclid": None}]
+    world.put("a.jsonl", lines([event(number, properties=one) for number, one in enumerate(clicks)]))
+    world.load()
+    assert world.rows("SELECT has_gclid, has_gad_source, has_fbclid FROM events ORDER BY timestamp") == [
+        (1, 0, 0),
+        (0, 1, 0),
+        (0, 0, 1),
+        (0, 0, 0),
     ]
 
 
