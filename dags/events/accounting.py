@@ -25,6 +25,10 @@ SELECT object, count() FROM {table}
 WHERE {is_event} AND chunk >= %(first_log_chunk)s AND agent IN (SELECT agent FROM {agents} WHERE is_bot)
 GROUP BY object
 """
+DAYS_STATEMENT = """
+SELECT object, toDate(timestamp), count() FROM {table} WHERE {is_event}{no_bot} GROUP BY ALL
+"""
+NO_BOT = " AND (chunk < %(first_log_chunk)s OR agent NOT IN (SELECT agent FROM {agents} WHERE is_bot))"
 
 
 class LostLinesError(Exception):
@@ -54,6 +58,7 @@ def account_for_lines(
     Raises LostLinesError when lines are missing or duplicated.
     """
     skipped = _skipped_lines(staged)
+    days = _rows_by_day(staged)
     found: dict[str, list[LineCounts]] = {}
     for counts in map(LineCounts._make, staged.rows(COUNTS_STATEMENT.format(**_names(staged)))):
         found.setdefault(counts.key, []).append(counts)
@@ -64,7 +69,7 @@ def account_for_lines(
             problems.append(changed_problem(version.key))
             continue
         counts_or_none = of_object[0] if of_object else None
-        entry = new_entry(version, known, counts_or_none, skipped.get(version.key, {}))
+        entry = new_entry(version, known, counts_or_none, skipped.get(version.key, {}), days.get(version.key, {}))
         _check(entry, counts_or_none)
         if counts_or_none is not None and _has_only_rejected_lines(entry):
             reason = f"none of its {entry.lines} lines can be read: {counts_or_none.example_reason}"
@@ -79,6 +84,7 @@ def new_entry(
     known: Manifest,
     counts: LineCounts | None = None,
     skipped: Mapping[str, int] | None = None,
+    rows_by_day: Mapping[dt.date, int] | None = None,
     reason: str = "",
 ) -> Entry:
     """Return the manifest entry of an object before it has a state; without `counts` it has no lines."""
@@ -93,6 +99,7 @@ def new_entry(
         state=ObjectState.LOADING,
         lines=counts.lines if counts else 0,
         rows=counts.events - skipped.get(BOT_RULE, 0) if counts else 0,
+        rows_by_day=rows_by_day or {},
         rejected_rows=counts.rejected if counts else 0,
         skipped_rows=skipped,
         size_bytes=version.size_bytes,
@@ -119,11 +126,23 @@ def _skipped_lines(staged: StagedBatch) -> dict[str, dict[str, int]]:
     return skipped
 
 
+def _rows_by_day(staged: StagedBatch) -> dict[str, dict[dt.date, int]]:
+    """Return the number of events by object and UTC day."""
+    logs = staged.first_log_chunk
+    statement = DAYS_STATEMENT.replace("{no_bot}", "" if logs is None else NO_BOT)
+    days: dict[str, dict[dt.date, int]] = {}
+    for key, day, rows in staged.rows(statement.format(**_names(staged)), {"first_log_chunk": logs or 0}):
+        days.setdefault(key, {})[day] = rows
+    return days
+
+
 def _check(entry: Entry, counts: LineCounts | None) -> None:
     if counts is not None and counts.last_line != entry.lines:
         raise LostLinesError(
             f"{entry.key}: {entry.lines} lines were read, but the last one has number {counts.last_line}."
         )
+    if entry.rows != sum(entry.rows_by_day.values()):
+        raise LostLinesError(f"{entry.key}: its {entry.rows} events by day do not add up: {entry}.")
     if entry.lines != entry.rows + entry.rejected_rows + sum(entry.skipped_rows.values()):
         raise LostLinesError(f"{entry.key}: its {entry.lines} lines do not add up: {entry}.")
 

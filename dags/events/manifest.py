@@ -27,6 +27,7 @@ COLUMNS = (
     "state",
     "lines",
     "rows",
+    "rows_by_day",
     "rejected_rows",
     "skipped_rows",
     "size_bytes",
@@ -64,6 +65,8 @@ class Entry:
     state: ObjectState
     lines: int = 0
     rows: int = 0
+    # UTC days of the events.
+    rows_by_day: Mapping[dt.date, int] = field(default_factory=dict)
     rejected_rows: int = 0
     skipped_rows: Mapping[str, int] = field(default_factory=dict)
     size_bytes: int = 0
@@ -80,6 +83,21 @@ class Entry:
     def now(self, state: ObjectState, run_id: str) -> "Entry":
         """Return the next row of the object, with another state."""
         return replace(self, version=self.version + 1, state=state, run_id=run_id)
+
+    def covering(self, leftover: "Entry | None") -> "Entry":
+        """Return this entry widened by the days and times of the rows that a dead load of the same content left.
+
+        Until these rows are removed, their bounds must stay known, and their days must count as changed.
+        """
+        if leftover is None or not leftover.rows:
+            return self
+        days = {**dict.fromkeys(leftover.rows_by_day, 0), **self.rows_by_day}
+        first, last = leftover.first_timestamp, leftover.last_timestamp
+        if self.rows:
+            first, last = min(first, self.first_timestamp), max(last, self.last_timestamp)
+        return replace(
+            self, rows=max(self.rows, leftover.rows), rows_by_day=days, first_timestamp=first, last_timestamp=last
+        )
 
 
 Manifest = Mapping[tuple[str, str], Entry]
@@ -118,6 +136,7 @@ def write(cluster: ClickhouseCluster, entries: Sequence[Entry], token: str) -> N
             entry.state.value,
             entry.lines,
             entry.rows,
+            dict(entry.rows_by_day),
             entry.rejected_rows,
             dict(entry.skipped_rows),
             entry.size_bytes,

@@ -39,13 +39,15 @@ class Publisher:
         leftovers = [entry for entry in others if entry.state is ObjectState.LOADING]
         replaced = [entry for entry in others if entry.state is ObjectState.LOADED]
         lock.assert_held()
-        loading = [entry.now(ObjectState.LOADING, self.run_id) for entry in entries]
+        left = {entry.identity: entry for entry in leftovers}
+        loading = [entry.covering(left.get(entry.identity)).now(ObjectState.LOADING, self.run_id) for entry in entries]
         manifest.write(self.cluster, loading, f"{self.staged.attempt_id}-loading")
         self._remove(leftovers)
         self._insert(loading, superseded=[entry.object_id for entry in (*leftovers, *replaced, *loading)])
         self._remove(replaced)
         lock.assert_held()
-        loaded = [entry.now(ObjectState.LOADED, self.run_id) for entry in loading]
+        # Without the days and times that only leftovers had.
+        loaded = [entry.now(ObjectState.LOADING, self.run_id).now(ObjectState.LOADED, self.run_id) for entry in entries]
         identities = {entry.identity for entry in loaded}
         removed = [
             entry.now(ObjectState.REPLACED, self.run_id)

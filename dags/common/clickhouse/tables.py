@@ -161,6 +161,12 @@ INGESTED_OBJECTS = Table(
         ),
         Column("lines", "UInt64", "Lines, or rows of a Parquet file."),
         Column("rows", "UInt64", "Lines that became events."),
+        Column(
+            "rows_by_day",
+            "Map(Date, UInt64)",
+            "Lines that became events, by UTC day of the event. Written before any row is inserted; "
+            "while loading, also the days of rows that a dead load left. A day may have 0 rows.",
+        ),
         Column("rejected_rows", "UInt64", "Lines in events_rejected."),
         Column("skipped_rows", "Map(String, UInt64)", "Lines left out on purpose, by rule."),
         Column("size_bytes", "UInt64", "Size of the object as stored."),

@@ -1,10 +1,13 @@
+import datetime as dt
 import gzip
 import json
 import subprocess
 import sys
 import threading
+import uuid
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +17,9 @@ from dags.common.clickhouse.cluster import ClickhouseCluster
 from dags.common.clickhouse.hosts import Access, Host
 from dags.common.locks import LockLostError, lock_number
 from dags.events.loading import lock_name
+from dags.events.manifest import Entry, ObjectState
 from dags.events.objects import ObjectVersion, current_versions
+from dags.events.publishing import Publisher
 from dags.tests.events.world import World, event, lines, log_line
 
 ROOT = Path(__file__).parents[3]
@@ -233,6 +238,41 @@ def test_a_load_works_on_two_hosts_without_replication(world: World, clickhouse_
                 assert sum(rows[0][0] for rows in counts.values()) == 15
         finally:
             outside.map_all_hosts(Query(f"DROP DATABASE {quoted(database)} SYNC")).result()
+
+
+def test_the_manifest_has_the_rows_by_day_before_any_row_is_inserted(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world.put("a.jsonl", lines([event(0), event(1), event(1, uuid=str(uuid.UUID(int=99))), "bad"]))
+    world.put("b.log", f"{log_line('/')}\n{log_line('/', agent='Googlebot/2.1')}\n{log_line('/a.png')}\n".encode())
+    days = {"2026-10-01": 1, "2026-10-02": 2}
+
+    def fail(*_: object, **__: object) -> None:
+        raise ConnectionError
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Publisher, "_insert", fail)
+        with pytest.raises(ConnectionError):
+            world.load()
+    by_object = "SELECT rows_by_day FROM ingested_objects FINAL WHERE state = %(state)s ORDER BY object"
+    expected = [({dt.date.fromisoformat(day): rows for day, rows in days.items()},), ({dt.date(2026, 10, 1): 1},)]
+    assert world.rows(by_object, state="loading") == expected
+    assert numbers(world) == []
+    world.load()
+    assert world.rows(by_object, state="loaded") == expected
+
+
+def test_the_days_of_rows_that_a_dead_load_left_stay_in_the_manifest_until_they_are_removed() -> None:
+    day, other = dt.date(2026, 10, 1), dt.date(2026, 10, 5)
+    time = dt.datetime(2026, 10, 1, tzinfo=dt.UTC)
+    one = Entry("a", "1", 3, 7, 1, "json lines", ObjectState.LOADING, rows=2, rows_by_day={day: 2})
+    one = replace(one, first_timestamp=time, last_timestamp=time)
+    left = replace(one, rows=4, rows_by_day={day: 3, other: 1}, last_timestamp=time + dt.timedelta(days=4))
+    found = one.covering(left)
+    assert found.rows_by_day == {day: 2, other: 0}
+    assert (found.first_timestamp, found.last_timestamp) == (time, time + dt.timedelta(days=4))
+    assert replace(one, rows=0, rows_by_day={}).covering(left).last_timestamp == time + dt.timedelta(days=4)
+    assert one.covering(None) is one
 
 
 class Killed:
