@@ -43,11 +43,12 @@ snapshot: setup ## Write the files that follow from the definitions: their snaps
 	@$(BIN)/python -m dags.tests.policy.snapshot --write
 	@$(BIN)/python -m tools.ownership codeowners --write
 
-lint: setup ## Check style, types, import contracts, the Dockerfile, and that Dagster loads every location
+lint: setup ## Check style, types, direction of imports, the Dockerfile, and that Dagster loads every location
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+	$(BIN)/python -m pytest --quiet --no-header --no-summary dags/tests/policy/test_layers.py
 	$(BIN)/hadolint deploy/Dockerfile
 	env DEBUG=1 PYTHONWARNINGS=ignore:Function $(BIN)/dagster definitions validate --log-level error -w .dagster_home/workspace.yaml
 

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     import sqlalchemy as sa
     from slack_sdk import WebClient
 
-    from dags.alerts.health import Figures
+    from dags.alerts.health import RouterFigures
     from dags.alerts.values import Policy
 
 DEFAULT_POLICY_MODULE = "dags.slack_alerts"
@@ -83,7 +83,7 @@ class Site:
 
         return redact(text, self.secrets)
 
-    def figures(self) -> "Figures":
+    def figures(self) -> "RouterFigures":
         """Return the figures of the router now."""
         from dags.alerts import health
 

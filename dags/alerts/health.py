@@ -44,7 +44,7 @@ class OpenIncident:
 
 
 @dataclass(frozen=True)
-class Figures:
+class RouterFigures:
     """Everything that `status` shows. Times are None when there is none.
 
     `unread` failures are in the event log and not in the store yet, the oldest since `unread_since`; `undecided` are in
@@ -95,17 +95,17 @@ def existing_store(instance: dg.DagsterInstance) -> Iterator[sa.Engine | None]:
         opened.dispose()
 
 
-def read(instance: dg.DagsterInstance, opened: sa.Engine | None, now: dt.datetime) -> Figures:
+def read(instance: dg.DagsterInstance, opened: sa.Engine | None, now: dt.datetime) -> RouterFigures:
     """Return the figures now. Raises what the databases raise."""
     heartbeat = instance.get_daemon_heartbeats().get(SENSOR_DAEMON)
     beat_at = None if heartbeat is None else dt.datetime.fromtimestamp(heartbeat.timestamp, dt.UTC)
     if opened is None:
-        return Figures(None, beat_at)
+        return RouterFigures(None, beat_at)
     faults, findings = _watched(watch.last_observations(opened), now)
     with store.reading(opened) as connection:
         position = connection.execute(sa.select(sa.func.max(tables.positions.c.event_id))).scalar()
         waiting = outbox.waiting(connection)
-        figures = Figures(
+        figures = RouterFigures(
             ticked_at=_time(connection, tick.TICKED_AT),
             sensor_daemon_at=beat_at,
             undecided=_count(connection, tables.attempts.c.state == AttemptState.NEW),
@@ -127,7 +127,7 @@ def read(instance: dg.DagsterInstance, opened: sa.Engine | None, now: dt.datetim
     return replace(figures, unread=len(unread), unread_since=min((head.at for head in unread), default=None))
 
 
-def problems(figures: Figures, now: dt.datetime) -> Sequence[str]:
+def problems(figures: RouterFigures, now: dt.datetime) -> Sequence[str]:
     """Return the problems, each with where to look. None: the router works."""
     found = []
     if figures.ticked_at is None:

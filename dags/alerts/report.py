@@ -3,7 +3,7 @@
 import datetime as dt
 from collections.abc import Iterator, Sequence
 
-from dags.alerts.health import Figures, ago
+from dags.alerts.health import RouterFigures, ago
 from dags.alerts.preview import Preview
 from dags.alerts.values import Mute
 
@@ -11,7 +11,9 @@ MAX_INCIDENTS = 50
 LABEL_WIDTH = 22
 
 
-def status_lines(figures: Figures, now: dt.datetime, *, is_production: bool, watches_locations: bool) -> Iterator[str]:
+def status_lines(
+    figures: RouterFigures, now: dt.datetime, *, is_production: bool, watches_locations: bool
+) -> Iterator[str]:
     """Yield the figures for people."""
 
     def since(time: dt.datetime | None) -> str:

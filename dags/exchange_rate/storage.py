@@ -73,7 +73,7 @@ class StorageOutcome:
 
 
 @dataclass(frozen=True)
-class Plan:
+class StoragePlan:
     """The rows to insert on every host, and the rows that every host then has for the quoted keys."""
 
     rows: Mapping[Key, StoredRate]
@@ -136,7 +136,7 @@ def merge_views(views: Iterable[Stored]) -> dict[Key, StoredRate]:
     return merged
 
 
-def plan_rows(quotes: Sequence[Quote], views: Sequence[Stored]) -> Plan:
+def plan_rows(quotes: Sequence[Quote], views: Sequence[Stored]) -> StoragePlan:
     """Return the rows that bring every host to the quoted rates, given the rows of each host (`views`).
 
     A row is written if it is new, if its rate differs and its grade is not below the stored one, if a final rate
@@ -161,7 +161,7 @@ def plan_rows(quotes: Sequence[Quote], views: Sequence[Stored]) -> Plan:
         written = {key for key in rows if last_quote_of[key] == index and key not in superseded[index]}
         unchanged = len(quote.rates.figures) - len(written) - len(superseded[index])
         outcomes.append(StorageOutcome(len(written), unchanged, len(superseded[index])))
-    return Plan(rows, expected, tuple(outcomes))
+    return StoragePlan(rows, expected, tuple(outcomes))
 
 
 def _next_version(before: StoredRate | None, rate: Decimal, grade: int) -> int | None:

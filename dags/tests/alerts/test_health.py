@@ -7,7 +7,7 @@ import sqlalchemy as sa
 from dagster._daemon.types import DaemonHeartbeat
 
 from dags.alerts import health, mutes, store, tables
-from dags.alerts.health import Figures, UnknownHealthError, problems
+from dags.alerts.health import RouterFigures, UnknownHealthError, problems
 from dags.alerts.values import Waiting
 from dags.tests.alerts.fake_slack import Kind
 from dags.tests.alerts.site import Site
@@ -15,10 +15,10 @@ from dags.tests.alerts.world import local_instance, op_job
 
 NOW = dt.datetime(2025, 11, 21, 7, 0, tzinfo=dt.UTC)
 MINUTE = dt.timedelta(minutes=1)
-GOOD = Figures(ticked_at=NOW - MINUTE, sensor_daemon_at=NOW - MINUTE)
+GOOD = RouterFigures(ticked_at=NOW - MINUTE, sensor_daemon_at=NOW - MINUTE)
 
 
-def waiting(since: dt.datetime) -> Figures:
+def waiting(since: dt.datetime) -> RouterFigures:
     return replace(GOOD, waiting=[Waiting("#a", 2, since, "status 503")])
 
 
@@ -27,7 +27,7 @@ def waiting(since: dt.datetime) -> Figures:
     [GOOD, waiting(NOW - 4 * MINUTE), replace(GOOD, ticked_at=NOW - 4 * MINUTE), replace(GOOD, rescued=3, uncertain=1)],
     ids=["quiet", "a message waits a little", "a late tick", "rescues"],
 )
-def test_a_working_router_is_healthy(figures: Figures) -> None:
+def test_a_working_router_is_healthy(figures: RouterFigures) -> None:
     assert problems(figures, NOW) == []
 
 
@@ -43,7 +43,7 @@ def test_a_working_router_is_healthy(figures: Figures) -> None:
     ],
     ids=["no tick", "an old tick", "no daemon", "an old daemon", "the token", "an old message"],
 )
-def test_each_problem_is_reported_once_with_where_to_look(figures: Figures, words: str) -> None:
+def test_each_problem_is_reported_once_with_where_to_look(figures: RouterFigures, words: str) -> None:
     (problem,) = problems(figures, NOW)
     assert words in problem
 
