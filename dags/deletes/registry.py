@@ -7,6 +7,7 @@ from dags.common.clickhouse.ddl import Column, Table
 from dags.common.clickhouse.query import quoted
 from dags.common.clickhouse.tables import (
     ANALYTICS_DIGEST_DAILY,
+    EVENT_DAY_CHANGES,
     EVENTS,
     EVENTS_REJECTED,
     EXCHANGE_RATE,
@@ -85,6 +86,7 @@ DERIVED = (WEB_STATS_DAILY, WEB_STATS_HOURLY, WEB_BOUNCES_DAILY, WEB_BOUNCES_HOU
 EXEMPT: Mapping[str, str] = {
     SCHEMA_MIGRATIONS.name: "statements of the schema",
     EXCHANGE_RATE.name: "rates of currencies",
+    EVENT_DAY_CHANGES.name: "days on which events changed, and no event",
     INGESTED_OBJECTS.name: "names and sizes of objects, and no line of them",
     WEB_PRE_AGGREGATED_TEAMS.name: "which teams are computed",
 }

@@ -201,6 +201,24 @@ PERSON_DISTINCT_ID_OVERRIDES = Table(
     unreplicated_settings={"non_replicated_deduplication_window": DEDUPLICATION_WINDOW_INSERTS},
 )
 
+EVENT_DAY_CHANGES = Table(
+    name="event_day_changes",
+    comment="Changes of events in place: squashes, deletions, new overrides. One row for each day of a change.",
+    columns=(
+        Column("day", "Date", "Day of the events, UTC; 1970-01-01 for a group of overrides that was looked up."),
+        Column("change_id", "String", "Identity of the change."),
+        Column("state", "LowCardinality(String)", "open (it may be in progress) or closed (its last effect is there)."),
+        Column("reason", "LowCardinality(String)", "squash, delete or overrides."),
+        Column("run_id", "String", "Run that wrote this row."),
+        Column("version", "UInt8", "Of several rows of one day and change, the highest counts: closed is above open."),
+        Column("changed_at", "DateTime64(6, 'UTC')", "When this row was written.", default="now64(6, 'UTC')"),
+    ),
+    engine="ReplacingMergeTree",
+    engine_arguments=("version",),
+    order_by=("day", "change_id"),
+    placement=Placement.EVERY_NODE,
+)
+
 WEB_PRE_AGGREGATED_TEAMS = Table(
     name="web_pre_aggregated_teams",
     comment="The teams whose web tables are computed. If no team is selected, all are.",
@@ -329,6 +347,7 @@ SCHEMA: tuple[SchemaObject, ...] = (
     EVENTS_REJECTED,
     INGESTED_OBJECTS,
     PERSON_DISTINCT_ID_OVERRIDES,
+    EVENT_DAY_CHANGES,
     WEB_PRE_AGGREGATED_TEAMS,
     WEB_STATS_DAILY,
     WEB_STATS_HOURLY,
