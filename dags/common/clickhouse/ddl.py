@@ -1,14 +1,18 @@
-"""Tables and dictionaries as values, and their DDL for a single node or for a cluster with replication.
+"""Tables, dictionaries and views as values, and their DDL for a single node or for a cluster with replication.
 
-The project's own are in `tables.py`.
+The project's own are in `tables.py` and `views.py`.
 """
 
 import hashlib
+import inspect
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import Enum
 
 from dags.common.clickhouse.query import quoted
+
+# Begins the mark in the comment of a dictionary or view; the hash of its definition follows.
+VERSION_MARK = "[definition "
 
 
 class Placement(Enum):
@@ -167,7 +171,7 @@ class Dictionary:
 
     def version_mark(self, form: SchemaForm) -> str:
         """Return the end of the dictionary's comment, by which the server's definition is compared with this one."""
-        return f"[definition {statement_hash([self._definition(form)])}]"
+        return f"{VERSION_MARK}{statement_hash([self._definition(form)])}]"
 
     def _definition(self, form: SchemaForm) -> str:
         columns = ",\n".join(
@@ -189,7 +193,33 @@ class Dictionary:
         return "\n".join(clauses)
 
 
-SchemaObject = Table | Dictionary
+@dataclass(frozen=True)
+class View:
+    """A view, by default with parameters: a query reads it as a table function, `SELECT * FROM name(team = 1, …)`.
+
+    `query` names tables as `{database}.table`, and parameters as ClickHouse does: `{team:Int64}`. ClickHouse keeps no
+    comments on the columns of a view with parameters: `comment` says what they hold. Any change replaces the view.
+    """
+
+    name: str
+    comment: str
+    query: str
+
+    def statements(self, form: SchemaForm) -> list[str]:
+        """Return the statement that creates or replaces the view."""
+        comment = f"{self.comment} {self.version_mark(form)}"
+        return [f"{self._definition(form)}\nCOMMENT {literal(comment)}"]
+
+    def version_mark(self, form: SchemaForm) -> str:
+        """Return the end of the view's comment, by which the server's definition is compared with this one."""
+        return f"{VERSION_MARK}{statement_hash([self.comment, self._definition(form)])}]"
+
+    def _definition(self, form: SchemaForm) -> str:
+        query = inspect.cleandoc(self.query.replace("{database}", quoted(form.database)))
+        return f"CREATE OR REPLACE VIEW {form.full_name(self.name)}{form.on_cluster} AS\n{query}"
+
+
+SchemaObject = Table | Dictionary | View
 
 
 def literal(text: str) -> str:

@@ -1,7 +1,7 @@
 """Apply the schema of `tables.py` to a cluster. Run by `clickhouse_schema_job`, or by the command in `__main__.py`.
 
 Applying it twice changes nothing. It creates missing objects, adds missing columns and indexes, and updates comments,
-settings and dictionaries. Any other difference is an error, before anything is changed.
+settings, dictionaries and views. Any other difference is an error, before anything is changed.
 """
 
 import getpass
@@ -11,7 +11,15 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from dags.common.clickhouse.cluster import ClickhouseCluster
-from dags.common.clickhouse.ddl import SchemaForm, SchemaObject, Table, literal, statement_hash
+from dags.common.clickhouse.ddl import (
+    VERSION_MARK,
+    SchemaForm,
+    SchemaObject,
+    Table,
+    View,
+    literal,
+    statement_hash,
+)
 from dags.common.clickhouse.discovery import access_from_settings, connect
 from dags.common.clickhouse.hosts import Access
 from dags.common.clickhouse.query import Insert, Query, quoted
@@ -23,7 +31,7 @@ if TYPE_CHECKING:
 
 EVERY_HOST = "every host, ON CLUSTER"
 TABLES_STATEMENT = """
-SELECT name, comment, partition_key, sorting_key, engine_full FROM system.tables WHERE database = %(database)s
+SELECT name, engine, comment, partition_key, sorting_key, engine_full FROM system.tables WHERE database = %(database)s
 """
 COLUMNS_STATEMENT = """
 SELECT table, name, type, comment FROM system.columns WHERE database = %(database)s ORDER BY table, position
@@ -49,6 +57,7 @@ class SchemaChange:
 
 @dataclass(frozen=True)
 class _ExistingTable:
+    engine: str
     comment: str
     partition_key: str
     sorting_key: str
@@ -134,6 +143,8 @@ def _plan(client: "Client", form: SchemaForm, schema: Sequence[SchemaObject]) ->
             statements = _table_statements(client, form, target, existing, conflicts)
         else:
             found = existing.get(target.name)
+            if isinstance(target, View):
+                conflicts += _view_conflicts(target, found)
             current = found is not None and found.comment.endswith(target.version_mark(form))
             statements = [] if current else target.statements(form)
         is_recorded = recorded.get(target.name) == statement_hash(target.statements(form))
@@ -153,10 +164,18 @@ def _existing_tables(client: "Client", database: str) -> dict[str, _ExistingTabl
     rows = client.execute(TABLES_STATEMENT, {"database": database})
     return {
         name: _ExistingTable(
-            comment, partition_key, sorting_key, engine_full, columns.get(name, {}), indexes.get(name, {})
+            engine, comment, partition_key, sorting_key, engine_full, columns.get(name, {}), indexes.get(name, {})
         )
-        for name, comment, partition_key, sorting_key, engine_full in rows
+        for name, engine, comment, partition_key, sorting_key, engine_full in rows
     }
+
+
+def _view_conflicts(view: View, found: _ExistingTable | None) -> list[str]:
+    """Refuse an object of the view's name that the schema did not create, because it would be replaced."""
+    if found is None or (found.engine == "View" and VERSION_MARK in found.comment):
+        return []
+    what = "view that the schema did not create" if found.engine == "View" else f"table of the engine {found.engine}"
+    return [f"{view.name}: it is a {what}, and a view in the source. Rename it or drop it, and apply the schema again."]
 
 
 def _table_statements(

@@ -12,7 +12,7 @@ from click.testing import CliRunner
 from clickhouse_driver import Client
 
 from dags.common.clickhouse.cluster import ClickhouseCluster
-from dags.common.clickhouse.ddl import Column, Dictionary, Placement, SchemaForm, Table, literal
+from dags.common.clickhouse.ddl import Column, Dictionary, Placement, SchemaForm, Table, View, literal
 from dags.common.clickhouse.discovery import connect
 from dags.common.clickhouse.errors import ClusterError
 from dags.common.clickhouse.hosts import Access, Host
@@ -271,6 +271,60 @@ def test_a_changed_dictionary_is_replaced(cluster: ClickhouseCluster) -> None:
     assert apply_schema(cluster, clustered=False, schema=schema) == []
 
 
+VISITS_BY_DAY = View(
+    name="visits_by_day",
+    comment="It's a \\ view.",
+    query="""
+        SELECT day, count() AS visits
+        FROM {database}.visits
+        WHERE team_id = {team:Int64}
+        GROUP BY day
+    """,
+)
+
+
+def test_a_view_is_read_with_its_parameters_and_the_dry_run_shows_it(cluster: ClickhouseCluster) -> None:
+    schema = (SCHEMA_MIGRATIONS, VISITS, VISITS_BY_DAY)
+    planned = apply_schema(cluster, clustered=False, dry_run=True, schema=schema)
+    assert planned[-1].statement.startswith("CREATE OR REPLACE VIEW")
+    assert planned == apply_schema(cluster, clustered=False, schema=schema)
+    execute(cluster, "INSERT INTO visits (day, team_id) VALUES ('2026-03-11', 1), ('2026-03-11', 2)")
+    assert rows(cluster, "SELECT visits FROM visits_by_day(team = 1)") == [(1,)]
+    assert apply_schema(cluster, clustered=False, schema=schema) == []
+
+
+@pytest.mark.parametrize(
+    "changed", [{"query": "SELECT {team:Int64} AS changed"}, {"comment": "Changed."}], ids=lambda one: next(iter(one))
+)
+def test_a_changed_view_is_replaced(cluster: ClickhouseCluster, changed: dict[str, str]) -> None:
+    schema = (SCHEMA_MIGRATIONS, VISITS, VISITS_BY_DAY)
+    apply_schema(cluster, clustered=False, schema=schema)
+    schema = (*schema[:2], dataclasses.replace(VISITS_BY_DAY, **changed))
+    (change,) = apply_schema(cluster, clustered=False, schema=schema)
+    assert change.object_name == "visits_by_day"
+    ((definition,),) = rows(cluster, "SELECT create_table_query FROM system.tables WHERE name = 'visits_by_day'")
+    assert "hanged" in str(definition)
+    assert apply_schema(cluster, clustered=False, schema=schema) == []
+
+
+@pytest.mark.parametrize(
+    ("existing", "expected"),
+    [
+        ("CREATE TABLE visits_by_day (day Date) ENGINE = Memory", "it is a table of the engine Memory"),
+        ("CREATE VIEW visits_by_day AS SELECT 1", "it is a view that the schema did not create"),
+    ],
+)
+def test_an_object_of_a_views_name_that_the_schema_did_not_create_is_refused(
+    cluster: ClickhouseCluster, existing: str, expected: str
+) -> None:
+    execute(cluster, existing)
+    before = rows(cluster, "SHOW CREATE TABLE visits_by_day")
+    with pytest.raises(ClusterError, match=f"visits_by_day: {expected}"):
+        apply_schema(cluster, clustered=False, schema=(SCHEMA_MIGRATIONS, VISITS, VISITS_BY_DAY))
+    assert rows(cluster, "SHOW TABLES") == [("visits_by_day",)]
+    assert rows(cluster, "SHOW CREATE TABLE visits_by_day") == before
+
+
 def test_an_object_created_without_a_record_is_recorded_when_found(cluster: ClickhouseCluster) -> None:
     apply_schema(cluster, clustered=False)
     execute(cluster, "TRUNCATE TABLE schema_migrations")
@@ -289,7 +343,7 @@ def test_the_clustered_schema_needs_a_name(cluster: ClickhouseCluster) -> None:
 
 @pytest.mark.parametrize("form", [SchemaForm("analytics"), SchemaForm("analytics", "prod-1")])
 def test_every_statement_is_valid_to_the_engine(clickhouse_port: int, form: SchemaForm) -> None:
-    targets = (*SCHEMA, VISITS)
+    targets = (*SCHEMA, VISITS, VISITS_BY_DAY)
     statements = [statement for target in targets for statement in target.statements(form)]
     sharded = [target for target in targets if isinstance(target, Table) and target.placement is Placement.SHARDED]
     assert len(statements) == len(targets) + (len(sharded) if form.cluster_name else 0)
@@ -336,7 +390,10 @@ class ClusteredServer:
     def execute(self, statement: str, parameters: dict[str, str] | None = None) -> list[tuple[str, ...]]:
         if statement == TABLES_STATEMENT:
             keys = ("toYYYYMM(day)", "team_id, day")
-            return [(name, VISITS.comment, *keys, engine) for name, (engine, _) in self.tables.items()]
+            return [
+                (name, engine.partition("(")[0], VISITS.comment, *keys, engine)
+                for name, (engine, _) in self.tables.items()
+            ]
         if statement == COLUMNS_STATEMENT:
             comments = {column.name: column.comment for column in VISITS.columns}
             return [
@@ -422,7 +479,7 @@ def test_only_production_on_a_named_cluster_is_clustered() -> None:
 
 
 def test_every_column_has_a_comment() -> None:
-    columns = [(target.name, column) for target in SCHEMA for column in target.columns]
+    columns = [(target.name, column) for target in SCHEMA if not isinstance(target, View) for column in target.columns]
     assert columns
     assert [(name, column.name) for name, column in columns if not column.comment] == []
 
