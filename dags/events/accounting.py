@@ -31,10 +31,6 @@ SELECT object, toDate(timestamp), count() FROM {table} WHERE {is_event}{no_bot} 
 NO_BOT = " AND (chunk < %(first_log_chunk)s OR agent NOT IN (SELECT agent FROM {agents} WHERE is_bot))"
 
 
-class LostLinesError(Exception):
-    """The staged lines of an object are not the lines that were read from it."""
-
-
 class LineCounts(NamedTuple):
     """What the staging table holds of one object."""
 
@@ -53,10 +49,7 @@ class LineCounts(NamedTuple):
 def account_for_lines(
     staged: StagedBatch, versions: Iterable[ObjectVersion], known: Manifest
 ) -> tuple[list[Entry], list[ObjectProblem]]:
-    """Return the manifest entries of the staged objects, and the objects that cannot be loaded.
-
-    Raises LostLinesError when lines are missing or duplicated.
-    """
+    """Return the manifest entries of the staged objects, and the objects that cannot be loaded."""
     skipped = _skipped_lines(staged)
     days = _rows_by_day(staged)
     found: dict[str, list[LineCounts]] = {}
@@ -70,9 +63,7 @@ def account_for_lines(
             continue
         counts_or_none = of_object[0] if of_object else None
         entry = new_entry(version, known, counts_or_none, skipped.get(version.key, {}), days.get(version.key, {}))
-        _check(entry, counts_or_none)
-        if counts_or_none is not None and _has_only_rejected_lines(entry):
-            reason = f"none of its {entry.lines} lines can be read: {counts_or_none.example_reason}"
+        if (reason := _unreadable_reason(entry, counts_or_none)) is not None:
             problems.append(ObjectProblem(version.key, reason, is_unreadable=True))
         else:
             entries.append(entry)
@@ -136,15 +127,19 @@ def _rows_by_day(staged: StagedBatch) -> dict[str, dict[dt.date, int]]:
     return days
 
 
-def _check(entry: Entry, counts: LineCounts | None) -> None:
-    if counts is not None and counts.last_line != entry.lines:
-        raise LostLinesError(
-            f"{entry.key}: {entry.lines} lines were read, but the last one has number {counts.last_line}."
-        )
-    if entry.rows != sum(entry.rows_by_day.values()):
-        raise LostLinesError(f"{entry.key}: its {entry.rows} events by day do not add up: {entry}.")
+def _unreadable_reason(entry: Entry, counts: LineCounts | None) -> str | None:
+    """Return why an object cannot be loaded, given the lines that were staged of it; None when it can."""
+    if counts is None:
+        return None
+    if counts.last_line != entry.lines:
+        return f"{entry.lines} lines were read, but the last one has number {counts.last_line}"
     if entry.lines != entry.rows + entry.rejected_rows + sum(entry.skipped_rows.values()):
-        raise LostLinesError(f"{entry.key}: its {entry.lines} lines do not add up: {entry}.")
+        return f"its {entry.lines} lines do not add up: {entry}"
+    if entry.rows != sum(entry.rows_by_day.values()):
+        return f"its {entry.rows} events by day do not add up: {entry}"
+    if _has_only_rejected_lines(entry):
+        return f"none of its {entry.lines} lines can be read: {counts.example_reason}"
+    return None
 
 
 def _has_only_rejected_lines(entry: Entry) -> bool:

@@ -17,7 +17,7 @@ starts by removing the object's rows.
 
 import uuid
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from pydantic import SecretStr
 
@@ -91,7 +91,7 @@ def _load(
     loader: Loader, staged: StagedBatch, wanted: Sequence[ObjectVersion], known: Manifest, lock: Lock
 ) -> tuple[list[Entry], list[ObjectProblem]]:
     """Stage, account and publish; return the new manifest entries and what was not loaded."""
-    problems = staged.read(wanted, loader.storage, loader.visitor_hash_key)
+    problems = _with_bad_keys(loader, wanted, staged.read(wanted, loader.storage, loader.visitor_hash_key))
     entries, unaccounted = account_for_lines(staged, _without(wanted, problems), known)
     problems += unaccounted
     problems += _changed(loader, _without(wanted, problems))
@@ -100,6 +100,25 @@ def _load(
     publisher = Publisher(loader.cluster, loader.form, loader.run_id, staged, known)
     publisher.record_unreadable(wanted, problems)
     return publisher.publish(good, lock) if good else [], problems
+
+
+def _with_bad_keys(
+    loader: Loader, versions: Sequence[ObjectVersion], problems: Sequence[ObjectProblem]
+) -> list[ObjectProblem]:
+    """Return the problems, with those objects as unreadable that ClickHouse does not find although they exist."""
+    not_found = [problem.key for problem in problems if problem.is_not_found]
+    current = loader.list_versions(not_found) if not_found else {}
+    exists = {version.key for version in versions if current.get(version.key) == version}
+    return [
+        replace(
+            problem,
+            is_unreadable=True,
+            reason=f"ClickHouse does not find an object of this name, although it exists. Rename it. {problem.reason}",
+        )
+        if problem.is_not_found and problem.key in exists
+        else problem
+        for problem in problems
+    ]
 
 
 def _without(versions: Sequence[ObjectVersion], problems: Sequence[ObjectProblem]) -> list[ObjectVersion]:

@@ -70,11 +70,16 @@ class ObjectVersion:
 
 @dataclass(frozen=True)
 class ObjectProblem:
-    """Why an object was not loaded. `is_unreadable` is whether its content is at fault."""
+    """Why an object was not loaded.
+
+    `is_unreadable` is whether it is at fault, so that trying again is useless. `is_not_found` is whether ClickHouse
+    does not find it.
+    """
 
     key: str
     reason: str
     is_unreadable: bool
+    is_not_found: bool = False
 
 
 def problem_of(key: str) -> str | None:

@@ -2,7 +2,8 @@
 
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 from pydantic import SecretStr
 
@@ -10,26 +11,37 @@ from dags.common.clickhouse.cluster import ClickhouseCluster
 from dags.common.clickhouse.errors import one_line
 from dags.common.clickhouse.object_storage import ObjectQuery, ObjectStorage
 from dags.common.clickhouse.query import Insert, Query, Rows, quoted
+from dags.common.clickhouse.retry import SERVER_ERRORS, is_transient
 from dags.events import access_logs, product_events, staging_table
 from dags.events.manifest import LONG_STATEMENT
 from dags.events.objects import Format, ObjectProblem, ObjectVersion
 from dags.events.user_agents import parse_user_agents
+
+if TYPE_CHECKING:
+    from clickhouse_driver import errors
 
 logger = logging.getLogger(__name__)
 
 STATEMENT_TIMEOUT_SECONDS = 4 * 3600.0
 MAX_AGENTS_PER_INSERT = 50_000
 
-# Server errors that mean that the bytes are not what the suffix promises.
+# Server errors about one object: its bytes are not what the suffix promises, or it needs too much memory or time.
 UNREADABLE_CODES = {
     6: "CANNOT_PARSE_TEXT",
+    8: "THERE_IS_NO_COLUMN",
+    15: "DUPLICATE_COLUMN",
     27: "CANNOT_PARSE_INPUT_ASSERTION_FAILED",
     32: "ATTEMPT_TO_READ_AFTER_EOF",
     33: "CANNOT_READ_ALL_DATA",
     53: "TYPE_MISMATCH",
     70: "CANNOT_CONVERT_TYPE",
     117: "INCORRECT_DATA",
+    158: "TOO_MANY_ROWS",
+    159: "TIMEOUT_EXCEEDED",
+    160: "TOO_SLOW",
+    241: "MEMORY_LIMIT_EXCEEDED",
     271: "CANNOT_DECOMPRESS",
+    307: "TOO_MANY_BYTES",
     354: "ZLIB_INFLATE_FAILED",
     561: "ZSTD_DECODER_FAILED",
     636: "CANNOT_EXTRACT_TABLE_STRUCTURE",
@@ -37,6 +49,16 @@ UNREADABLE_CODES = {
 }
 # S3_ERROR: the object was removed or access is denied. Its content is not at fault.
 STORAGE_CODE = 499
+NOT_FOUND_TEXTS = ("HTTP response code: 404", "NoSuchKey", "does not exist")
+MEMORY_CODE = 241
+# Errors of the server, its schema or its disks, which every other statement meets as well. Any other code may be the
+# fault of one object.
+OUTAGE_CODES = SERVER_ERRORS.keys() - UNREADABLE_CODES.keys() - {STORAGE_CODE}
+
+# An object that takes longer, by its size as stored, is no honest object: a decompression bomb. The server's limits on
+# bytes and rows do not hold for the table function s3.
+MIN_READING_SECONDS = 900
+MIN_STORED_BYTES_PER_SECOND = 200_000
 
 # Bounded memory for an object of any size: small blocks, sorting on disk, and few open files.
 SETTINGS: Mapping[str, object] = {
@@ -67,6 +89,8 @@ class StagedBatch:
     chunks: int = 0
     # Access logs are in this chunk and the later ones; None without access logs.
     first_log_chunk: int | None = None
+    # Answers of the server that may be about an object or about all: they decide only after all objects were tried.
+    unknown_errors: "list[errors.ServerException]" = field(default_factory=list)
 
     @property
     def table(self) -> str:
@@ -81,7 +105,10 @@ class StagedBatch:
     def read(
         self, versions: Sequence[ObjectVersion], storage: ObjectStorage, visitor_hash_key: SecretStr
     ) -> list[ObjectProblem]:
-        """Create the tables, read the objects into them, and return those that cannot be read."""
+        """Create the tables, read the objects into them, and return those that cannot be read.
+
+        Raises what ClickHouse raises when it is not about single objects: an outage.
+        """
         self.run(staging_table.create_statement(self.table))
         by_format = {kind: [version for version in versions if version.format is kind] for kind in Format}
         problems: list[ObjectProblem] = []
@@ -89,6 +116,9 @@ class StagedBatch:
             problems += self._read_format(kind, by_format[kind], storage, visitor_hash_key)
         first_log_chunk = self.chunks + 1
         problems += self._read_format(Format.ACCESS_LOG, by_format[Format.ACCESS_LOG], storage, visitor_hash_key)
+        if len(versions) > 1 and len(self.unknown_errors) == len(versions):
+            # No object could be read, all for a reason that no object is known to cause.
+            raise self.unknown_errors[0]
         if self.chunks >= first_log_chunk:
             self.first_log_chunk = first_log_chunk
             self._parse_agents()
@@ -137,17 +167,17 @@ class StagedBatch:
             storage,
             keys[0] if len(keys) == 1 else "{" + ",".join(keys) + "}",
             {"chunk": chunk, "bucket": storage.bucket, **access_logs.patterns()},
-            SETTINGS,
+            {**SETTINGS, "max_execution_time": _max_reading_seconds(versions)},
             external_tables=[access_logs.visitor_key_table(visitor_hash_key)] if is_log else (),
         )
         try:
             self.host.any_host(query, timeout_seconds=STATEMENT_TIMEOUT_SECONDS).result()
         except errors.ServerException as error:
-            if error.code not in UNREADABLE_CODES and error.code != STORAGE_CODE:
+            if error.code in OUTAGE_CODES:
                 raise
             self.run(f"ALTER TABLE {quoted(self.table)} DROP PARTITION %(chunk)s", {"chunk": chunk})
             if len(versions) == 1:
-                return [ObjectProblem(keys[0], one_line(error), is_unreadable=error.code in UNREADABLE_CODES)]
+                return [self._problem(keys[0], error)]
             half = len(versions) // 2
             return [
                 problem
@@ -155,6 +185,19 @@ class StagedBatch:
                 for problem in self._read_format(kind, part, storage, visitor_hash_key)
             ]
         return []
+
+    def _problem(self, key: str, error: "errors.ServerException") -> ObjectProblem:
+        """Return the problem of an object that fails alone."""
+        if error.code == STORAGE_CODE:
+            is_missing = any(text in error.message for text in NOT_FOUND_TEXTS)
+            if is_missing:
+                self.unknown_errors.append(error)
+            return ObjectProblem(key, one_line(error), is_unreadable=False, is_not_found=is_missing)
+        if error.code not in UNREADABLE_CODES:
+            self.unknown_errors.append(error)
+        # A server that is short of memory as a whole may have enough for this object later.
+        is_short_of_memory = error.code == MEMORY_CODE and is_transient(error)
+        return ObjectProblem(key, one_line(error), is_unreadable=not is_short_of_memory)
 
     def _parse_agents(self) -> None:
         """Create and fill the table of the distinct user agents of the staged lines."""
@@ -184,3 +227,10 @@ class StagedBatch:
             if rows:
                 self.host.any_host(Insert(self.agents, columns, rows)).result()
             is_first = False
+
+
+def _max_reading_seconds(versions: Sequence[ObjectVersion]) -> int:
+    stored_bytes = sum(version.size_bytes for version in versions)
+    seconds = MIN_READING_SECONDS + stored_bytes // MIN_STORED_BYTES_PER_SECOND
+    # The server's error, which says what took so long, comes before this process gives up.
+    return min(seconds, int(STATEMENT_TIMEOUT_SECONDS) - 60)
