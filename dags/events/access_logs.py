@@ -7,10 +7,7 @@ are skipped and counted by the first rule below that matches; lines in another f
 hash of team, address and user agent. The address itself is never stored, not even in the raw text of a rejected line.
 Query strings are dropped, except for the campaign parameters.
 
-A visit is a session of page views, stored in `session_id`. It ends after 30 minutes without a page view, and after 24
-hours at the latest. It continues across objects, whatever the order in which they are loaded, with one exception: two
-visits that are already loaded stay separate when a later object fills the gap between them. The id of a visit is a
-UUIDv7 that holds the time of its first page view.
+The session of a page view is a visit, as `visits.py` describes it.
 """
 
 import hashlib
@@ -20,7 +17,6 @@ from typing import Any
 from pydantic import SecretStr
 
 from dags.common.clickhouse.query import quoted
-from dags.common.clickhouse.tables import EVENTS
 from dags.events.objects import Format
 from dags.events.staging_table import (
     EVENT_NAMES,
@@ -33,9 +29,7 @@ from dags.events.staging_table import (
     person_id,
     text,
 )
-
-VISIT_TIMEOUT_MINUTES = 30
-MAX_VISIT_HOURS = 24
+from dags.events.visits import with_visits
 
 # Apache escapes a quote inside a field as \", nginx as \x22. The first alternative at the end allows fields after the
 # agent; the second accepts unescaped quotes.
@@ -143,77 +137,16 @@ def page_views_statement(staging: str, agents: str) -> str:
     """Return a SELECT of the staged page views as events, in the order of `EVENT_NAMES`, with their visits.
 
     `agents` is the table of agent, browser, os, device_type and is_bot of every staged agent. The parameters are
-    `first_log_chunk` and `objects`, which say what is read from `staging`; `teams` of these objects; `first` and
-    `last`, the bounds of their timestamps; and `superseded`, the ids of objects whose events are ignored. No list may
-    be empty.
+    `first_log_chunk` and `objects`, which say what is read from `staging`, and those of `with_visits`.
     """
-    staged = ", ".join(
+    columns = ", ".join(
         f"found.{name} AS {name}" if name in {"browser", "os", "device_type"} else f"staged.{name} AS {name}"
         for name in EVENT_NAMES
     )
-    kept = ", ".join("'' AS properties" if name == "properties" else name for name in EVENT_NAMES)
-    # Computed after the sorting for the visits, which then moves less data.
-    computed_last = {"session_id": visit_id(), "properties": PROPERTIES}
-    selected = ", ".join(f"{computed_last[name]} AS {name}" if name in computed_last else name for name in EVENT_NAMES)
-    return f"""
-    WITH
-        page_views AS (
-            SELECT {staged}, staged.agent AS agent, '' AS known_visit
-            FROM {quoted(staging)} AS staged INNER JOIN {quoted(agents)} AS found ON found.agent = staged.agent
-            WHERE {IS_EVENT} AND chunk >= %(first_log_chunk)s AND object IN %(objects)s AND NOT found.is_bot
-            UNION ALL
-            SELECT {kept}, '' AS agent, session_id AS known_visit
-            FROM {EVENTS.name}
-            WHERE event = '$pageview'
-                AND team_id IN %(teams)s
-                AND timestamp >= toDateTime64(%(first)s, 6, 'UTC') - INTERVAL {VISIT_TIMEOUT_MINUTES} MINUTE
-                AND timestamp <= toDateTime64(%(last)s, 6, 'UTC') + INTERVAL {VISIT_TIMEOUT_MINUTES} MINUTE
-                AND object_id NOT IN %(superseded)s
-                AND distinct_id IN (
-                    SELECT distinct_id FROM {quoted(staging)} WHERE chunk >= %(first_log_chunk)s AND {IS_EVENT}
-                )
-        ),
-        starts AS (
-            SELECT
-                *,
-                timestamp > lagInFrame(timestamp) OVER (
-                    PARTITION BY team_id, distinct_id ORDER BY timestamp, uuid
-                    ROWS BETWEEN 1 PRECEDING AND CURRENT ROW
-                ) + INTERVAL {VISIT_TIMEOUT_MINUTES} MINUTE AS is_start
-            FROM page_views
-        ),
-        visits AS (
-            SELECT
-                *,
-                sum(is_start) OVER (
-                    PARTITION BY team_id, distinct_id ORDER BY timestamp, uuid
-                    ROWS BETWEEN UNBOUNDED PRECEDING AND CURRENT ROW
-                ) AS visit
-            FROM starts
-        ),
-        starting_times AS (
-            SELECT
-                *,
-                min(timestamp) OVER (PARTITION BY team_id, distinct_id, visit) AS first_page_view,
-                minIf(UUIDv7ToDateTime(toUUIDOrZero(known_visit), 'UTC'), known_visit != '')
-                    OVER (PARTITION BY team_id, distinct_id, visit) AS known_start,
-                if(toUnixTimestamp64Milli(known_start) = 0, first_page_view, known_start) AS visit_start
-            FROM visits
-        )
-    SELECT {selected}
-    FROM starting_times
-    WHERE known_visit = ''
+    staged = f"""
+        SELECT {columns}, staged.agent AS agent
+        FROM {quoted(staging)} AS staged INNER JOIN {quoted(agents)} AS found ON found.agent = staged.agent
+        WHERE {IS_EVENT} AND chunk >= %(first_log_chunk)s AND object IN %(objects)s AND NOT found.is_bot
     """  # noqa: S608 - names from code
-
-
-def visit_id() -> str:
-    """Return the expression of a visit's id: a UUIDv7 of its start, team and visitor."""
-    day = MAX_VISIT_HOURS * 3_600_000
-    age = "greatest(0, toUnixTimestamp64Milli(timestamp) - toUnixTimestamp64Milli(visit_start))"
-    milliseconds = f"(toUnixTimestamp64Milli(visit_start) + intDiv({age}, {day}) * {day})"
-    clock = f"leftPad(lower(hex(toUInt64({milliseconds}))), 12, '0')"
-    rest = f"lower(hex(sipHash128('visit', team_id, distinct_id, {milliseconds})))"
-    return (
-        f"concat(substring({clock}, 1, 8), '-', substring({clock}, 9, 4), '-7', substring({rest}, 1, 3), '-8', "
-        f"substring({rest}, 4, 3), '-', substring({rest}, 7, 12))"
-    )
+    visitors = f"SELECT distinct_id FROM {quoted(staging)} WHERE chunk >= %(first_log_chunk)s AND {IS_EVENT}"  # noqa: S608 - names from code
+    return with_visits(staged, visitors, existing="event = '$pageview'", computed_last={"properties": PROPERTIES})

@@ -10,7 +10,7 @@ from dags.common.clickhouse.ddl import SchemaForm, Table
 from dags.common.clickhouse.query import Query, quoted
 from dags.common.clickhouse.tables import EVENTS, EVENTS_REJECTED
 from dags.common.locks import Lock
-from dags.events import access_logs, manifest
+from dags.events import access_logs, manifest, visits
 from dags.events.accounting import new_entry
 from dags.events.manifest import LONG_STATEMENT, Entry, Manifest, ObjectState
 from dags.events.objects import Format, ObjectProblem, ObjectVersion
@@ -20,6 +20,10 @@ from dags.events.staging_table import EVENT_NAMES, IS_EVENT
 logger = logging.getLogger(__name__)
 
 REMOVAL_TIMEOUT_SECONDS = 1800.0
+
+TEAMS_WITHOUT_SESSION = f"""
+SELECT team_id, min(timestamp), max(timestamp) FROM {{table}} WHERE {visits.WITHOUT_SESSION} GROUP BY team_id
+"""  # noqa: S608 - names from code
 
 
 @dataclass(frozen=True)
@@ -73,43 +77,56 @@ class Publisher:
         objects = tuple(entry.key for entry in entries)
         names = ", ".join(EVENT_NAMES)
         into = f"INSERT INTO {EVENTS.name} ({names}) "
-        table, first_log_chunk = quoted(self.staged.table), self.staged.first_log_chunk
-        settings = {
-            **SETTINGS,
-            "insert_deduplication_token": self.staged.attempt_id,
-            # An insert into a Distributed table returns when the shards have the rows.
-            "distributed_foreground_insert": 1,
-            # Looking for duplicates in each block takes as long as writing it, and merges remove them anyway.
-            "optimize_on_insert": 0,
-        }
+        table = quoted(self.staged.table)
+        # 0 keeps the list from being empty. No object has this id.
+        parameters = {"objects": objects, "first_log_chunk": self._first_log_chunk, "superseded": (0, *superseded)}
         if {entry.format for entry in entries} != {Format.ACCESS_LOG}:
             statement = (
-                f"{into}SELECT {names} FROM {table} "  # noqa: S608 - names from code
-                f"WHERE {IS_EVENT} AND chunk < %(first_log_chunk)s AND object IN %(objects)s"
+                f"{into}SELECT {names} FROM {table} WHERE {IS_EVENT} AND session_id != '' "  # noqa: S608 - names from code
+                "AND chunk < %(first_log_chunk)s AND object IN %(objects)s"
             )
-            limit = self.staged.chunks + 1 if first_log_chunk is None else first_log_chunk
-            self.staged.run(statement, {"objects": objects, "first_log_chunk": limit}, settings=settings)
+            self.staged.run(statement, parameters, settings=self._settings("events"))
+            found = self.staged.rows(TEAMS_WITHOUT_SESSION.format(table=table), parameters)
+            if found:
+                statement = into + visits.events_statement(self.staged.table)
+                bounds = {
+                    "teams": tuple(team for team, _, _ in found),
+                    "first": _text(min(first for _, first, _ in found)),
+                    "last": _text(max(last for _, _, last in found)),
+                }
+                self.staged.run(statement, {**parameters, **bounds}, settings=self._settings("visits"))
         logs = [entry for entry in entries if entry.format == Format.ACCESS_LOG and entry.rows]
         if logs:
-            parameters = {
-                "objects": objects,
+            bounds = {
                 "teams": tuple({entry.team_id for entry in logs}),
-                "first_log_chunk": first_log_chunk,
                 "first": _text(min(entry.first_timestamp for entry in logs)),
                 "last": _text(max(entry.last_timestamp for entry in logs)),
-                # 0 keeps the list from being empty. No object has this id.
-                "superseded": (0, *superseded),
             }
             statement = into + access_logs.page_views_statement(self.staged.table, self.staged.agents)
-            settings["insert_deduplication_token"] = f"{self.staged.attempt_id}-page-views"
-            self.staged.run(statement, parameters, settings=settings)
+            self.staged.run(statement, {**parameters, **bounds}, settings=self._settings("page-views"))
         if any(entry.rejected_rows for entry in entries):
             statement = (
                 f"INSERT INTO {EVENTS_REJECTED.name} (team_id, object, line, reason, raw, object_id, run_id) "  # noqa: S608 - names from code
                 "SELECT team_id, object, line, rejected_because, raw, object_id, %(run_id)s "
                 f"FROM {table} WHERE rejected_because != '' AND object IN %(objects)s"
             )
-            self.staged.run(statement, {"objects": objects, "run_id": self.run_id}, settings=settings)
+            self.staged.run(statement, {"objects": objects, "run_id": self.run_id}, settings=self._settings("rejected"))
+
+    @property
+    def _first_log_chunk(self) -> int:
+        """The first chunk of access logs, or the number after the last chunk."""
+        first = self.staged.first_log_chunk
+        return self.staged.chunks + 1 if first is None else first
+
+    def _settings(self, what: str) -> Mapping[str, object]:
+        return {
+            **SETTINGS,
+            "insert_deduplication_token": f"{self.staged.attempt_id}-{what}",
+            # An insert into a Distributed table returns when the shards have the rows.
+            "distributed_foreground_insert": 1,
+            # Looking for duplicates in each block takes as long as writing it, and merges remove them anyway.
+            "optimize_on_insert": 0,
+        }
 
     def _remove(self, entries: Sequence[Entry]) -> None:
         """Remove the rows of these objects from the tables, on every host."""
