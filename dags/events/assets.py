@@ -159,7 +159,7 @@ def _failure_message(problems: Sequence[ObjectProblem]) -> str:
         f"{len(problems)} objects were not loaded, all others were:\n"
         + "\n".join(lines)
         + "\nAn unreadable object is tried again when its content changes or a run sets `retry_unreadable`. The sensor "
-        "requests the other objects again."
+        "requests the other objects again, for as long as it takes."
     )
 
 

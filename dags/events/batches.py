@@ -14,6 +14,10 @@ class BatchLimits:
     max_objects: int = 1000
     max_bytes: int = 2 * 1024**3
 
+    def halved(self, times: int) -> "BatchLimits":
+        """Return these limits with the number of objects halved so many times."""
+        return BatchLimits(max(self.max_objects >> times, 1), self.max_bytes)
+
 
 def batches_of(versions: Iterable[ObjectVersion], limits: BatchLimits) -> Iterator[list[ObjectVersion]]:
     """Yield the objects in batches, keeping their order."""

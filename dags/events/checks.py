@@ -24,21 +24,27 @@ class RejectedConfig(dg.Config):
         le=100,
         description="The check fails when more than this percentage of a team's lines are rejected.",
     )
-    hours: float = Field(default=24.0, gt=0, description="Loads of the last so many hours are checked.")
+    hours: float | None = Field(
+        default=None,
+        description="Check the loads of the last so many hours. By default only the objects that this run has loaded.",
+    )
 
 
 @dg.asset_check(
     asset=events,
-    description="Few lines of each team were rejected by the loads of the last day.",
+    description="Few lines of each team were rejected by the loads of the run.",
     op_tags=owner_tags(OWNER),
 )
 def few_events_are_rejected(
     context: dg.AssetCheckExecutionContext, config: RejectedConfig, clickhouse: ClickhouseResource
 ) -> dg.AssetCheckResult:
     """Compare the rejected lines of each team with all of its lines, and count the unreadable objects."""
-    since = dt.datetime.now(dt.UTC) - dt.timedelta(hours=config.hours)
     cluster = clickhouse.cluster(context)
-    entries = manifest.read_since(cluster, since).values()
+    if config.hours is None:
+        entries = manifest.read_run(cluster, context.run.run_id).values()
+    else:
+        since = dt.datetime.now(dt.UTC) - dt.timedelta(hours=config.hours)
+        entries = manifest.read_since(cluster, since).values()
     loaded = [entry for entry in entries if entry.state is ObjectState.LOADED]
     unreadable = sorted(entry.key for entry in entries if entry.state is ObjectState.FAILED)
     percents = rejected_percents(loaded)

@@ -121,6 +121,11 @@ def read_since(cluster: ClickhouseCluster, since: dt.datetime) -> Manifest:
     return _read(cluster, Query(f"{SELECT} WHERE updated_at >= %(since)s", {"since": since}))
 
 
+def read_run(cluster: ClickhouseCluster, run_id: str) -> Manifest:
+    """Return the entries that a run wrote last."""
+    return _read(cluster, Query(f"{SELECT} WHERE run_id = %(run_id)s", {"run_id": run_id}))
+
+
 def write(cluster: ClickhouseCluster, entries: Sequence[Entry], token: str) -> None:
     """Insert rows. `token` identifies this set of rows: sent twice, they are stored once."""
     if not entries:

@@ -148,9 +148,18 @@ def test_the_check_fails_above_the_threshold_and_names_the_team(platform: Platfo
     assert not check.passed
     assert "for team 4 (2.00 percent)" in str(check.description)
     assert check.metadata["rejected_rows"].value == 2
-    result = platform.run({"prefix": "events/"}, maximum_rejected_percent=2.5)
+    result = platform.run({"prefix": "events/"}, hours=1, maximum_rejected_percent=2.5)
     (check,) = result.get_asset_check_evaluations()
-    assert check.passed
+    assert (check.passed, check.metadata["rejected_rows"].value) == (True, 2)
+
+
+def test_the_check_judges_only_the_objects_of_its_run(platform: Platform) -> None:
+    platform.world.put("a.jsonl", lines([event(1), "bad"]), team=4)
+    (check,) = platform.run({"prefix": "events/team=4/"}).get_asset_check_evaluations()
+    assert not check.passed
+    platform.world.put("b.jsonl", lines([event(2)]), team=5)
+    (check,) = platform.run({"prefix": "events/team=5/"}).get_asset_check_evaluations()
+    assert (check.passed, check.metadata["rejected_rows"].value) == (True, 0)
 
 
 def test_every_statement_carries_its_owner(platform: Platform) -> None:

@@ -1,3 +1,4 @@
+import datetime as dt
 import uuid
 from collections.abc import Iterator
 
@@ -18,9 +19,25 @@ def instance() -> Iterator[dg.DagsterInstance]:
 
 
 def tick(
-    world: World, instance: dg.DagsterInstance, cursor: str = "", limits: TickLimits | None = None
+    world: World,
+    instance: dg.DagsterInstance,
+    cursor: str = "",
+    limits: TickLimits | None = None,
+    *,
+    after: dt.timedelta = dt.timedelta(0),
+    reported: list[str] | None = None,
 ) -> dg.SensorResult:
-    return evaluate_tick(instance, cursor, world.s3, world.cluster, world.storage.bucket, limits or TickLimits())
+    """Evaluate a tick at a time so long after now."""
+    return evaluate_tick(
+        instance,
+        cursor,
+        world.s3,
+        world.cluster,
+        world.storage.bucket,
+        limits or TickLimits(),
+        now=dt.datetime.now(dt.UTC) + after,
+        report=([] if reported is None else reported).append,
+    )
 
 
 def keys_of(result: dg.SensorResult) -> list[list[str]]:
@@ -127,21 +144,42 @@ def test_the_same_batch_has_the_same_run_key_and_is_not_requested_while_its_run_
     assert keys_of(tick(world, instance)) == [["c.jsonl"]]
 
 
-def test_a_batch_whose_run_failed_is_requested_again_a_limited_number_of_times(
+def test_a_batch_whose_runs_fail_is_requested_again_less_and_less_often_and_for_ever(
     world: World, instance: dg.DagsterInstance
 ) -> None:
     put(world, "a.jsonl")
     run_keys = []
-    for _ in range(3):
-        (request,) = tick(world, instance).run_requests or []
+    for attempt in range(12):
+        wait = dt.timedelta(0) if attempt == 0 else min(dt.timedelta(minutes=2 ** (attempt - 1)), dt.timedelta(hours=1))
+        if attempt:
+            waiting = tick(world, instance, after=wait - dt.timedelta(seconds=30))
+            assert not waiting.run_requests
+            assert f"1 wait after failed runs, since {dt.datetime.now(dt.UTC):%Y-%m-%d} " in str(waiting.skip_reason)
+            assert "events/team=1/a.jsonl" in str(waiting.skip_reason)
+        (request,) = tick(world, instance, after=wait).run_requests or []
         run_keys.append(request.run_key)
         start(instance, request, dg.DagsterRunStatus.FAILURE)
-    assert len(set(run_keys)) == 3
+    assert len(set(run_keys)) == 12
     (version,) = list_all(world.s3, world.storage.bucket, "events/")
-    assert instance.get_runs_count(dg.RunsFilter(tags={BATCH_TAG: batch_hash([version])})) == 3
-    given_up = tick(world, instance)
-    assert not given_up.run_requests
-    assert "run load_events_job manually" in str(given_up.skip_reason)
+    assert instance.get_runs_count(dg.RunsFilter(tags={BATCH_TAG: batch_hash([version])})) == 12
+
+
+def test_an_object_that_ends_every_run_is_soon_alone_and_new_objects_do_not_wait_for_it(
+    world: World, instance: dg.DagsterInstance
+) -> None:
+    put(world, *(f"{number}.jsonl" for number in range(4)))
+    limits = TickLimits(batch=BatchLimits(max_objects=4))
+    sizes = []
+    for _ in range(3):
+        requests = tick(world, instance, limits=limits, after=dt.timedelta(hours=2)).run_requests or []
+        sizes.append([len(one.run_config["ops"]["events"]["config"]["objects"]) for one in requests])
+        for request in requests:
+            start(instance, request, dg.DagsterRunStatus.FAILURE)
+    assert sizes == [[4], [2, 2], [1, 1, 1, 1]]
+    put(world, "new.jsonl")
+    reported: list[str] = []
+    assert keys_of(tick(world, instance, limits=limits, reported=reported)) == [["new.jsonl"]]
+    assert "4 wait after failed runs" in reported[0]
 
 
 def test_keys_that_cannot_be_loaded_are_reported_and_folder_markers_are_not(
