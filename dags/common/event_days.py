@@ -13,6 +13,9 @@ from dags.common.clickhouse.tables import EVENT_DAY_CHANGES
 
 COLUMNS = ("day", "change_id", "state", "reason", "run_id", "version")
 
+# The day of a row about no day: a group of overrides that was looked up.
+NO_DAY = dt.date(1970, 1, 1)
+
 LEFT_OPEN_STATEMENT = """
 SELECT day, change_id FROM event_day_changes FINAL
 WHERE state = 'open' AND reason = %(reason)s AND change_id != %(own)s

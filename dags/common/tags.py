@@ -8,6 +8,9 @@ MAX_RUNTIME_TAG = "dagster/max_runtime"
 # How often a run whose process died is retried, "0" for never.
 MAX_RETRIES_TAG = "dagster/max_retries"
 
+# Queued runs start in descending order of it; 0 without the tag.
+PRIORITY_TAG = "dagster/priority"
+
 # The backfill and the partition of a run.
 BACKFILL_TAG = "dagster/backfill"
 PARTITION_TAG = "dagster/partition"

@@ -17,6 +17,7 @@ from dags.common.clickhouse.tables import (
     WEB_BOUNCES_DAILY,
     WEB_BOUNCES_HOURLY,
     WEB_PRE_AGGREGATED_TEAMS,
+    WEB_SESSION_DAYS,
     WEB_STATS_DAILY,
     WEB_STATS_HOURLY,
 )
@@ -89,4 +90,5 @@ EXEMPT: Mapping[str, str] = {
     EVENT_DAY_CHANGES.name: "days on which events changed, and no event",
     INGESTED_OBJECTS.name: "names and sizes of objects, and no line of them",
     WEB_PRE_AGGREGATED_TEAMS.name: "which teams are computed",
+    WEB_SESSION_DAYS.name: "counts of days over all teams",
 }

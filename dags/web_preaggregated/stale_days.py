@@ -7,9 +7,12 @@ would make yesterday stale all day. When it has ended, the day before is stale a
 
 import datetime as dt
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from dags.common.clickhouse.cluster import ClickhouseCluster
 from dags.common.clickhouse.query import Query
+from dags.common.clickhouse.tables import WEB_SESSION_DAYS
 
 if TYPE_CHECKING:
     from clickhouse_driver import Client
@@ -39,6 +42,26 @@ WHERE source_day < %(today)s AND source_day > toDate('1970-01-02'){of_days}
 GROUP BY day
 """
 
+STALE_DAYS = """
+SELECT if(computed.day > present.day, computed.day, present.day) AS stale_day, computed_at, run_id
+FROM ({present}) AS present
+FULL JOIN (
+    SELECT day, input_fingerprint, computed_at, run_id FROM web_session_days FINAL WHERE day < %(today)s
+) AS computed ON present.day = computed.day
+WHERE present.fingerprint != computed.input_fingerprint AND stale_day < %(today)s
+"""
+COMPUTED_LATELY = "SELECT day, computed_at, run_id FROM web_session_days FINAL WHERE computed_at >= %(since)s"
+NEVER = dt.datetime(1970, 1, 1, tzinfo=dt.UTC)
+
+
+@dataclass(frozen=True)
+class StaleDay:
+    """A day whose input changed since it was computed, at a time and by a run; or that was never computed."""
+
+    day: dt.date
+    computed_at: dt.datetime = NEVER
+    run_id: str = ""
+
 
 def fingerprints_query(
     team_ids: Sequence[int] | None, today: dt.date, first: dt.date | None = None, last: dt.date | None = None
@@ -63,6 +86,28 @@ def input_fingerprints(
     rows = fingerprints_query(team_ids, now, min(days), max(days))(client) if days else []
     found: dict[dt.date, int] = {day: fingerprint for day, fingerprint in rows}  # noqa: C416 - rows of any length to the type checker
     return {day: found.get(day, 0) for day in days}
+
+
+def stale_days(
+    cluster: ClickhouseCluster, team_ids: Sequence[int] | None, today: dt.date, first: dt.date
+) -> list[StaleDay]:
+    """Return the stale days from `first` to yesterday, the newest first."""
+    present = fingerprints_query(team_ids, today)
+    query = Query(STALE_DAYS.format(present=present.statement), present.parameters)
+    # Hosts that share no rows each compute their own.
+    found = cluster.map_write_hosts(WEB_SESSION_DAYS.name, query).result().values()
+    by_day = {day: StaleDay(day, computed_at, run_id) for rows in found for day, computed_at, run_id in rows}
+    return [by_day[day] for day in sorted(by_day, reverse=True) if day >= first]
+
+
+def computed_lately(cluster: ClickhouseCluster, since: dt.datetime) -> dict[str, list[StaleDay]]:
+    """Return the days that were computed since a time, by the id of the run that computed them."""
+    found = cluster.map_write_hosts(WEB_SESSION_DAYS.name, Query(COMPUTED_LATELY, {"since": since})).result().values()
+    by_run: dict[str, list[StaleDay]] = {}
+    for rows in found:
+        for day, computed_at, run_id in rows:
+            by_run.setdefault(run_id, []).append(StaleDay(day, computed_at, run_id))
+    return by_run
 
 
 def _is_selected(team_ids: Sequence[int] | None, parameters: dict[str, object]) -> str:

@@ -233,6 +233,26 @@ WEB_PRE_AGGREGATED_TEAMS = Table(
     placement=Placement.EVERY_NODE,
 )
 
+WEB_SESSION_DAYS = Table(
+    name="web_session_days",
+    comment="The days of web_sessions that were computed, and what is left out of them.",
+    columns=(
+        Column("day", "Date", "Day, UTC."),
+        Column("input_fingerprint", "UInt64", "What the day was computed from: a stale day has another one by now."),
+        Column("sessions", "UInt64", "Sessions that started on the day: rows of web_sessions."),
+        Column("pageviews", "UInt64", "Pageviews of these sessions, some of them after midnight."),
+        Column("raw_pageviews", "UInt64", "Pageviews in events at the day: those in sessions, and those left out."),
+        Column("left_out", "Map(String, UInt64)", "Pageviews at the day that are in no session, by rule."),
+        Column("run_id", "String", "Run that computed the day."),
+        Column("computed_at", "DateTime64(6, 'UTC')", "When the day was swapped in.", default="now64(6, 'UTC')"),
+        Column("version", "UInt64", "Of several rows of one day, the highest counts."),
+    ),
+    engine="ReplacingMergeTree",
+    engine_arguments=("version",),
+    order_by=("day",),
+    placement=Placement.EVERY_NODE,
+)
+
 # Of the first pageview of a session. The most selective columns come first, since rows are sorted by them.
 _PAGE_OF_ENTRY = (
     Column("entry_pathname", "LowCardinality(String)", "Path of the session's first pageview."),
@@ -349,6 +369,7 @@ SCHEMA: tuple[SchemaObject, ...] = (
     PERSON_DISTINCT_ID_OVERRIDES,
     EVENT_DAY_CHANGES,
     WEB_PRE_AGGREGATED_TEAMS,
+    WEB_SESSION_DAYS,
     WEB_STATS_DAILY,
     WEB_STATS_HOURLY,
     WEB_BOUNCES_DAILY,
