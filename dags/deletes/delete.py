@@ -13,12 +13,13 @@ from dataclasses import dataclass, field
 from typing import Any
 from uuid import UUID
 
-from dags.common import deletion_requests
+from dags.common import deletion_requests, event_days
 from dags.common.clickhouse.ddl import Placement
 from dags.common.clickhouse.mutations import Command, delete
 from dags.common.clickhouse.query import Insert, quoted
 from dags.common.clickhouse.tables import PERSON_DISTINCT_ID_OVERRIDES
 from dags.common.deletion_requests import DeletionRequest, RequestKind
+from dags.common.event_days import ChangeReason
 from dags.common.postgres import Postgres
 from dags.common.rewrites.conditions import microseconds, team_condition
 from dags.common.rewrites.matches import Matches
@@ -96,6 +97,7 @@ def process_requests(rewrite: Rewrite, postgres: Postgres, recompute: Recompute,
     """
     if not dry_run:
         rewrite.drop_leftovers()
+        event_days.close_leftovers(rewrite.cluster, ChangeReason.DELETE, rewrite.run_id)
     due = deletion_requests.due_requests(postgres, MAX_REQUESTS)
     lookup = _create_lookup(rewrite, "due", due)
     waiting = _find_waiting(rewrite, due, lookup)
@@ -129,6 +131,8 @@ def process_requests(rewrite: Rewrite, postgres: Postgres, recompute: Recompute,
         rows = results[target.table.name].rows
         rewrite.report(f"{target.table.name}: no row is left on any host; {rows} were deleted.")
     mutations = {table: result.mutations for table, result in results.items()}
+    changed = event_days.days_of_change(rewrite.cluster, _change_id(rewrite))
+    event_days.record_closed(rewrite.cluster, changed, _change_id(rewrite), ChangeReason.DELETE, rewrite.run_id)
     days = _recompute_stale_days(rewrite, postgres, recompute)
     evidence = _evidence(rewrite, runnable, counts, mutations, days)
     rewrite.assert_lock_held()
@@ -277,6 +281,7 @@ def _narrow_to_days(rewrite: Rewrite, postgres: Postgres, command: Command) -> C
         ranges = day_ranges({day for one in matched for day in one.days})
         days = _days_in(ranges)
         deletion_requests.add_stale_days(postgres, days)
+        event_days.record_open(rewrite.cluster, days, _change_id(rewrite), ChangeReason.DELETE, rewrite.run_id)
         rewrite.report(f"Recorded {len(days)} days that are about to lose events.")
         # An event that arrives now on another day is left for the next round, so that its day is recorded first.
         conditions = [f"toDate(timestamp) BETWEEN %(first_{n})s AND %(last_{n})s" for n in range(len(ranges))]
@@ -286,6 +291,10 @@ def _narrow_to_days(rewrite: Rewrite, postgres: Postgres, command: Command) -> C
         return delete(f"({' OR '.join(conditions) or 'false'}) AND ({command.condition})", parameters)
 
     return narrow
+
+
+def _change_id(rewrite: Rewrite) -> str:
+    return f"delete {rewrite.run_id} {rewrite.attempt}"
 
 
 def day_ranges(days: Collection[dt.date]) -> list[tuple[dt.date, dt.date]]:

@@ -71,6 +71,7 @@ def metadata_of(result: SquashResult, cutoff: dt.datetime) -> dict[str, dg.Metad
         "touched": dg.MetadataValue.md(as_markdown(result.matches)),
         "rows_rewritten": dg.MetadataValue.int(result.rows_rewritten),
         "override_rows_removed": dg.MetadataValue.int(result.override_rows_removed),
+        "days_touched": dg.MetadataValue.int(len(result.days)),
         "rounds": dg.MetadataValue.int(result.rounds),
         "teams_held_back": dg.MetadataValue.json(list(result.held_teams)),
         "mutations": dg.MetadataValue.json(json.loads(json.dumps(result.mutations))),

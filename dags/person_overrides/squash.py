@@ -14,10 +14,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from dags.common import event_days
 from dags.common.clickhouse.ddl import Column
 from dags.common.clickhouse.mutations import Command, delete, update
 from dags.common.clickhouse.query import Query, quoted
 from dags.common.clickhouse.tables import EVENTS, PERSON_DISTINCT_ID_OVERRIDES
+from dags.common.event_days import ChangeReason
 from dags.common.rewrites.conditions import microseconds, team_condition
 from dags.common.rewrites.matches import Matches, total
 from dags.common.rewrites.rewrite import Rewrite
@@ -33,6 +35,8 @@ TOMBSTONE_VALUES = (VERSION,)
 
 # With more, a set in PREWHERE costs more than it saves.
 MAX_OVERRIDES_IN_A_SET = 100_000
+
+DAY_OF_EVENT = "toDate(timestamp, 'UTC')"
 
 # Lower than every version: a key that the dictionary lacks is not removed.
 NO_VERSION = -(2**63)
@@ -63,6 +67,8 @@ class SquashResult:
     override_rows_removed: int = 0
     rounds: int = 0
     mutations: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    # Days (UTC) with rewritten events: their web tables are stale.
+    days: Sequence[dt.date] = ()
 
 
 def squash(
@@ -77,8 +83,10 @@ def squash(
     In a team of `hold_back`, overrides written after the given time are left for a later run: the deletion of a person
     was requested then, and the persons of that time decide which events are deleted.
     """
+    change_id = f"squash {rewrite.run_id} {rewrite.attempt}"
     if not dry_run:
         rewrite.drop_leftovers()
+        event_days.close_leftovers(rewrite.cluster, ChangeReason.SQUASH, rewrite.run_id)
     overrides, tombstones, team_ids = _snapshot(rewrite, cutoff, hold_back)
     live = rewrite.create_dictionary(rewrite.name("overrides"), KEY, LIVE_VALUES, "Overrides that a squash applies.")
     rewrite.report("The overrides are on all hosts.")
@@ -95,7 +103,11 @@ def squash(
     else:
         if overrides:
             events = rewrite.apply(
-                EVENTS, command, prewhere=prewhere, narrow=lambda matches: _narrow(rewrite, command, matches)
+                EVENTS,
+                command,
+                prewhere=prewhere,
+                day=DAY_OF_EVENT,
+                narrow=lambda matches: _narrow(rewrite, command, matches, change_id),
             )
             result = dataclasses.replace(
                 result,
@@ -112,6 +124,9 @@ def squash(
             dictionaries["dead"] = rewrite.full_name(dead)
         if dictionaries:
             result = dataclasses.replace(result, override_rows_removed=_remove(rewrite, dictionaries))
+        changed = event_days.days_of_change(rewrite.cluster, change_id)
+        event_days.record_closed(rewrite.cluster, changed, change_id, ChangeReason.SQUASH, rewrite.run_id)
+        result = dataclasses.replace(result, days=tuple(changed))
     rewrite.drop_own()
     rewrite.report("The tables of this run are dropped.")
     return result
@@ -175,11 +190,13 @@ def _prewhere(rewrite: Rewrite, overrides: int) -> str:
     return f"distinct_id IN (SELECT distinct_id FROM {quoted(rewrite.name('overrides'))})"  # noqa: S608 - a name made here
 
 
-def _narrow(rewrite: Rewrite, command: Command, matches: Matches) -> Command:
-    """Return the command of a round: without a condition if every part has a match, so that the server checks none.
+def _narrow(rewrite: Rewrite, command: Command, matches: Matches, change_id: str) -> Command:
+    """Record the matched days and return the command of a round, without a condition if every part has a match.
 
-    Rows that no override changes then get the person that they have.
+    The server then checks none, and rows that no override changes get the person that they have.
     """
+    days = {day for partitions in matches.values() for matched in partitions.values() for day in matched.days}
+    event_days.record_open(rewrite.cluster, days, change_id, ChangeReason.SQUASH, rewrite.run_id)
     parts_with_match = {
         (shard, partition): matched.parts
         for shard, partitions in matches.items()

@@ -134,6 +134,13 @@ class World:
         statement = "SELECT name FROM system.tables WHERE database = currentDatabase() AND startsWith(name, 'rewrite_')"
         return [name for (name,) in self.everywhere(statement)]
 
+    def day_changes(self) -> list[tuple[dt.date, str, str]]:
+        """Return day, state and reason of the recorded changes of events, the same on every node."""
+        statement = "SELECT day, state, reason FROM event_day_changes FINAL ORDER BY ALL"
+        first, *others = self.cluster.map_all_hosts(Query(statement)).result().values()
+        assert all(other == first for other in others), "nodes have different changes"
+        return [(day, state, reason) for day, state, reason in first]
+
     def squash(
         self, cutoff: dt.datetime | None = None, *, dry_run: bool = False, report: Report = silent, run_id: str = "run"
     ) -> SquashResult:

@@ -176,3 +176,37 @@ def test_ranges_contain_every_day_and_close_the_smallest_gaps_first() -> None:
     assert ranges[-1] == (days[-1], days[-1])
     assert day_ranges([]) == []
     assert day_ranges(days[:2]) == [(days[0], days[1])]
+
+
+def test_the_days_that_lose_events_are_open_while_the_run_deletes_and_closed_before_it_recomputes(
+    world: World,
+) -> None:
+    world.add([Event(person(1)), Event(person(1), timestamp=at(-24 * 5)), Event(person(2), timestamp=at(-24 * 3))])
+    world.request(RequestKind.PERSON, 1, [str(person(1))], at(1))
+    days = [at(-24 * 5).date(), at(0).date()]
+    states: dict[str, object] = {}
+
+    def look(step: str) -> None:
+        if step.startswith(("Recorded", "Recomputed")):
+            states[step.split(maxsplit=1)[0]] = world.day_changes()
+
+    world.delete(report=look)
+    assert states == {
+        "Recorded": [(day, "open", "delete") for day in days],
+        "Recomputed": [(day, "closed", "delete") for day in days],
+    }
+
+
+def test_the_next_run_closes_what_a_dead_one_left_open(world: World) -> None:
+    world.add([Event(person(1))])
+    world.request(RequestKind.PERSON, 1, [str(person(1))], at(1))
+
+    def die(step: str) -> None:
+        if step.startswith("Recorded"):
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        world.delete(report=die, run_id="dead")
+    assert world.day_changes() == [(at(0).date(), "open", "delete")]
+    world.delete()
+    assert {state for _, state, _ in world.day_changes()} == {"closed"}

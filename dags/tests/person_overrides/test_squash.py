@@ -162,3 +162,44 @@ def test_a_failing_mutation_of_a_dead_run_is_killed_and_does_not_block_the_squas
     world.squash()
     assert world.persons() == {event.uuid: person(5)}
     assert world.run_tables() == []
+
+
+def test_the_days_of_rewritten_events_are_recorded_before_the_mutation_and_closed_after_it(world: World) -> None:
+    world.add([Event(person(1)), Event(person(1), timestamp=at(24)), Event(person(1), "other", timestamp=at(48))])
+    world.override([Override(person(2))])
+    days = [at(0).date(), at(24).date()]
+    while_open: list[object] = []
+
+    def look(step: str) -> None:
+        if ": enqueued" in step and "events" in step:
+            while_open.extend(world.day_changes())
+
+    result = world.squash(report=look)
+    assert while_open == [(day, "open", "squash") for day in days]
+    assert world.day_changes() == [(day, "closed", "squash") for day in days]
+    assert list(result.days) == days
+
+
+def test_a_squash_that_rewrites_nothing_and_a_dry_run_record_no_day(world: World) -> None:
+    world.add([Event(person(2))])
+    world.override([Override(person(2)), Override(person(3), "elsewhere")])
+    world.squash(dry_run=True)
+    world.squash()
+    assert world.day_changes() == []
+
+
+def test_the_next_squash_closes_what_a_dead_one_left_open(world: World) -> None:
+    world.add([Event(person(1))])
+    world.override([Override(person(2))])
+
+    def die(step: str) -> None:
+        if ": enqueued" in step and "events" in step:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        world.squash(report=die, run_id="dead")
+    assert world.day_changes() == [(at(0).date(), "open", "squash")]
+    world.squash(dry_run=True)
+    assert world.day_changes() == [(at(0).date(), "open", "squash")]
+    world.squash()
+    assert {state for _, state, _ in world.day_changes()} == {"closed"}
