@@ -3,10 +3,10 @@
 Run: `python bench/web_preaggregated.py` (some minutes; `--events 1000000` for a smaller one). In one run,
 on events of three days (20 teams, 5 events per session, loaded in 12 parts) and on twice as many, it measures:
 
-- the middle day of both tables: the call of the asset, with staging, checks, swap and the numbers of the day. It reads
-  all three days: the day before, for sessions that started there, and the 24 hours after;
-- the floor: the bare engine reads the same columns of the same three days once, into a Null table, and copies the two
-  finished partitions into empty tables;
+- the middle day of `web_sessions`: the call of the asset, with staging, checks, swap and the numbers of the day. It
+  reads all three days: the day before, for sessions that started there, and the 24 hours after;
+- the floor: the bare engine reads the same columns of the same three days once, into a Null table, and copies the
+  finished partition into an empty table;
 - the peak memory of any statement, and the most rows that one statement read, compared with the events of the days;
 - 30 days of fewer events as one Dagster run of the asset, with the share of Dagster in it, compared with one call per
   day.
@@ -34,8 +34,7 @@ from dags.common.clickhouse.query import Query
 from dags.common.clickhouse.schema import apply_schema
 from dags.tests.resources import clickhouse_resource
 from dags.web_preaggregated.aggregate import AggregationOutcome, pre_aggregate
-from dags.web_preaggregated.assets import STATS_DAILY, daily_web_tables
-from dags.web_preaggregated.statements import DAILY, Grain
+from dags.web_preaggregated.assets import SESSIONS_DAILY, web_sessions_daily
 
 EVENTS = 5_000_000
 BACKFILL_DAYS = 30
@@ -129,25 +128,21 @@ def wait_for_merges(client: Client) -> None:
 
 
 def floor(client: Client, first: dt.date, last: dt.date, partition: dt.date) -> float:
-    """Return the seconds of one scan of the window into a Null table, and of a copy of both finished partitions."""
+    """Return the seconds of one scan of the window into a Null table, and of a copy of the finished partition."""
     condition = f"timestamp >= '{first} 00:00:00' AND timestamp <= '{last} 23:59:59.999999'"
     client.execute("CREATE TABLE IF NOT EXISTS discarded AS events ENGINE = Null")
     scan = f"INSERT INTO discarded ({COLUMNS}) SELECT {COLUMNS} FROM events WHERE {condition}"
     seconds = seconds_of(lambda: client.execute(scan))
-    for table in DAILY.tables:
-        client.execute(f"CREATE OR REPLACE TABLE copy_of_{table.name} AS {table.name}")
-        copy = (
-            f"INSERT INTO copy_of_{table.name} SELECT * FROM {table.name} "
-            f"WHERE period_bucket >= '{partition}' AND period_bucket < toDate('{partition}') + 1"
-        )
-        seconds += seconds_of(lambda copy=copy: client.execute(copy))
-        client.execute(f"DROP TABLE copy_of_{table.name} SYNC")
+    client.execute("CREATE OR REPLACE TABLE copy_of_web_sessions AS web_sessions")
+    copy = f"INSERT INTO copy_of_web_sessions SELECT * FROM web_sessions WHERE toDate(started_at) = '{partition}'"
+    seconds += seconds_of(lambda: client.execute(copy))
+    client.execute("DROP TABLE copy_of_web_sessions SYNC")
     return seconds
 
 
-def compute(cluster: ClickhouseCluster, grain: Grain, *days: dt.date) -> AggregationOutcome:
+def compute(cluster: ClickhouseCluster, *days: dt.date) -> AggregationOutcome:
     """Compute days as the asset does, without Dagster."""
-    return pre_aggregate(cluster, grain, days, run_id=str(uuid.uuid4()))
+    return pre_aggregate(cluster, days, run_id=str(uuid.uuid4()))
 
 
 def middle_day(port: int, events: int) -> Middle:
@@ -159,7 +154,7 @@ def middle_day(port: int, events: int) -> Middle:
         times, floors, memories = [], [], []
         for _ in range(ROUNDS):
             outcomes: list[AggregationOutcome] = []
-            times.append(seconds_of(lambda found=outcomes: found.append(compute(cluster, DAILY, middle))))
+            times.append(seconds_of(lambda found=outcomes: found.append(compute(cluster, middle))))
             memories.append(outcomes[0].peak_memory_bytes / 2**20)
             floors.append(floor(client, first, last, middle))
         client.execute("SYSTEM FLUSH LOGS")
@@ -177,7 +172,7 @@ def backfill(port: int, events: int) -> tuple[float, float, float]:
         fill(client, events, BACKFILL_DAYS)
         job = dg.define_asset_job("backfill", "*")
         definitions = dg.Definitions(
-            assets=[daily_web_tables(BACKFILL_DAYS)],
+            assets=[web_sessions_daily(BACKFILL_DAYS)],
             jobs=[job],
             resources={"clickhouse": clickhouse_resource(cluster)},
         ).resolve_job_def("backfill")
@@ -185,13 +180,13 @@ def backfill(port: int, events: int) -> tuple[float, float, float]:
         quiet = {"loggers": {"console": {"config": {"log_level": "ERROR"}}}}
         run = seconds_of(lambda: definitions.execute_in_process(instance=instance, tags=tags, run_config=quiet))
         # From the metadata of the same run: another call would add the noise between two measurements.
-        event = instance.get_latest_materialization_event(STATS_DAILY)
+        event = instance.get_latest_materialization_event(SESSIONS_DAILY)
         assert event is not None
         assert event.asset_materialization is not None
         alone = float(event.asset_materialization.metadata["seconds_of_run"].value)  # type: ignore[arg-type]
-        ((stored,),) = cluster.any_host(Query("SELECT uniqExact(toDate(period_bucket)) FROM web_stats_daily")).result()
+        ((stored,),) = cluster.any_host(Query("SELECT uniqExact(toDate(started_at)) FROM web_sessions")).result()
         assert stored == BACKFILL_DAYS, stored
-        bare = sum(seconds_of(lambda day=day: compute(cluster, DAILY, day)) for day in days)
+        bare = sum(seconds_of(lambda day=day: compute(cluster, day)) for day in days)
     print(f"  30 days in one run: {run:.2f} s; its statements {alone:.2f} s; day by day {bare:.2f} s", flush=True)
     return run, alone, bare
 
@@ -215,7 +210,7 @@ def main() -> None:
             figure(f"middle_day_{label}", found.seconds, "s")
             figure(f"floor_{label}", found.floor_seconds, "s")
             figure(f"middle_day_over_floor_{label}", ratio, "times", at_most=2.2)
-            figure(f"peak_memory_{label}", found.memory_mebibytes, "MiB", at_most=700 if events == EVENTS else None)
+            figure(f"peak_memory_{label}", found.memory_mebibytes, "MiB", at_most=400 if events == EVENTS else None)
             figure(f"rows_read_over_window_{label}", found.rows_ratio, "times", at_most=1.1)
         small, large = measured
         for name, growth in (

@@ -23,15 +23,14 @@ ONE_DAY = dt.timedelta(days=1)
 
 EVENTS = dg.AssetKey("events")
 EXCHANGE_RATES = dg.AssetKey("daily_exchange_rates_in_clickhouse")
-# Both are computed together, by the job that this one follows.
-WEB_TABLES = (dg.AssetKey("web_analytics_stats_table_daily"), dg.AssetKey("web_analytics_bounces_daily"))
+WEB_SESSIONS = dg.AssetKey("web_sessions_daily")
 
 # The same as those of the web tables.
 DAILY_PARTITIONS = dg.DailyPartitionsDefinition(start_date="2015-01-01", timezone="UTC")
 
 DAYS_WITH_TRAFFIC_STATEMENT = """
-SELECT DISTINCT toDate(period_bucket) FROM web_bounces_daily
-WHERE period_bucket >= toDateTime(toDate(%(first)s), 'UTC') AND period_bucket <= toDateTime(toDate(%(last)s), 'UTC')
+SELECT DISTINCT toDate(started_at) FROM web_sessions
+WHERE started_at >= toDateTime64(%(first)s, 6, 'UTC') AND started_at < toDateTime64(%(last)s, 6, 'UTC') + INTERVAL 1 DAY
 """
 
 
@@ -42,7 +41,7 @@ WHERE period_bucket >= toDateTime(toDate(%(first)s), 'UTC') AND period_bucket <=
     description="Visitors, sessions, pageviews, top pages and revenue in US dollars by team and day: the table "
     "analytics_digest_daily. A revenue event is an event order_placed with the properties revenue and currency.",
     metadata=table_metadata(ANALYTICS_DIGEST_DAILY),
-    deps=[*WEB_TABLES, EVENTS, EXCHANGE_RATES],
+    deps=[WEB_SESSIONS, EVENTS, EXCHANGE_RATES],
     partitions_def=DAILY_PARTITIONS,
     backfill_policy=dg.BackfillPolicy.multi_run(max_partitions_per_run=31),
     retry_policy=dg.RetryPolicy(max_retries=2, delay=60, backoff=dg.Backoff.EXPONENTIAL, jitter=dg.Jitter.PLUS_MINUS),
@@ -92,9 +91,8 @@ def digest_metadata(
 
 
 def days_computed(instance: dg.DagsterInstance) -> set[dt.date]:
-    """Return the days of which every web table was materialized."""
-    keys = set.intersection(*(instance.get_materialized_partitions(table) for table in WEB_TABLES))
-    return {dt.date.fromisoformat(key) for key in keys}
+    """Return the days whose sessions were materialized."""
+    return {dt.date.fromisoformat(key) for key in instance.get_materialized_partitions(WEB_SESSIONS)}
 
 
 def _days_never_computed(

@@ -16,15 +16,10 @@ DIGEST_STATEMENT = """
 SELECT day, team_id, visitors, sessions, pageviews FROM analytics_digest_daily
 WHERE day IN %(days)s AND visitors IS NOT NULL
 """
-# The digest is computed from the other web table, web_bounces_daily.
+# The digest counts rows of sessions; this counts their pages.
 WEB_STATEMENT = """
-SELECT
-    toDate(period_bucket) AS day,
-    team_id,
-    uniqExactMerge(persons_uniq_state),
-    uniqExactMerge(sessions_uniq_state),
-    sumMerge(pageviews_count_state)
-FROM web_stats_daily WHERE toDate(period_bucket) IN %(days)s GROUP BY day, team_id
+SELECT toDate(started_at) AS day, team_id, uniqExact(person_id), uniqExact(session_id), count()
+FROM web_sessions ARRAY JOIN pages AS page WHERE toDate(started_at) IN %(days)s GROUP BY day, team_id
 """
 
 

@@ -34,21 +34,16 @@ EXACT = decimal.Context(prec=60, rounding=decimal.ROUND_HALF_EVEN)
 # A larger GROUP BY spills to disk.
 SETTINGS = {"max_bytes_before_external_group_by": 400 * 2**20, "max_memory_usage": 2 * 2**30}
 
-TRAFFIC_STATEMENT = """
-SELECT
-    team_id,
-    uniqExactMerge(persons_uniq_state),
-    uniqExactMerge(sessions_uniq_state),
-    sumMerge(pageviews_count_state)
-FROM web_bounces_daily WHERE period_bucket = toDateTime(toDate(%(day)s), 'UTC')
-GROUP BY team_id
-"""
-TOP_PAGES_STATEMENT = """
-SELECT team_id, toString(host), toString(pathname), sumMerge(pageviews_count_state) AS pageviews
-FROM web_stats_daily WHERE period_bucket = toDateTime(toDate(%(day)s), 'UTC')
+OF_DAY = "toYYYYMMDD(started_at) = toYYYYMMDD(toDate(%(day)s))"
+TRAFFIC_STATEMENT = f"""
+SELECT team_id, uniqExact(person_id), count(), sum(pageviews) FROM web_sessions WHERE {OF_DAY} GROUP BY team_id
+"""  # noqa: S608 - a constant
+TOP_PAGES_STATEMENT = f"""
+SELECT team_id, toString(page.host) AS host, toString(page.pathname) AS pathname, count() AS views
+FROM web_sessions ARRAY JOIN pages AS page WHERE {OF_DAY}
 GROUP BY team_id, host, pathname
-ORDER BY team_id, pageviews DESC, host, pathname LIMIT %(pages)s BY team_id
-"""
+ORDER BY team_id, views DESC, host, pathname LIMIT %(pages)s BY team_id
+"""  # noqa: S608 - a constant
 # The amount is matched first, since the conversion reads "e5" as 0. A currency that is not a code counts as none:
 # otherwise a sender's mistake could make as many groups as there are events.
 REVENUE_STATEMENT = """

@@ -14,12 +14,9 @@ from dags.common.clickhouse.tables import (
     INGESTED_OBJECTS,
     PERSON_DISTINCT_ID_OVERRIDES,
     SCHEMA_MIGRATIONS,
-    WEB_BOUNCES_DAILY,
-    WEB_BOUNCES_HOURLY,
     WEB_PRE_AGGREGATED_TEAMS,
     WEB_SESSION_DAYS,
-    WEB_STATS_DAILY,
-    WEB_STATS_HOURLY,
+    WEB_SESSIONS,
 )
 from dags.common.deletion_requests import RequestKind
 
@@ -82,7 +79,7 @@ DIGEST_TARGET = Target(ANALYTICS_DIGEST_DAILY, "toDateTime64(day, 6, 'UTC')", {R
 TARGETS = (REJECTED_TARGET, DIGEST_TARGET, OVERRIDES_TARGET, EVENTS_TARGET)
 
 # Computed from events: their stale days are recomputed.
-DERIVED = (WEB_STATS_DAILY, WEB_STATS_HOURLY, WEB_BOUNCES_DAILY, WEB_BOUNCES_HOURLY)
+DERIVED = (WEB_SESSIONS,)
 
 EXEMPT: Mapping[str, str] = {
     SCHEMA_MIGRATIONS.name: "statements of the schema",

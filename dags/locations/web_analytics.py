@@ -1,12 +1,12 @@
-"""Web analytics: the tables of pageviews, visitors, sessions and bounces."""
+"""Web analytics: the table of sessions, its checks and its exports."""
 
 from dags.common.owners import JobOwners
 from dags.locations import build_definitions
 from dags.web_preaggregated.assets import (
-    daily_web_tables,
     max_partitions_per_run,
-    web_analytics_hourly_tables,
     web_analytics_team_selection,
+    web_sessions_current_day,
+    web_sessions_daily,
 )
 from dags.web_preaggregated.checks import web_checks
 from dags.web_preaggregated.exports import web_exports
@@ -15,6 +15,8 @@ from dags.web_preaggregated.jobs import (
     web_analytics_daily_schedule,
     web_pre_aggregate_current_day_hourly_job,
     web_pre_aggregate_current_day_hourly_schedule,
+    web_sessions_check_job,
+    web_sessions_check_schedule,
 )
 
 # Dagster takes this number from the definitions, so it is read when they are loaded.
@@ -23,12 +25,16 @@ PARTITIONS_PER_RUN = max_partitions_per_run()
 defs = build_definitions(
     owner=JobOwners.TEAM_WEB_ANALYTICS,
     assets=[
-        daily_web_tables(PARTITIONS_PER_RUN),
-        web_analytics_hourly_tables,
+        web_sessions_daily(PARTITIONS_PER_RUN),
+        web_sessions_current_day,
         web_analytics_team_selection,
         *web_exports(PARTITIONS_PER_RUN),
     ],
     asset_checks=web_checks,
-    jobs=[web_analytics_daily_job, web_pre_aggregate_current_day_hourly_job],
-    schedules=[web_analytics_daily_schedule, web_pre_aggregate_current_day_hourly_schedule],
+    jobs=[web_analytics_daily_job, web_pre_aggregate_current_day_hourly_job, web_sessions_check_job],
+    schedules=[
+        web_analytics_daily_schedule,
+        web_pre_aggregate_current_day_hourly_schedule,
+        web_sessions_check_schedule,
+    ],
 )

@@ -1,10 +1,10 @@
-"""Computing days of the web tables: into staging tables of the run, checked, then swapped in day by day.
+"""Computing days of `web_sessions`: into a staging table of the run, then swapped in and recorded day by day.
 
-If a run dies, each day of the tables is either unchanged or complete, and running it again gives the same result. A
-later run drops the staging tables of a run that died.
+If a run dies, each day of the table is either unchanged or complete, and running it again gives the same result. A day
+is recorded in `web_session_days` after it was swapped in, with the fingerprint of its input from before: if a run dies
+between, the day is stale, and computed again. A later run drops the staging table of a run that died.
 """
 
-import dataclasses
 import datetime as dt
 import logging
 import time
@@ -14,24 +14,25 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from dags.common.clickhouse.cluster import ClickhouseCluster
-from dags.common.clickhouse.ddl import Table
-from dags.common.clickhouse.query import Rows, quoted
-from dags.common.clickhouse.staging import StagingError, check_structure, staging, swap_statement
+from dags.common.clickhouse.query import Insert, Rows, quoted
+from dags.common.clickhouse.staging import check_structure, staging, swap_statement
+from dags.common.clickhouse.tables import WEB_SESSION_DAYS, WEB_SESSIONS
+from dags.web_preaggregated.stale_days import input_fingerprints
 from dags.web_preaggregated.statements import (
+    AFTER_24_HOURS,
+    IS_MARK,
     MAX_EVENTS_PER_PASS,
     SESSION_SETTINGS,
-    SESSIONS,
-    TABLE_SETTINGS,
-    Grain,
     Window,
+    continued_pageviews_statement,
     counted_days_statement,
+    counted_pages_statement,
     events_by_team_statement,
+    raw_pageviews_statement,
     sessions_statement,
-    table_statement,
     too_long_sessions_statement,
     top_pages_statement,
     windows_of,
-    without_session_statement,
 )
 
 if TYPE_CHECKING:
@@ -46,10 +47,7 @@ COST_STATEMENT = """
 SELECT sum(read_rows), sum(read_bytes), max(memory_usage) FROM system.query_log
 WHERE event_date >= today() - 1 AND type = 'QueryFinish' AND query_id IN %(ids)s
 """
-OLD_PARTITIONS_STATEMENT = """
-SELECT DISTINCT partition FROM system.parts
-WHERE database = currentDatabase() AND table = %(table)s AND active AND partition < %(first_kept)s
-"""
+DAY_COLUMNS = ("day", "input_fingerprint", "sessions", "pageviews", "raw_pageviews", "left_out", "run_id", "version")
 
 
 @dataclass(frozen=True)
@@ -65,7 +63,11 @@ class TopPage:
 
 @dataclass(frozen=True)
 class DayNumbers:
-    """The numbers of a day. Visitors are counted by team, rows by table."""
+    """The numbers of a day: of the sessions that started on it, with visitors by team.
+
+    `raw_pageviews` is the number of pageviews of the raw events of the day. Of these, `left_out` are in no session, by
+    rule; the others are in sessions that started on this day or the day before.
+    """
 
     sessions: int = 0
     pageviews: int = 0
@@ -73,8 +75,8 @@ class DayNumbers:
     bounces: int = 0
     session_seconds: int = 0
     teams: int = 0
-    pageviews_without_session: int = 0
-    rows: Mapping[str, int] = field(default_factory=dict)
+    raw_pageviews: int = 0
+    left_out: Mapping[str, int] = field(default_factory=dict)
     top_pages: Sequence[TopPage] = ()
 
 
@@ -91,32 +93,27 @@ class AggregationOutcome:
 
 def pre_aggregate(
     cluster: ClickhouseCluster,
-    grain: Grain,
     days: Iterable[dt.date],
     *,
     run_id: str,
     team_ids: Sequence[int] | None = None,
-    drop_before: dt.date | None = None,
     max_events_per_pass: int = MAX_EVENTS_PER_PASS,
 ) -> AggregationOutcome:
-    """Compute these days (UTC) of both tables of the grain, for these teams or for all, and swap them in.
+    """Compute the sessions of these days (UTC), for these teams or for all, swap them in and record the days.
 
     Consecutive days share one pass over their events. A day without sessions, and the rows of other teams, are removed.
     It may be called again at any time. On a replicated cluster one host computes from the events of all; otherwise each
-    host computes from its own events. Days before `drop_before` are dropped. More than `max_events_per_pass` events are
-    read in several passes by team. Raises StagingError, and what the cluster raises.
+    host computes from its own events. More than `max_events_per_pass` events are read in several passes by team. Raises
+    StagingError, and what the cluster raises.
     """
     windows = windows_of(days, None if team_ids is None else tuple(team_ids))
     if not windows:
         raise ValueError("There are no days to compute: give at least one.")
 
     def compute(client: "Client") -> AggregationOutcome:
-        outcome = _compute(client, grain, windows, run_id, cluster.database, max_events_per_pass)
-        if drop_before is not None:
-            _drop_days(client, grain, drop_before)
-        return outcome
+        return _compute(client, windows, run_id, cluster.database, max_events_per_pass)
 
-    table = grain.stats.name
+    table = WEB_SESSIONS.name
     outcomes = cluster.map_write_hosts(table, compute, retryable=True, timeout_seconds=TIMEOUT_SECONDS).result()
     return _merged(list(outcomes.values()))
 
@@ -152,82 +149,93 @@ class _Statements:
 
 
 def _compute(
-    client: "Client", grain: Grain, windows: Sequence[Window], run_id: str, database: str, max_events_per_pass: int
+    client: "Client", windows: Sequence[Window], run_id: str, database: str, max_events_per_pass: int
 ) -> AggregationOutcome:
     started = time.monotonic()
     statements = _Statements(client)
     days: dict[dt.date, DayNumbers] = {}
     for window in windows:
-        with staging(client, (SESSIONS, *grain.tables), run_id, database) as (sessions, *targets):
-            _build_sessions(statements, window, sessions, max_events_per_pass)
-            for target, table in zip(targets, grain.tables, strict=True):
-                statements.run(table_statement(grain, table, target, sessions), None, TABLE_SETTINGS)
-            computed = _days(statements, window, sessions, dict(zip(targets, grain.tables, strict=True)))
-            for target, table in zip(targets, grain.tables, strict=True):
-                _check(client, target, table, computed)
+        fingerprints = input_fingerprints(client, window.days, window.team_ids)
+        with staging(client, (WEB_SESSIONS,), run_id, database) as (target,):
+            check_structure(client, target, WEB_SESSIONS)
+            marks = _build_sessions(statements, window, target, max_events_per_pass)
+            computed = _days(statements, window, target, marks=marks)
             for day in window.days:
-                for target, table in zip(targets, grain.tables, strict=True):
-                    statements.run(swap_statement(table, target, day, computed[day].rows[table.name]))
+                statements.run(swap_statement(WEB_SESSIONS, target, day, computed[day].sessions))
+                _record(client, day, computed[day], fingerprints[day], run_id)
         days |= computed
     rows_read, bytes_read, memory = statements.cost()
     return AggregationOutcome(days, time.monotonic() - started, rows_read, bytes_read, memory)
 
 
-def _build_sessions(statements: _Statements, window: Window, sessions: str, max_events_per_pass: int) -> None:
+def _build_sessions(statements: _Statements, window: Window, target: str, max_events_per_pass: int) -> int:
+    """Fill the staging table; return the number of ids that are marked in it."""
     parameters = window.parameters()
     events_by_team = statements.run(events_by_team_statement(window), parameters, SESSION_SETTINGS)
     for part in window.passes(events_by_team, max_events_per_pass):
-        statements.run(sessions_statement(part, sessions), part.parameters(), SESSION_SETTINGS)
-    ((too_long,),) = statements.run(f"SELECT count() FROM {quoted(sessions)} WHERE is_too_long")  # noqa: S608 - a generated name
+        statements.run(sessions_statement(part, target), part.parameters(), SESSION_SETTINGS)
+    statement = f"SELECT count(), countIf(duration_seconds = 1) FROM {quoted(target)} WHERE {IS_MARK}"  # noqa: S608 - a generated name
+    ((marks, too_long),) = statements.run(statement)
     if too_long:
         logger.info("%d session ids have events that span more than a session", too_long)
-        statements.run(too_long_sessions_statement(window, sessions), parameters, SESSION_SETTINGS)
+        statements.run(too_long_sessions_statement(window, target), parameters, SESSION_SETTINGS)
+    return int(marks)
 
 
-def _days(
-    statements: _Statements, window: Window, sessions: str, targets: Mapping[str, Table]
-) -> dict[dt.date, DayNumbers]:
-    days = {
-        day: DayNumbers(sessions_, pageviews, visitors, bounces, seconds, teams)
-        for day, sessions_, pageviews, visitors, bounces, seconds, teams in statements.run(
-            counted_days_statement(sessions), None, SESSION_SETTINGS
-        )
+def _days(statements: _Statements, window: Window, target: str, *, marks: int) -> dict[dt.date, DayNumbers]:
+    names = ("sessions", "pageviews", "visitors", "bounces", "session_seconds", "teams")
+    found = {
+        day: dict(zip(names, numbers, strict=True))
+        for day, *numbers in statements.run(counted_days_statement(target), None, SESSION_SETTINGS)
     }
-    without_session = statements.run(without_session_statement(window.team_ids), window.parameters(), SESSION_SETTINGS)
-    without: dict[dt.date, int] = {day: count for day, count in without_session}  # noqa: C416 - rows of any length to the type checker
+    raw, left_out = _accounting(statements, window, target, marks=marks)
     pages: dict[dt.date, list[TopPage]] = {}
-    for day, *page in statements.run(top_pages_statement(sessions, MAX_TOP_PAGES), None, SESSION_SETTINGS):
+    for day, *page in statements.run(top_pages_statement(target, MAX_TOP_PAGES), None, SESSION_SETTINGS):
         pages.setdefault(day, []).append(TopPage(*page))
-    rows: dict[dt.date, dict[str, int]] = {day: {table.name: 0 for table in targets.values()} for day in window.days}
-    for target, table in targets.items():
-        for day, count in statements.run(f"SELECT toDate(period_bucket), count() FROM {quoted(target)} GROUP BY 1"):  # noqa: S608 - a generated name
-            rows[day][table.name] = count
     return {
-        day: dataclasses.replace(
-            days.get(day, DayNumbers()),
-            pageviews_without_session=without.get(day, 0),
-            rows=rows[day],
+        day: DayNumbers(
+            **found.get(day, {}),
+            raw_pageviews=raw.get(day, 0),
+            left_out=left_out.get(day, {}),
             top_pages=pages.get(day, ()),
         )
         for day in window.days
     }
 
 
-def _check(client: "Client", target: str, table: Table, computed: Mapping[dt.date, DayNumbers]) -> None:
-    """Raise StagingError when a staging table differs from its table in form, or from the sessions in pageviews."""
-    check_structure(client, target, table)
-    statement = f"SELECT toDate(period_bucket), sumMerge(pageviews_count_state) FROM {quoted(target)} GROUP BY 1"  # noqa: S608 - a generated name
-    found = dict(client.execute(statement))
-    expected = {day: one.pageviews for day, one in computed.items() if one.pageviews}
-    if found != expected:
-        raise StagingError(f"{target} has the pageviews {found}, but the sessions have {expected}.")
+def _accounting(
+    statements: _Statements, window: Window, target: str, *, marks: int
+) -> tuple[dict[dt.date, int], dict[dt.date, dict[str, int]]]:
+    """Return by day the pageviews of the raw events, and those of them that are in no session by rule."""
+    in_sessions: dict[dt.date, int] = dict(statements.run(counted_pages_statement(target), None, SESSION_SETTINGS))
+    if marks:
+        ((continued,),) = statements.run(
+            continued_pageviews_statement(window, target), window.parameters(), SESSION_SETTINGS
+        )
+        in_sessions[window.first] = in_sessions.get(window.first, 0) + continued
+    totals: dict[dt.date, int] = {}
+    left_out: dict[dt.date, dict[str, int]] = {}
+    counts = statements.run(raw_pageviews_statement(window.team_ids), window.parameters(), SESSION_SETTINGS)
+    for day, rule, count in counts:
+        totals[day] = totals.get(day, 0) + count
+        number = count if rule else count - in_sessions.get(day, 0)
+        if number:
+            left_out.setdefault(day, {})[rule or AFTER_24_HOURS] = number
+    return totals, left_out
 
 
-def _drop_days(client: "Client", grain: Grain, before: dt.date) -> None:
-    for table in grain.tables:
-        parameters = {"table": table.name, "first_kept": f"{before:%Y%m%d}"}
-        for (partition,) in client.execute(OLD_PARTITIONS_STATEMENT, parameters):
-            client.execute(f"ALTER TABLE {quoted(table.name)} DROP PARTITION {int(partition)}")
+def _record(client: "Client", day: dt.date, numbers: DayNumbers, fingerprint: int, run_id: str) -> None:
+    row = (
+        day,
+        fingerprint,
+        numbers.sessions,
+        numbers.pageviews,
+        numbers.raw_pageviews,
+        dict(numbers.left_out),
+        run_id,
+        time.time_ns(),
+    )
+    Insert(WEB_SESSION_DAYS.name, DAY_COLUMNS, [row])(client)
 
 
 def _merged(outcomes: Sequence[AggregationOutcome]) -> AggregationOutcome:
@@ -252,8 +260,11 @@ def _sum(days: Sequence[DayNumbers]) -> DayNumbers:
         bounces=sum(day.bounces for day in days),
         session_seconds=sum(day.session_seconds for day in days),
         teams=max(day.teams for day in days),
-        pageviews_without_session=sum(day.pageviews_without_session for day in days),
-        rows={name: sum(day.rows[name] for day in days) for name in days[0].rows},
+        raw_pageviews=sum(day.raw_pageviews for day in days),
+        left_out={
+            rule: sum(day.left_out.get(rule, 0) for day in days)
+            for rule in sorted({r for day in days for r in day.left_out})
+        },
         top_pages=sorted((page for day in days for page in day.top_pages), key=lambda page: -page.pageviews)[
             :MAX_TOP_PAGES
         ],

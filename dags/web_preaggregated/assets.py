@@ -1,15 +1,13 @@
-"""The assets of web analytics: the two daily tables, the two hourly tables, and the selection of teams."""
+"""The assets of web analytics: the sessions of closed days, those of the current day, and the selection of teams."""
 
 import datetime as dt
-from collections.abc import Iterator, Mapping
 
 import dagster as dg
 from pydantic import Field
 
 from dags.common.clickhouse.cluster import ClickhouseCluster
-from dags.common.clickhouse.ddl import Table
 from dags.common.clickhouse.staging import drop_leftovers
-from dags.common.clickhouse.tables import WEB_PRE_AGGREGATED_TEAMS
+from dags.common.clickhouse.tables import WEB_PRE_AGGREGATED_TEAMS, WEB_SESSIONS
 from dags.common.failures import fail_without_retry
 from dags.common.markdown import code, markdown_table
 from dags.common.metadata import PARTITION_ROW_COUNT, table_metadata
@@ -19,7 +17,6 @@ from dags.common.schedules import run_is_finished
 from dags.common.settings import Settings, SettingsError
 from dags.common.tags import NO_CHECK_BECAUSE
 from dags.web_preaggregated.aggregate import AggregationOutcome, DayNumbers, pre_aggregate
-from dags.web_preaggregated.statements import DAILY, HOURLY, ONE_DAY, Grain
 from dags.web_preaggregated.teams import select_teams, selected_teams
 
 OWNER = JobOwners.TEAM_WEB_ANALYTICS
@@ -27,24 +24,23 @@ GROUP = "web_analytics"
 
 # Events are loaded into this asset.
 EVENTS = dg.AssetKey("events")
-STATS_DAILY = dg.AssetKey("web_analytics_stats_table_daily")
-BOUNCES_DAILY = dg.AssetKey("web_analytics_bounces_daily")
-STATS_HOURLY = dg.AssetKey("web_analytics_stats_table_hourly")
-BOUNCES_HOURLY = dg.AssetKey("web_analytics_bounces_hourly")
+SESSIONS_DAILY = dg.AssetKey("web_sessions_daily")
+SESSIONS_CURRENT_DAY = dg.AssetKey("web_sessions_current_day")
 TEAM_SELECTION = dg.AssetKey("web_analytics_team_selection")
 
 # The pool of every step that computes web tables. Its limit in dagster.yaml is one run at a time.
 POOL = "web_pre_aggregation"
 
-# The last partition is yesterday: the current day is in the hourly tables. The start is early enough for imports.
+# The last partition is yesterday: another asset computes the current day of the same table. The start is early enough
+# for imports.
 DAILY_PARTITIONS = dg.DailyPartitionsDefinition(start_date="2015-01-01", timezone="UTC")
 RETRY_POLICY = dg.RetryPolicy(max_retries=2, delay=60, backoff=dg.Backoff.EXPONENTIAL, jitter=dg.Jitter.PLUS_MINUS)
-# For so long after midnight the hourly tables also compute yesterday, which the daily tables may not have yet.
+# For so long after midnight yesterday is computed with the current day: the daily job may not have computed it yet.
 YESTERDAY_GRACE_PERIOD = dt.timedelta(hours=3)
 
 
 class CurrentDayConfig(dg.Config):
-    """Run config of the hourly tables."""
+    """Run config of the current day."""
 
     now: str | None = Field(
         default=None,
@@ -57,19 +53,8 @@ class TeamSelectionConfig(dg.Config):
 
     team_ids: list[int] = Field(
         default_factory=list,
-        description="Compute only these teams, and remove the rows of all others from the web tables. Default or "
-        "empty: all teams. An added team has rows from the next run on: backfill its earlier days.",
-    )
-
-
-def _spec(key: dg.AssetKey, table: Table, description: str, metadata: Mapping[str, str] | None = None) -> dg.AssetSpec:
-    return dg.AssetSpec(
-        key,
-        deps=[EVENTS, TEAM_SELECTION],
-        description=description,
-        group_name=GROUP,
-        kinds={"clickhouse"},
-        metadata={**table_metadata(table), **(metadata or {})},
+        description="Compute only these teams, and remove the sessions of all others. Default or "
+        "empty: all teams. An added team has sessions from the next run on: backfill its earlier days.",
     )
 
 
@@ -90,68 +75,56 @@ def backfill_policy(partitions_per_run: int) -> dg.BackfillPolicy:
     return dg.BackfillPolicy.multi_run(max_partitions_per_run=partitions_per_run)
 
 
-def daily_web_tables(partitions_per_run: int) -> dg.AssetsDefinition:
-    """Return the asset of both daily tables, which are computed from the same sessions in one pass."""
+def web_sessions_daily(partitions_per_run: int) -> dg.AssetsDefinition:
+    """Return the asset of the sessions of closed days."""
 
-    @dg.multi_asset(
-        name="web_analytics_daily_tables",
-        specs=[
-            _spec(STATS_DAILY, DAILY.stats, "Pageviews, visitors and sessions of a day by page."),
-            _spec(BOUNCES_DAILY, DAILY.bounces, "Sessions, bounces and duration of a day."),
-        ],
+    @dg.asset(
+        key=SESSIONS_DAILY,
+        deps=[EVENTS, TEAM_SELECTION],
+        description="The sessions of a day in the table web_sessions, one row for each, with their pages.",
+        group_name=GROUP,
+        kinds={"clickhouse"},
+        metadata=table_metadata(WEB_SESSIONS),
         op_tags=owner_tags(OWNER),
         partitions_def=DAILY_PARTITIONS,
         backfill_policy=backfill_policy(partitions_per_run),
         retry_policy=RETRY_POLICY,
         pool=POOL,
     )
-    def web_analytics_daily_tables(
-        context: dg.AssetExecutionContext, clickhouse: ClickhouseResource
-    ) -> Iterator[dg.MaterializeResult[None]]:
+    def web_sessions_daily(context: dg.AssetExecutionContext, clickhouse: ClickhouseResource) -> None:
         days = [dt.date.fromisoformat(key) for key in context.partition_keys]
-        outcome = _compute(context, clickhouse.cluster(context), DAILY, days)
-        for key, table in ((STATS_DAILY, DAILY.stats.name), (BOUNCES_DAILY, DAILY.bounces.name)):
-            for day in days:
-                numbers = outcome.days[day]
-                metadata = {
-                    PARTITION_ROW_COUNT: dg.MetadataValue.int(numbers.rows[table]),
-                    **_metadata(outcome, numbers),
-                }
-                context.add_asset_metadata(metadata, asset_key=key, partition_key=day.isoformat())
-            yield dg.MaterializeResult(asset_key=key)
+        outcome = _compute(context, clickhouse.cluster(context), days)
+        for day in days:
+            numbers = outcome.days[day]
+            metadata = {PARTITION_ROW_COUNT: dg.MetadataValue.int(numbers.sessions), **_metadata(outcome, numbers)}
+            context.add_asset_metadata(metadata, partition_key=day.isoformat())
 
-    return web_analytics_daily_tables
+    return web_sessions_daily
 
 
-@dg.multi_asset(
-    name="web_analytics_hourly_tables",
-    specs=[
-        _spec(STATS_HOURLY, HOURLY.stats, "Pageviews, visitors and sessions of the current day by hour and page."),
-        _spec(
-            BOUNCES_HOURLY,
-            HOURLY.bounces,
-            "Sessions, bounces and duration of the current day by hour.",
-            {NO_CHECK_BECAUSE: "It is computed with web_analytics_stats_table_hourly, whose freshness is checked."},
-        ),
-    ],
+@dg.asset(
+    key=SESSIONS_CURRENT_DAY,
+    deps=[EVENTS, TEAM_SELECTION],
+    description="The sessions of the current day in the table web_sessions, and of yesterday for some hours after "
+    "midnight. The daily job computes the day again when its sessions have ended.",
+    group_name=GROUP,
+    kinds={"clickhouse"},
+    metadata=table_metadata(WEB_SESSIONS),
     op_tags=owner_tags(OWNER),
     retry_policy=RETRY_POLICY,
     pool=POOL,
 )
-def web_analytics_hourly_tables(
+def web_sessions_current_day(
     context: dg.AssetExecutionContext, config: CurrentDayConfig, clickhouse: ClickhouseResource
-) -> Iterator[dg.MaterializeResult[None]]:
-    """The current day, and yesterday for some hours after midnight. Older days are dropped."""
+) -> dg.MaterializeResult[None]:
+    """Compute today, and yesterday shortly after midnight."""
     now = dt.datetime.fromisoformat(config.now) if config.now else dt.datetime.now(dt.UTC)
     if now.tzinfo is None:
         raise dg.Failure(f"now is {config.now}, without a time zone. Add one, such as +00:00.", allow_retries=False)
     today = now.astimezone(dt.UTC).date()
     days = sorted({(now.astimezone(dt.UTC) - YESTERDAY_GRACE_PERIOD).date(), today})
-    outcome = _compute(context, clickhouse.cluster(context), HOURLY, days, drop_before=today - ONE_DAY)
-    for key, table in ((STATS_HOURLY, HOURLY.stats.name), (BOUNCES_HOURLY, HOURLY.bounces.name)):
-        numbers = outcome.days[today]
-        metadata = {"rows_today": dg.MetadataValue.int(numbers.rows[table]), **_metadata(outcome, numbers)}
-        yield dg.MaterializeResult(asset_key=key, metadata=metadata)
+    outcome = _compute(context, clickhouse.cluster(context), days)
+    return dg.MaterializeResult(metadata=_metadata(outcome, outcome.days[today]))
 
 
 @dg.asset(
@@ -169,7 +142,7 @@ def web_analytics_hourly_tables(
 def web_analytics_team_selection(
     context: dg.AssetExecutionContext, config: TeamSelectionConfig, clickhouse: ClickhouseResource
 ) -> dg.MaterializeResult[None]:
-    """The teams that are computed: those of the run config, or all. The rows of other teams are removed."""
+    """The teams that are computed: those of the run config, or all. The sessions of other teams are removed."""
     cluster = clickhouse.cluster(context)
     change = select_teams(cluster, config.team_ids)
     return dg.MaterializeResult(
@@ -178,26 +151,18 @@ def web_analytics_team_selection(
             "all_teams": not config.team_ids,
             "added": list(change.added),
             "removed": list(change.removed),
-            **{f"rows_removed_from_{table}": rows for table, rows in change.rows_removed.items()},
+            "sessions_removed": change.sessions_removed,
         }
     )
 
 
-def _compute(
-    context: dg.AssetExecutionContext,
-    cluster: ClickhouseCluster,
-    grain: Grain,
-    days: list[dt.date],
-    drop_before: dt.date | None = None,
-) -> AggregationOutcome:
+def _compute(context: dg.AssetExecutionContext, cluster: ClickhouseCluster, days: list[dt.date]) -> AggregationOutcome:
     dropped = drop_leftovers(cluster, lambda run_id: run_is_finished(context.instance, run_id))
     if dropped:
         context.log.info(f"Dropped staging tables of finished runs: {', '.join(dropped)}")
     teams = selected_teams(cluster)
     with fail_without_retry():
-        outcome = pre_aggregate(
-            cluster, grain, days, run_id=context.run.run_id, team_ids=teams, drop_before=drop_before
-        )
+        outcome = pre_aggregate(cluster, days, run_id=context.run.run_id, team_ids=teams)
     context.log.info(
         f"{len(days)} days, {'all teams' if teams is None else f'{len(teams)} teams'}: "
         f"{sum(day.pageviews for day in outcome.days.values())} pageviews in {outcome.seconds:.1f} seconds, "
@@ -207,7 +172,7 @@ def _compute(
 
 
 def _metadata(outcome: AggregationOutcome, day: DayNumbers) -> dict[str, dg.MetadataValue]:
-    """Return the metadata of one day of a table. The cost is that of the run, which computes its days together."""
+    """Return the metadata of one day. The cost is that of the run, which computes its days together."""
     # Without sessions a rate is unknown, not zero, so it is left out.
     rates = (
         {
@@ -224,7 +189,9 @@ def _metadata(outcome: AggregationOutcome, day: DayNumbers) -> dict[str, dg.Meta
         "bounces": dg.MetadataValue.int(day.bounces),
         **{name: dg.MetadataValue.float(round(rate, 3)) for name, rate in rates.items()},
         "teams": dg.MetadataValue.int(day.teams),
-        "pageviews_without_session": dg.MetadataValue.int(day.pageviews_without_session),
+        "raw_pageviews": dg.MetadataValue.int(day.raw_pageviews),
+        "left_out_pageviews": dg.MetadataValue.int(sum(day.left_out.values())),
+        **{f"left_out_{rule}": dg.MetadataValue.int(count) for rule, count in day.left_out.items()},
         "seconds_of_run": dg.MetadataValue.float(round(outcome.seconds, 3)),
         "rows_read_by_run": dg.MetadataValue.int(outcome.rows_read),
         "bytes_read_by_run": dg.MetadataValue.int(outcome.bytes_read),

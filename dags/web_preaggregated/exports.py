@@ -1,12 +1,11 @@
-"""Exports of the daily web tables: one Parquet object per team and day in object storage, written by ClickHouse.
+"""Exports of the sessions: one Parquet object per team and day in object storage, written by ClickHouse.
 
-Keys are `exports/<table>/team=<team id>/day=<YYYY-MM-DD>.parquet`. An object has the dimensions of the table, and
-finished numbers instead of aggregate states. The same rows give the same bytes.
+Keys are `exports/<name>/team=<team id>/day=<YYYY-MM-DD>.parquet`: `web_sessions` has the rows of the table, and
+`web_report_daily` the finished numbers by page. The same rows give the same bytes.
 """
 
 import datetime as dt
 import itertools
-import re
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -15,24 +14,22 @@ from typing import TYPE_CHECKING
 import dagster as dg
 
 from dags.common.clickhouse.cluster import ClickhouseCluster
-from dags.common.clickhouse.ddl import Table
 from dags.common.clickhouse.errors import one_line
 from dags.common.clickhouse.object_storage import OBJECT, ObjectQuery, ObjectStorage, object_storage_from_settings
 from dags.common.clickhouse.query import Query, quoted
 from dags.common.clickhouse.retry import is_transient
-from dags.common.clickhouse.tables import WEB_BOUNCES_DAILY, WEB_STATS_DAILY
+from dags.common.clickhouse.tables import WEB_SESSIONS
 from dags.common.metadata import PARTITION_ROW_COUNT, URI
 from dags.common.owners import owner_tags
 from dags.common.resources import ClickhouseResource, S3Resource
 from dags.common.settings import get_settings
 from dags.common.tags import NO_CHECK_BECAUSE
 from dags.web_preaggregated.assets import (
-    BOUNCES_DAILY,
     DAILY_PARTITIONS,
     GROUP,
     OWNER,
     RETRY_POLICY,
-    STATS_DAILY,
+    SESSIONS_DAILY,
     backfill_policy,
 )
 
@@ -44,19 +41,8 @@ MAX_CONCURRENT_WRITES = 4
 OBJECT_TIMEOUT_SECONDS = 600.0
 MAX_LISTED_FAILURES = 20
 
-STATS_EXPORT_KEY = dg.AssetKey("web_analytics_stats_export")
-BOUNCES_EXPORT_KEY = dg.AssetKey("web_analytics_bounces_export")
-
-# Column of an aggregate state to the name of its finished number.
-MEASURES = {
-    "persons_uniq_state": "visitors",
-    "sessions_uniq_state": "sessions",
-    "pageviews_count_state": "pageviews",
-    "bounces_count_state": "bounces",
-    "total_session_duration_state": "total_session_duration_seconds",
-    "total_session_count_state": "total_session_count",
-}
-STATE_TYPE = re.compile(r"AggregateFunction\((\w+)")
+SESSIONS_EXPORT_KEY = dg.AssetKey("web_sessions_export")
+REPORT_EXPORT_KEY = dg.AssetKey("web_report_export")
 
 BOUNDED_SETTINGS = {
     "max_memory_usage": 2 * 1024**3,
@@ -96,42 +82,24 @@ class FailedObject:
 
 @dataclass(frozen=True)
 class Export:
-    """A daily table and how its rows become the rows of an object."""
+    """The rows of an object: a SELECT of the sessions of one day, and the columns that are added up to compare them."""
 
-    table: Table
+    name: str
+    rows: str
+    measures: tuple[str, ...]
 
     @property
     def prefix(self) -> str:
         """The prefix of every key of this export."""
-        return f"exports/{self.table.name}/"
-
-    @property
-    def measures(self) -> dict[str, str]:
-        """The finished numbers, name to expression."""
-        return {
-            MEASURES[column.name]: f"{state[1]}Merge({quoted(column.name)})"
-            for column in self.table.columns
-            if (state := STATE_TYPE.match(column.type))
-        }
-
-    @property
-    def dimensions(self) -> list[str]:
-        """The columns that are exported unchanged, quoted."""
-        return [quoted(column.name) for column in self.table.columns if not STATE_TYPE.match(column.type)]
+        return f"exports/{self.name}/"
 
     def key(self, team_id: int, day: dt.date) -> str:
         """Return the key of the object of a team and day."""
         return f"{self._team_prefix(team_id)}day={day}.parquet"
 
     def rows_statement(self, condition: str) -> str:
-        """Return the SELECT of the finished rows of one day, of the teams that match a condition."""
-        dimensions = ", ".join(self.dimensions)
-        measures = ", ".join(f"{expression} AS {quoted(name)}" for name, expression in self.measures.items())
-        return (
-            f"SELECT {dimensions}, {measures} FROM {quoted(self.table.name)} "  # noqa: S608 - names of the schema
-            f"WHERE period_bucket = toDateTime(toDate(%(day)s), 'UTC') AND {condition} "
-            f"GROUP BY {dimensions}"
-        )
+        """Return the SELECT of the rows of one day, of the teams that match a condition."""
+        return self.rows.format(condition=f"toYYYYMMDD(started_at) = toYYYYMMDD(toDate(%(day)s)) AND {condition}")
 
     def counts(self) -> str:
         """Return the expressions of the number of rows and the sum of each measure."""
@@ -141,8 +109,18 @@ class Export:
         return f"{self.prefix}team={team_id}/"
 
 
-STATS_EXPORT = Export(WEB_STATS_DAILY)
-BOUNCES_EXPORT = Export(WEB_BOUNCES_DAILY)
+SESSIONS_EXPORT = Export(
+    "web_sessions",
+    f"SELECT {', '.join(quoted(column.name) for column in WEB_SESSIONS.columns)} FROM web_sessions WHERE {{condition}}",  # noqa: S608 - names of the schema
+    ("pageviews", "is_bounce", "duration_seconds"),
+)
+REPORT_EXPORT = Export(
+    "web_report_daily",
+    "SELECT team_id, toDate(started_at) AS day, toString(page.host) AS host, toString(page.pathname) AS pathname, "
+    "count() AS pageviews, uniqExact(session_id) AS sessions, uniqExact(person_id) AS visitors "
+    "FROM web_sessions ARRAY JOIN pages AS page WHERE {condition} GROUP BY team_id, day, host, pathname",
+    ("pageviews", "sessions", "visitors"),
+)
 
 
 @dataclass(frozen=True)
@@ -226,7 +204,7 @@ def export_days(
         if len(failures) > MAX_LISTED_FAILURES:
             lines.append(f"- and {len(failures) - MAX_LISTED_FAILURES} more")
         raise ExportError(
-            f"{len(failures)} of {len(wanted)} objects of {export.table.name} were not exported to "
+            f"{len(failures)} of {len(wanted)} objects of {export.name} were not exported to "
             f"s3://{storage.bucket}:\n" + "\n".join(lines) + "\nThe others are complete. Materialize these days again.",
             is_transient=all(one.is_transient for one in failures),
         )
@@ -291,17 +269,17 @@ def _objects_present(
 
 
 def web_exports(partitions_per_run: int) -> list[dg.AssetsDefinition]:
-    """Return the export assets of both daily tables."""
+    """Return the export assets."""
     return [
-        _export_asset(STATS_EXPORT_KEY, STATS_EXPORT, STATS_DAILY, partitions_per_run),
-        _export_asset(BOUNCES_EXPORT_KEY, BOUNCES_EXPORT, BOUNCES_DAILY, partitions_per_run),
+        _export_asset(SESSIONS_EXPORT_KEY, SESSIONS_EXPORT, SESSIONS_DAILY, partitions_per_run),
+        _export_asset(REPORT_EXPORT_KEY, REPORT_EXPORT, SESSIONS_DAILY, partitions_per_run),
     ]
 
 
 def _export_asset(key: dg.AssetKey, export: Export, table: dg.AssetKey, partitions_per_run: int) -> dg.AssetsDefinition:
     @dg.asset(
         key=key,
-        description=f"The table {export.table.name} as Parquet: one object per team and day, with finished numbers, "
+        description=f"{export.name} as Parquet: one object per team and day, "
         f"under {export.prefix}team=<team id>/day=<day>.parquet.",
         deps=[table],
         group_name=GROUP,
@@ -333,7 +311,7 @@ def _export_partitions(
     unknown = [str(day) for day in days if not expected[day] and day not in computed]
     if unknown:
         raise dg.Failure(
-            f"{export.table.name} has no rows of {', '.join(unknown)}, and these days were never computed. Materialize "
+            f"{export.name} has no rows of {', '.join(unknown)}, and these days were never computed. Materialize "
             f"{table.to_user_string()} for them first. Nothing was written or removed.",
             allow_retries=False,
         )

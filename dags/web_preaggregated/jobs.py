@@ -1,4 +1,4 @@
-"""The jobs, the schedules and the sensor of the web tables."""
+"""The jobs, the schedules and the sensor of the sessions."""
 
 import datetime as dt
 from collections.abc import Iterator, Sequence
@@ -15,15 +15,14 @@ from dags.common.schedules import UNFINISHED, skip_if_already_running
 from dags.common.settings import Settings, get_settings
 from dags.common.tags import MAX_RETRIES_TAG, MAX_RUNTIME_TAG, PRIORITY_TAG
 from dags.web_preaggregated.assets import (
-    BOUNCES_DAILY,
-    BOUNCES_HOURLY,
     DAILY_PARTITIONS,
     OWNER,
-    STATS_DAILY,
-    STATS_HOURLY,
+    SESSIONS_CURRENT_DAY,
+    SESSIONS_DAILY,
     max_partitions_per_run,
 )
-from dags.web_preaggregated.exports import BOUNCES_EXPORT_KEY, STATS_EXPORT_KEY
+from dags.web_preaggregated.checks import SESSIONS_EQUAL_RAW_EVENTS
+from dags.web_preaggregated.exports import REPORT_EXPORT_KEY, SESSIONS_EXPORT_KEY
 from dags.web_preaggregated.override_days import record_override_days, unrecorded_groups
 from dags.web_preaggregated.recompute import DEBOUNCE, WorkInProgress, plan_recompute
 from dags.web_preaggregated.stale_days import StaleDay, computed_lately, stale_days
@@ -35,24 +34,33 @@ STALE_DAYS_TAG = "web_analytics/stale_days"
 STALE_DAYS_PRIORITY = "-1"
 # Looking up the days of new overrides reads their visitors' events.
 MIN_TIME_BETWEEN_OVERRIDE_RUNS = dt.timedelta(minutes=20)
-WEB_TABLES_DAILY = frozenset({STATS_DAILY, BOUNCES_DAILY})
+WEB_TABLES_DAILY = frozenset({SESSIONS_DAILY})
 # The days of a run have few materializations each.
 MAX_RECORDS = 1000
 
 web_analytics_daily_job = dg.define_asset_job(
     "web_analytics_daily_job",
-    selection=dg.AssetSelection.assets(STATS_DAILY, BOUNCES_DAILY, STATS_EXPORT_KEY, BOUNCES_EXPORT_KEY),
-    description="Computes days of the daily web tables, and exports them.",
+    # The check of the last 31 days has a job of its own.
+    selection=dg.AssetSelection.assets(SESSIONS_DAILY, SESSIONS_EXPORT_KEY, REPORT_EXPORT_KEY)
+    - dg.AssetSelection.checks(SESSIONS_EQUAL_RAW_EVENTS),
+    description="Computes the sessions of days, checks and exports them.",
     # Computing a day again gives the same result.
     **owned_by(OWNER, **{MAX_RUNTIME_TAG: "18000", MAX_RETRIES_TAG: "1"}),
 )
 
 web_pre_aggregate_current_day_hourly_job = dg.define_asset_job(
     "web_pre_aggregate_current_day_hourly_job",
-    selection=dg.AssetSelection.assets(STATS_HOURLY, BOUNCES_HOURLY),
-    description="Computes the current day of the hourly web tables.",
+    selection=dg.AssetSelection.assets(SESSIONS_CURRENT_DAY),
+    description="Computes the sessions of the current day.",
     # The next hour computes the same day.
     **owned_by(OWNER, **{MAX_RUNTIME_TAG: "3000", MAX_RETRIES_TAG: "0"}),
+)
+
+web_sessions_check_job = dg.define_asset_job(
+    "web_sessions_check_job",
+    selection=dg.AssetSelection.checks(SESSIONS_EQUAL_RAW_EVENTS),
+    description="Compares the last days of the sessions with the raw events.",
+    **owned_by(OWNER, **{MAX_RUNTIME_TAG: "7200", MAX_RETRIES_TAG: "1"}),
 )
 
 
@@ -93,7 +101,7 @@ def web_analytics_daily_schedule(context: dg.ScheduleEvaluationContext) -> dg.Ru
     yesterday = context.scheduled_execution_time.astimezone(dt.UTC).date() - ONE_DAY
     return (
         skip_outside_production(get_settings())
-        or skip_if_already_running(context, web_analytics_daily_job.name, (STATS_DAILY, BOUNCES_DAILY))
+        or skip_if_already_running(context, web_analytics_daily_job.name, (SESSIONS_DAILY,))
         or dg.RunRequest(tags=range_tags(yesterday - ONE_DAY, yesterday))
     )
 
@@ -103,7 +111,7 @@ def web_analytics_daily_schedule(context: dg.ScheduleEvaluationContext) -> dg.Ru
     cron_schedule="20 * * * *",
     execution_timezone="UTC",
     default_status=dg.DefaultScheduleStatus.RUNNING,
-    description="The current day by hour.",
+    description="The current day, every hour.",
     **owned_by(OWNER),
 )
 def web_pre_aggregate_current_day_hourly_schedule(
@@ -113,7 +121,25 @@ def web_pre_aggregate_current_day_hourly_schedule(
     job_name = web_pre_aggregate_current_day_hourly_job.name
     return (
         skip_outside_production(get_settings())
-        or skip_if_already_running(context, job_name, (STATS_HOURLY, BOUNCES_HOURLY))
+        or skip_if_already_running(context, job_name, (SESSIONS_CURRENT_DAY,))
+        or dg.RunRequest()
+    )
+
+
+@dg.schedule(
+    job=web_sessions_check_job,
+    # The daily job starts at 01:00, and may take 5 hours.
+    cron_schedule="30 6 * * *",
+    execution_timezone="UTC",
+    default_status=dg.DefaultScheduleStatus.RUNNING,
+    description="Every morning, the last 31 days.",
+    **owned_by(OWNER),
+)
+def web_sessions_check_schedule(context: dg.ScheduleEvaluationContext) -> dg.RunRequest | dg.SkipReason:
+    """Request the check, unless a run of it is still in progress."""
+    return (
+        skip_outside_production(get_settings())
+        or skip_if_already_running(context, web_sessions_check_job.name, ())
         or dg.RunRequest()
     )
 

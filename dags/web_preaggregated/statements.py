@@ -1,4 +1,4 @@
-"""The rules of a session, and the statements that build the web tables from them.
+"""The rules of a session, and the statements that build the table of sessions from them.
 
 `raw.py` expresses the same rules independently.
 
@@ -7,11 +7,12 @@
 - Events of one team with the same session_id belong together. An event without another one in the 24 hours before it
   starts a session, which has every event up to 24 hours after its start, both ends included. A later event with the
   same id and without a pause of 24 hours before it is in no session. Events without a session_id are in no session
-  either; their pageviews are counted separately.
-- A session belongs to the day and hour (UTC) of its start as a whole. It is in the tables when it has a pageview: an
-  event $pageview or $screen.
-- Host, viewport, campaign, person and so on are those of the first pageview. Among pageviews at the same time, that is
-  the one whose uuid has the lowest second half, which is random in every UUID version.
+  either. The pageviews of both are counted, by rule.
+- A session belongs to the day (UTC) of its start as a whole. It is in the table when it has a pageview: an event
+  $pageview or $screen.
+- Viewport, campaign, person and so on are those of the first pageview. Among pageviews at the same time, that is the
+  one whose uuid has the lowest second half, which is random in every UUID version. Host and path are those of each
+  pageview.
 - The person is that of the newest override of the team and distinct_id, unless it is deleted; otherwise, the person in
   the event.
 - A bounce is a session with one pageview. The duration is from the first to the last event, in whole clock seconds.
@@ -21,109 +22,66 @@ import datetime as dt
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
-from dags.common.clickhouse.ddl import Column, Placement, Table
 from dags.common.clickhouse.query import quoted
-from dags.common.clickhouse.tables import (
-    WEB_BOUNCES_DAILY,
-    WEB_BOUNCES_HOURLY,
-    WEB_STATS_DAILY,
-    WEB_STATS_HOURLY,
-)
+from dags.web_preaggregated.channels import channel_expression
 
 MAX_SESSION = dt.timedelta(hours=24)
 ONE_DAY = dt.timedelta(days=1)
 
 PAGEVIEW = "event IN ('$pageview', '$screen')"
 
+# The rules by which a pageview of the raw events is in no session. The first that holds counts.
+TEAM_NOT_SELECTED = "team_not_selected"
+NO_SESSION_ID = "no_session_id"
+AFTER_24_HOURS = "more_than_24_hours_after_the_start_of_its_session_id"
+
 _MEBIBYTE = 2**20
 
 # One pass builds its sessions in memory. Events are sorted by team first, so passes by team read no event twice.
-MAX_EVENTS_PER_PASS = 2_000_000
+MAX_EVENTS_PER_PASS = 1_000_000
 # A pass holds a state for each session, on disk beyond this limit: one team may exceed a pass.
 SESSION_SETTINGS: dict[str, int | str] = {
-    "max_bytes_before_external_group_by": 416 * _MEBIBYTE,
-    "max_bytes_before_external_sort": 160 * _MEBIBYTE,
+    "max_bytes_before_external_group_by": 200 * _MEBIBYTE,
+    "max_bytes_before_external_sort": 100 * _MEBIBYTE,
     "max_memory_usage": 4096 * _MEBIBYTE,
     # Rows with the same sorting key have the same day, so they are never in two partitions.
     "do_not_merge_across_partitions_select_final": 1,
     # Overrides that do not fit in memory are joined in parts, on disk.
     "join_algorithm": "grace_hash,hash",
-    "max_bytes_in_join": 256 * _MEBIBYTE,
+    "max_bytes_in_join": 128 * _MEBIBYTE,
     "join_use_nulls": 1,
     "max_threads": 2,
+    "max_insert_threads": 2,
+    # A session has some hundred bytes in memory: smaller parts, which the server merges.
+    "max_block_size": 32_768,
+    "min_insert_block_size_rows": 65_536,
     "max_partitions_per_insert_block": 0,
     # A distinct_id may contain the separator: it is the last of the packed values, and takes the remaining text.
     "splitby_max_substrings_includes_remaining_string": 1,
 }
-# Small blocks: a state takes hundreds of bytes in memory. Merges combine rows with equal keys.
-TABLE_SETTINGS: dict[str, int | str] = {
-    "max_block_size": 16_384,
-    "min_insert_block_size_rows": 65_536,
-    # Building the states takes longer than reading the sessions, and would otherwise use one thread.
-    "max_insert_threads": 2,
-    "max_threads": 2,
-    "optimize_on_insert": 0,
-    "max_partitions_per_insert_block": 0,
-    "max_memory_usage": 2048 * _MEBIBYTE,
-}
 
 # Dimensions of a session from its first pageview, in the order of packing.
 _TEXTS = (
-    "host",
-    "entry_pathname",
     "referring_domain",
     "browser",
     "os",
     "device_type",
     "country_code",
+    "region",
+    "city",
     "utm_source",
     "utm_medium",
     "utm_campaign",
     "utm_term",
     "utm_content",
 )
-_SOURCE_OF = {"entry_pathname": "pathname"}
-_NUMBERS = ("viewport_width", "viewport_height")
-
-SESSIONS = Table(
-    name="web_sessions",
-    comment="Sessions of the days that one run computes. Dropped at the end of the run.",
-    columns=(
-        Column("team_id", "Int64", "Team."),
-        Column("session_id", "String", "Session."),
-        Column("started_at", "DateTime64(6, 'UTC')", "First event."),
-        Column("is_too_long", "UInt8", "1 when the events of the id span more than a session."),
-        Column("duration_seconds", "Int64", "From the first to the last event."),
-        Column("person_id", "UUID", "Person, after overrides."),
-        Column("pathnames", "Array(LowCardinality(String))", "Path of every pageview."),
-        Column("end_pathname", "LowCardinality(String)", "Path of the last pageview."),
-        *(Column(name, "LowCardinality(String)", "Of the first pageview.") for name in _TEXTS),
-        *(Column(name, "Int32", "Of the first pageview.") for name in _NUMBERS),
-    ),
-    engine="MergeTree",
-    partition_by="toDate(started_at)",
-    order_by=("is_too_long",),
-    placement=Placement.EVERY_NODE,
-)
-
-
-@dataclass(frozen=True)
-class Grain:
-    """A pair of tables, by day or by hour, and the expression of the bucket of a session."""
-
-    name: str
-    stats: Table
-    bounces: Table
-    bucket: str
-
-    @property
-    def tables(self) -> tuple[Table, Table]:
-        """Both tables of the grain."""
-        return self.stats, self.bounces
-
-
-DAILY = Grain("daily", WEB_STATS_DAILY, WEB_BOUNCES_DAILY, "toStartOfDay(started_at)")
-HOURLY = Grain("hourly", WEB_STATS_HOURLY, WEB_BOUNCES_HOURLY, "toStartOfHour(started_at)")
+_NUMBERS = {
+    "viewport_width": "Int32",
+    "viewport_height": "Int32",
+    "has_gclid": "UInt8",
+    "has_gad_source": "UInt8",
+    "has_fbclid": "UInt8",
+}
 
 
 @dataclass(frozen=True)
@@ -146,19 +104,29 @@ class Window:
             "last": _end_of(self.last),
             "events_from": _start_of(self.first - MAX_SESSION),
             "events_to": _end_of(self.last + MAX_SESSION),
+            "before_from": _start_of(self.first - 2 * MAX_SESSION),
+            "first_end": _end_of(self.first),
             **({} if self.team_ids is None else {"team_ids": self.team_ids}),
         }
 
     @property
     def span_condition(self) -> str:
         """The condition on time and team. `timestamp` is not wrapped in a function, so that the primary key is used."""
-        teams = "" if self.team_ids is None else " AND team_id IN %(team_ids)s"
-        return f"timestamp >= %(events_from)s AND timestamp <= %(events_to)s{teams}"
+        return f"timestamp >= %(events_from)s AND timestamp <= %(events_to)s{self._teams_condition}"
 
     @property
     def events_condition(self) -> str:
         """The condition of the events that are read."""
         return f"{self.span_condition} AND session_id != ''"
+
+    @property
+    def before_condition(self) -> str:
+        """The condition of the events that decide whether those of the first day continue an earlier session."""
+        return f"timestamp >= %(before_from)s AND timestamp <= %(first_end)s{self._teams_condition}"
+
+    @property
+    def _teams_condition(self) -> str:
+        return "" if self.team_ids is None else " AND team_id IN %(team_ids)s"
 
     def passes(self, events_by_team: Iterable[tuple[int, int]], max_events: int) -> "list[Window]":
         """Split the window into parts of at most `max_events` events, or of one team.
@@ -209,42 +177,50 @@ def _escaped(column: str) -> str:
 
 
 def _unescaped(text: str) -> str:
-    return f"replaceAll(replaceAll({text}, '\\x01z', '\\0'), '\\x01e', '\\x01')"
+    return f"toLowCardinality(replaceAll(replaceAll({text}, '\\x01z', '\\0'), '\\x01e', '\\x01'))"
 
 
 # The values of the first pageview in one text: a dozen aggregate functions, or one of a tuple, take twice as long.
 _PACKED = ", ".join(
-    (
-        "toString(person_id)",
-        *(f"toString({name})" for name in _NUMBERS),
-        *(_escaped(_SOURCE_OF.get(name, name)) for name in _TEXTS),
-        "distinct_id",
-    )
+    ("toString(person_id)", *(f"toString({name})" for name in _NUMBERS), *map(_escaped, _TEXTS), "distinct_id")
 )
 _PACKED_COUNT = 2 + len(_NUMBERS) + len(_TEXTS)
 _UNPACKED = ",\n    ".join(
     (
-        *(f"toInt32(packed[{index}]) AS {name}" for index, name in enumerate(_NUMBERS, start=2)),
+        *(f"to{kind}(packed[{index}]) AS {name}" for index, (name, kind) in enumerate(_NUMBERS.items(), start=2)),
         *(f"{_unescaped(f'packed[{index}]')} AS {name}" for index, name in enumerate(_TEXTS, start=2 + len(_NUMBERS))),
     )
 )
 _SESSION_COLUMNS = ", ".join(
     (
-        "team_id, session_id, started_at, is_too_long, duration_seconds, pathnames, end_pathname",
+        "team_id, session_id, started_at, duration_seconds, pages, pageviews, is_bounce",
+        "entry_host, entry_pathname, exit_host, exit_pathname",
         *_NUMBERS,
         *_TEXTS,
-        "person_id",
+        "channel, person_id",
     )
 )
 _MAX_SESSION_MICROSECONDS = MAX_SESSION // dt.timedelta(microseconds=1)
+
+# Ids that need more than one pass over the events are marked by rows of this day, which is never swapped in. The
+# duration of a mark is 1 if the events of the id span more than a session.
+_MARKED_AT = "toDateTime64(0, 6, 'UTC')"
+IS_MARK = f"started_at = {_MARKED_AT}"
+_IS_SESSION = f"started_at > {_MARKED_AT}"
 
 
 def _with_persons(sessions: str) -> str:
     """Return a SELECT of the rows of `sessions` in the columns of the table of sessions."""
     return f"""
 SELECT
-    team_id, session_id, started_at, is_too_long, duration_seconds, pathnames, end_pathname,
+    team_id, session_id, started_at, duration_seconds,
+    pages,
+    length(pages) AS pageviews,
+    pageviews = 1 AS is_bounce,
+    toLowCardinality(pages[1].1) AS entry_host, pages[1].2 AS entry_pathname,
+    pages[-1].1 AS exit_host, pages[-1].2 AS exit_pathname,
     {_UNPACKED},
+    {channel_expression()} AS channel,
     coalesce(overrides.person_id, toUUID(packed[1])) AS person_id
 FROM (
     SELECT *, splitByChar('\\0', packed_text, {_PACKED_COUNT}) AS packed, packed[{_PACKED_COUNT}] AS distinct_id
@@ -262,33 +238,80 @@ def events_by_team_statement(window: Window) -> str:
     return f"SELECT team_id, count() FROM events WHERE {window.span_condition} GROUP BY team_id ORDER BY team_id"  # noqa: S608 - built from constants
 
 
-def sessions_statement(window: Window, sessions: str) -> str:
-    """Return the statement that inserts every session that starts in the window into the table `sessions`.
+def sessions_statement(window: Window, target: str) -> str:
+    """Return the statement that inserts every session that starts in the window into `target`, a staging table.
 
-    It is the only pass over the raw events. An id whose events span more than a session gets a row that only marks it.
+    It is the only pass over the raw events. An id whose events span more than a session, or that had events before the
+    window and has some in it, gets a row that only marks it.
     """
     grouped = f"""
     SELECT
         team_id,
         session_id,
-        min(timestamp) AS started_at,
-        max(timestamp) AS ended_at,
-        dateDiff('microsecond', started_at, ended_at) > {_MAX_SESSION_MICROSECONDS} AS is_too_long,
-        dateDiff('second', started_at, ended_at) AS duration_seconds,
+        min(timestamp) AS first_at,
+        max(timestamp) AS last_at,
+        dateDiff('microsecond', first_at, last_at) > {_MAX_SESSION_MICROSECONDS} AS is_too_long,
+        is_too_long OR (first_at < %(first)s AND last_at >= %(first)s) AS is_mark,
+        groupArrayIf({_MOMENT}, is_pageview) AS moments,
+        groupArrayIf(host, is_pageview) AS hosts,
         groupArrayIf(pathname, is_pageview) AS pathnames,
-        argMax(pathname, is_pageview * ({_MOMENT})) AS end_pathname,
         argMin(concatWithSeparator('\\0', {_PACKED}), {_MOMENT} + {_OTHERS_LAST}) AS packed_text
     FROM (SELECT *, {PAGEVIEW} AS is_pageview FROM events FINAL WHERE {window.events_condition})
     GROUP BY team_id, session_id
-    HAVING is_too_long OR (started_at >= %(first)s AND started_at <= %(last)s AND notEmpty(pathnames))
+    HAVING is_mark OR (first_at >= %(first)s AND first_at <= %(last)s AND notEmpty(moments))
     """  # noqa: S608 - built from constants
-    return f"INSERT INTO {quoted(sessions)} ({_SESSION_COLUMNS}) {_with_persons(grouped)}"
+    rows = f"""
+    SELECT
+        team_id,
+        session_id,
+        if(is_mark, {_MARKED_AT}, first_at) AS started_at,
+        if(is_mark, is_too_long, dateDiff('second', first_at, last_at)) AS duration_seconds,
+        arrayMap(
+            page -> (page.2, page.3, fromUnixTimestamp64Micro(toInt64(bitShiftRight(page.1, 64)), 'UTC')),
+            if(is_mark, [], arraySort(page -> page.1, arrayZip(moments, hosts, pathnames)))
+        ) AS pages,
+        packed_text
+    FROM ({grouped})
+    """  # noqa: S608 - built from constants
+    return f"INSERT INTO {quoted(target)} ({_SESSION_COLUMNS}) {_with_persons(rows)}"
 
 
-def too_long_sessions_statement(window: Window, sessions: str) -> str:
-    """Return the statement that inserts the sessions of the marked ids: their events in order, split at pauses."""
-    event = f"({_MOMENT}, timestamp, {PAGEVIEW}, toString(pathname), concatWithSeparator('\\0', {_PACKED}))"
-    cut = f"""
+def too_long_sessions_statement(window: Window, target: str) -> str:
+    """Return the statement that inserts the sessions of the ids that are marked because their events span too long."""
+    rows = f"""
+    SELECT
+        team_id,
+        session_id,
+        started_at,
+        dateDiff('second', started_at, members[-1].2) AS duration_seconds,
+        arrayMap(item -> (item.4, item.5, item.2), pageviews) AS pages,
+        pageviews[1].6 AS packed_text
+    FROM ({_cut_statement(f"{window.events_condition} AND {_is_marked(target)} AND duration_seconds = 1)", _PACKED)})
+    WHERE started_at >= %(first)s AND started_at <= %(last)s AND notEmpty(pageviews)
+    """  # noqa: S608 - built from constants
+    return f"INSERT INTO {quoted(target)} ({_SESSION_COLUMNS}) {_with_persons(rows)}"
+
+
+def continued_pageviews_statement(window: Window, target: str) -> str:
+    """Return the statement that counts the pageviews of the first day in sessions that started the day before."""
+    condition = f"{window.before_condition} AND session_id != '' AND {_is_marked(target)})"
+    return f"""
+    SELECT sum(arrayCount(item -> item.2 >= %(first)s, pageviews)) FROM ({_cut_statement(condition, "''")})
+    WHERE started_at >= %(events_from)s AND started_at < %(first)s
+    """  # noqa: S608 - built from constants
+
+
+def _is_marked(target: str) -> str:
+    """Return the start of a condition of the events whose ids are marked; the caller closes the parenthesis."""
+    return f"(team_id, session_id) IN (SELECT team_id, session_id FROM {quoted(target)} WHERE {IS_MARK}"  # noqa: S608 - a generated name
+
+
+def _cut_statement(condition: str, packed: str) -> str:
+    """Return a SELECT of the sessions of these events, whatever they span: their events in order, split at pauses."""
+    event = (
+        f"({_MOMENT}, timestamp, {PAGEVIEW}, toString(host), toString(pathname), concatWithSeparator('\\0', {packed}))"
+    )
+    return f"""
     SELECT
         team_id,
         session_id,
@@ -304,66 +327,26 @@ def too_long_sessions_statement(window: Window, sessions: str) -> str:
         ) AS members,
         arrayFilter(item -> item.3, members) AS pageviews
     FROM events FINAL
-    WHERE {window.events_condition}
-        AND (team_id, session_id) IN (SELECT team_id, session_id FROM {quoted(sessions)} WHERE is_too_long)
+    WHERE {condition}
     GROUP BY team_id, session_id
     """  # noqa: S608 - built from constants
-    rows = f"""
-    SELECT
-        team_id,
-        session_id,
-        started_at,
-        0 AS is_too_long,
-        dateDiff('second', started_at, members[-1].2) AS duration_seconds,
-        arrayMap(item -> item.4, pageviews) AS pathnames,
-        pageviews[-1].4 AS end_pathname,
-        pageviews[1].5 AS packed_text
-    FROM ({cut})
-    WHERE started_at >= %(first)s AND started_at <= %(last)s AND notEmpty(pageviews)
-    """  # noqa: S608 - built from constants
-    return f"INSERT INTO {quoted(sessions)} ({_SESSION_COLUMNS}) {_with_persons(rows)}"
-
-
-_STATES = {
-    "persons_uniq_state": "initializeAggregation('uniqExactState', person_id)",
-    "sessions_uniq_state": "initializeAggregation('uniqExactState', session_id)",
-    "bounces_count_state": "initializeAggregation('sumState', toUInt64(length(pathnames) = 1))",
-    "total_session_duration_state": "initializeAggregation('sumState', duration_seconds)",
-    "total_session_count_state": "initializeAggregation('sumState', toUInt64(1))",
-}
-
-
-def table_statement(grain: Grain, table: Table, target: str, sessions: str) -> str:
-    """Return the statement that fills `target`, a staging table of one of the grain's tables, from the sessions.
-
-    A row is a session, or a pageview of one. Rows are not grouped by dimensions first, because few share them: merges
-    combine rows with equal keys.
-    """
-    by_page = table is grain.stats
-    pageviews = "toUInt64(1)" if by_page else "toUInt64(length(pathnames))"
-    expressions = {
-        **_STATES,
-        "period_bucket": grain.bucket,
-        "pageviews_count_state": f"initializeAggregation('sumState', {pageviews})",
-    }
-    names = [column.name for column in table.columns]
-    columns = ", ".join(map(quoted, names))
-    selected = ",\n    ".join(f"{expressions.get(name, quoted(name))} AS {quoted(name)}" for name in names)
-    pages = " ARRAY JOIN pathnames AS pathname" if by_page else ""
-    return (
-        f"INSERT INTO {quoted(target)} ({columns})\n"
-        f"SELECT\n    {selected}\nFROM {quoted(sessions)}{pages}\nWHERE NOT is_too_long"
-    )
 
 
 def counted_days_statement(sessions: str) -> str:
     """Return the statement that counts sessions, pageviews, visitors, bounces, seconds and teams by day."""
     return f"""
     SELECT
-        toDate(started_at), count(), sum(length(pathnames)), uniqExact((team_id, person_id)),
-        countIf(length(pathnames) = 1), sum(duration_seconds), uniqExact(team_id)
-    FROM {quoted(sessions)} WHERE NOT is_too_long GROUP BY 1
+        toDate(started_at), count(), sum(pageviews), uniqExact((team_id, person_id)),
+        sum(is_bounce), sum(duration_seconds), uniqExact(team_id)
+    FROM {quoted(sessions)} WHERE {_IS_SESSION} GROUP BY 1
     """  # noqa: S608 - built from constants
+
+
+def counted_pages_statement(sessions: str) -> str:
+    """Return the statement that counts the pageviews in sessions by the day of the pageview."""
+    return (
+        f"SELECT toDate(arrayJoin(pages.at)) AS day, count() FROM {quoted(sessions)} WHERE {_IS_SESSION} GROUP BY day"  # noqa: S608 - built from constants
+    )
 
 
 def top_pages_statement(sessions: str, pages: int) -> str:
@@ -372,22 +355,23 @@ def top_pages_statement(sessions: str, pages: int) -> str:
     Visitors are counted for these pages only: a set of persons for each page would take too much memory.
     """
     return f"""
-    SELECT toDate(started_at) AS day, team_id, host, pathname, count() AS pageviews, uniqExact(person_id)
-    FROM {quoted(sessions)} ARRAY JOIN pathnames AS pathname
-    WHERE NOT is_too_long AND (day, team_id, host, pathname) IN (
-        SELECT toDate(started_at) AS day, team_id, host, pathname
-        FROM {quoted(sessions)} ARRAY JOIN pathnames AS pathname WHERE NOT is_too_long
-        GROUP BY day, team_id, host, pathname
-        ORDER BY day, count() DESC, team_id, host, pathname LIMIT {pages:d} BY day
+    SELECT toDate(started_at) AS day, team_id, page.host, page.pathname, count() AS views, uniqExact(person_id)
+    FROM {quoted(sessions)} ARRAY JOIN pages AS page
+    WHERE {_IS_SESSION} AND (day, team_id, page.host, page.pathname) IN (
+        SELECT toDate(started_at) AS day, team_id, page.host, page.pathname
+        FROM {quoted(sessions)} ARRAY JOIN pages AS page WHERE {_IS_SESSION}
+        GROUP BY day, team_id, page.host, page.pathname
+        ORDER BY day, count() DESC, team_id, page.host, page.pathname LIMIT {pages:d} BY day
     )
-    GROUP BY day, team_id, host, pathname ORDER BY day, pageviews DESC, team_id, host, pathname
+    GROUP BY day, team_id, page.host, page.pathname ORDER BY day, views DESC, team_id, page.host, page.pathname
     """  # noqa: S608 - built from constants
 
 
-def without_session_statement(team_ids: Sequence[int] | None) -> str:
-    """Return the statement that counts the pageviews without a session_id by day. No table has them."""
-    teams = "" if team_ids is None else " AND team_id IN %(team_ids)s"
+def raw_pageviews_statement(team_ids: Sequence[int] | None) -> str:
+    """Return the statement that counts the pageviews of the raw events by day and rule; an empty rule if none holds."""
+    unselected = "" if team_ids is None else f"team_id NOT IN %(team_ids)s, '{TEAM_NOT_SELECTED}', "
     return f"""
-    SELECT toDate(timestamp), count() FROM events FINAL
-    WHERE timestamp >= %(first)s AND timestamp <= %(last)s AND session_id = '' AND {PAGEVIEW}{teams} GROUP BY 1
+    SELECT toDate(timestamp), multiIf({unselected}session_id = '', '{NO_SESSION_ID}', '') AS rule, count()
+    FROM events FINAL
+    WHERE timestamp >= %(first)s AND timestamp <= %(last)s AND {PAGEVIEW} GROUP BY 1, rule
     """  # noqa: S608 - built from constants

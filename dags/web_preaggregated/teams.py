@@ -7,8 +7,7 @@ from typing import TYPE_CHECKING
 
 from dags.common.clickhouse.cluster import ClickhouseCluster
 from dags.common.clickhouse.query import Insert, Query, quoted
-from dags.common.clickhouse.tables import WEB_PRE_AGGREGATED_TEAMS
-from dags.web_preaggregated.statements import DAILY, HOURLY
+from dags.common.clickhouse.tables import WEB_PRE_AGGREGATED_TEAMS, WEB_SESSIONS
 
 if TYPE_CHECKING:
     from clickhouse_driver import Client
@@ -19,11 +18,11 @@ SELECTION_STATEMENT = "SELECT team_id FROM web_pre_aggregated_teams FINAL WHERE 
 
 @dataclass(frozen=True)
 class SelectionChange:
-    """A change of the selection, and the number of removed rows by web table."""
+    """A change of the selection, and the number of removed sessions."""
 
     added: tuple[int, ...]
     removed: tuple[int, ...]
-    rows_removed: dict[str, int]
+    sessions_removed: int
 
 
 def selected_teams(cluster: ClickhouseCluster) -> tuple[int, ...] | None:
@@ -44,11 +43,7 @@ def select_teams(cluster: ClickhouseCluster, team_ids: Sequence[int]) -> Selecti
     if rows:
         insert = Insert(WEB_PRE_AGGREGATED_TEAMS.name, ("team_id", "is_selected", "version"), rows)
         _where_written(cluster, insert)
-    removed = {table.name: 0 for grain in (DAILY, HOURLY) for table in grain.tables}
-    if after:
-        for name in removed:
-            counts = _where_written(cluster, _Removal(name, tuple(sorted(after))))
-            removed[name] = max(counts)
+    removed = max(_where_written(cluster, _Removal(WEB_SESSIONS.name, tuple(sorted(after))))) if after else 0
     return SelectionChange(tuple(sorted(after - before)), tuple(sorted(before - after)), removed)
 
 

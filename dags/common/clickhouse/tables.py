@@ -233,6 +233,52 @@ WEB_PRE_AGGREGATED_TEAMS = Table(
     placement=Placement.EVERY_NODE,
 )
 
+WEB_SESSIONS = Table(
+    name="web_sessions",
+    comment="One row for each session, of the day on which it started (UTC). web_session_days has the computed days.",
+    columns=(
+        Column("team_id", "Int64", "Team."),
+        Column("session_id", "String", "Session. An id that is used again after 24 hours is another session."),
+        Column("person_id", "UUID", "Visitor: the person of the first pageview, after overrides."),
+        Column("started_at", "DateTime64(6, 'UTC')", "First event."),
+        Column("duration_seconds", "Int64", "From the first to the last event, in whole clock seconds."),
+        Column("pageviews", "UInt32", "Pageviews: the length of pages."),
+        Column("is_bounce", "UInt8", "1 if the session has one pageview, else 0."),
+        Column("entry_host", "LowCardinality(String)", "Host of the first pageview."),
+        Column("entry_pathname", "LowCardinality(String)", "Path of the first pageview."),
+        Column("exit_host", "LowCardinality(String)", "Host of the last pageview."),
+        Column("exit_pathname", "LowCardinality(String)", "Path of the last pageview."),
+        # From here to city: of the first pageview.
+        Column("referring_domain", "LowCardinality(String)", "Host that led to the session; $direct without one."),
+        Column("channel", "LowCardinality(String)", "Kind of source, such as Organic Search; see docs/web-tables.md."),
+        Column("utm_source", "LowCardinality(String)", "Campaign: source."),
+        Column("utm_medium", "LowCardinality(String)", "Campaign: medium."),
+        Column("utm_campaign", "LowCardinality(String)", "Campaign: name."),
+        Column("utm_term", "LowCardinality(String)", "Campaign: term."),
+        Column("utm_content", "LowCardinality(String)", "Campaign: content."),
+        Column("has_gclid", "UInt8", "1 if the address has the click id gclid, else 0."),
+        Column("has_gad_source", "UInt8", "1 if the address has gad_source, else 0."),
+        Column("has_fbclid", "UInt8", "1 if the address has the click id fbclid, else 0."),
+        Column("browser", "LowCardinality(String)", "Browser family."),
+        Column("os", "LowCardinality(String)", "Operating system family."),
+        Column("device_type", "LowCardinality(String)", "Desktop, Mobile or Tablet; empty when unknown."),
+        Column("viewport_width", "Int32", "Width of the window, pixels; 0 when unknown."),
+        Column("viewport_height", "Int32", "Height of the window, pixels; 0 when unknown."),
+        Column("country_code", "LowCardinality(String)", "ISO 3166 code of two letters; empty when unknown."),
+        Column("region", "LowCardinality(String)", "Region of the country; empty when unknown."),
+        Column("city", "LowCardinality(String)", "City; empty when unknown."),
+        Column(
+            "pages",
+            "Array(Tuple(host LowCardinality(String), pathname LowCardinality(String), at DateTime64(6, 'UTC')))",
+            "Host, path and time of each pageview, in order.",
+        ),
+    ),
+    engine="MergeTree",
+    partition_by="toYYYYMMDD(started_at)",
+    order_by=("team_id", "started_at", "session_id"),
+    placement=Placement.EVERY_NODE,
+)
+
 WEB_SESSION_DAYS = Table(
     name="web_session_days",
     comment="The days of web_sessions that were computed, and what is left out of them.",
@@ -251,72 +297,6 @@ WEB_SESSION_DAYS = Table(
     engine_arguments=("version",),
     order_by=("day",),
     placement=Placement.EVERY_NODE,
-)
-
-# Of the first pageview of a session. The most selective columns come first, since rows are sorted by them.
-_PAGE_OF_ENTRY = (
-    Column("entry_pathname", "LowCardinality(String)", "Path of the session's first pageview."),
-    Column("end_pathname", "LowCardinality(String)", "Path of the session's last pageview."),
-    Column("referring_domain", "LowCardinality(String)", "Host that led to the session."),
-    Column("viewport_width", "Int32", "Width of the window, pixels; 0 when unknown."),
-    Column("viewport_height", "Int32", "Height of the window, pixels; 0 when unknown."),
-    Column("browser", "LowCardinality(String)", "Browser family."),
-    Column("os", "LowCardinality(String)", "Operating system family."),
-    Column("device_type", "LowCardinality(String)", "Desktop, Mobile or Tablet; empty when unknown."),
-    Column("country_code", "LowCardinality(String)", "ISO 3166 code of two letters; empty when unknown."),
-    Column("utm_source", "LowCardinality(String)", "Campaign: source."),
-    Column("utm_medium", "LowCardinality(String)", "Campaign: medium."),
-    Column("utm_campaign", "LowCardinality(String)", "Campaign: name."),
-    Column("utm_term", "LowCardinality(String)", "Campaign: term."),
-    Column("utm_content", "LowCardinality(String)", "Campaign: content."),
-)
-_COUNTED = (
-    Column("persons_uniq_state", "AggregateFunction(uniqExact, UUID)", "Visitors, exact."),
-    Column("sessions_uniq_state", "AggregateFunction(uniqExact, String)", "Sessions, exact."),
-    Column("pageviews_count_state", "AggregateFunction(sum, UInt64)", "Pageviews."),
-)
-_BOUNCES_COUNTED = (
-    Column("bounces_count_state", "AggregateFunction(sum, UInt64)", "Sessions of one pageview."),
-    Column("total_session_duration_state", "AggregateFunction(sum, Int64)", "Seconds, of all sessions together."),
-    Column("total_session_count_state", "AggregateFunction(sum, UInt64)", "Sessions: the divisor of the duration."),
-)
-
-
-def _web_table(name: str, comment: str, keys: tuple[Column, ...], counted: tuple[Column, ...]) -> Table:
-    return Table(
-        name=name,
-        comment=comment,
-        columns=(*keys, *counted),
-        engine="AggregatingMergeTree",
-        partition_by="toYYYYMMDD(period_bucket)",
-        order_by=tuple(column.name for column in keys),
-        placement=Placement.EVERY_NODE,
-    )
-
-
-def _web_keys(grain: str, *pages: Column) -> tuple[Column, ...]:
-    return (
-        Column("team_id", "Int64", "Team."),
-        Column("period_bucket", "DateTime('UTC')", f"Start of the {grain}, UTC, in which the session started."),
-        Column("host", "LowCardinality(String)", "Host of the session's first pageview."),
-        *pages,
-        *_PAGE_OF_ENTRY,
-    )
-
-
-_PAGE = Column("pathname", "LowCardinality(String)", "Path of the page.")
-
-WEB_STATS_DAILY = _web_table(
-    "web_stats_daily", "Pageviews, visitors and sessions by day and page.", _web_keys("day", _PAGE), _COUNTED
-)
-WEB_STATS_HOURLY = _web_table(
-    "web_stats_hourly", "Pageviews, visitors and sessions by hour and page.", _web_keys("hour", _PAGE), _COUNTED
-)
-WEB_BOUNCES_DAILY = _web_table(
-    "web_bounces_daily", "Sessions, bounces and duration by day.", _web_keys("day"), (*_COUNTED, *_BOUNCES_COUNTED)
-)
-WEB_BOUNCES_HOURLY = _web_table(
-    "web_bounces_hourly", "Sessions, bounces and duration by hour.", _web_keys("hour"), (*_COUNTED, *_BOUNCES_COUNTED)
 )
 
 ANALYTICS_DIGEST_DAILY = Table(
@@ -369,10 +349,7 @@ SCHEMA: tuple[SchemaObject, ...] = (
     PERSON_DISTINCT_ID_OVERRIDES,
     EVENT_DAY_CHANGES,
     WEB_PRE_AGGREGATED_TEAMS,
+    WEB_SESSIONS,
     WEB_SESSION_DAYS,
-    WEB_STATS_DAILY,
-    WEB_STATS_HOURLY,
-    WEB_BOUNCES_DAILY,
-    WEB_BOUNCES_HOURLY,
     ANALYTICS_DIGEST_DAILY,
 )

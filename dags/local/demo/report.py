@@ -16,19 +16,17 @@ MAX_LABELS = 10
 
 # Visitors and sessions are counted per team, then added: no visitor belongs to two teams.
 DAYS_STATEMENT = """
-SELECT day, sum(visitors), sum(pageviews), sum(sessions), sum(bounces), sum(seconds) FROM (
+SELECT day, sum(visitors), sum(views), sum(sessions), sum(bounces), sum(seconds) FROM (
     SELECT
         team_id,
-        toDate(period_bucket) AS day,
-        uniqExactMerge(persons_uniq_state) AS visitors,
-        sumMerge(pageviews_count_state) AS pageviews,
-        sumMerge(total_session_count_state) AS sessions,
-        sumMerge(bounces_count_state) AS bounces,
-        sumMerge(total_session_duration_state) AS seconds
-    FROM web_bounces_daily
-    WHERE team_id IN %(team_ids)s
-        AND period_bucket >= toDateTime(toDate(%(first)s), 'UTC')
-        AND period_bucket <= toDateTime(toDate(%(last)s), 'UTC')
+        toDate(started_at) AS day,
+        uniqExact(person_id) AS visitors,
+        sum(pageviews) AS views,
+        count() AS sessions,
+        sum(is_bounce) AS bounces,
+        sum(duration_seconds) AS seconds
+    FROM web_sessions
+    WHERE team_id IN %(team_ids)s AND started_at >= %(first)s AND started_at < toDate(%(last)s) + 1
     GROUP BY team_id, day
 )
 GROUP BY day ORDER BY day
@@ -37,14 +35,12 @@ PAGES_STATEMENT = """
 SELECT host, pathname, sum(visitors), sum(pageviews) AS views FROM (
     SELECT
         team_id,
-        host,
-        pathname,
-        uniqExactMerge(persons_uniq_state) AS visitors,
-        sumMerge(pageviews_count_state) AS pageviews
-    FROM web_stats_daily
-    WHERE team_id IN %(team_ids)s
-        AND period_bucket >= toDateTime(toDate(%(first)s), 'UTC')
-        AND period_bucket <= toDateTime(toDate(%(last)s), 'UTC')
+        page.host AS host,
+        page.pathname AS pathname,
+        uniqExact(person_id) AS visitors,
+        count() AS pageviews
+    FROM web_sessions ARRAY JOIN pages AS page
+    WHERE team_id IN %(team_ids)s AND started_at >= %(first)s AND started_at < toDate(%(last)s) + 1
     GROUP BY team_id, host, pathname
 )
 GROUP BY host, pathname ORDER BY views DESC, host, pathname LIMIT %(pages)s

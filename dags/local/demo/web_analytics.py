@@ -21,7 +21,7 @@ SELECT DISTINCT toDate(timestamp) FROM events WHERE object_id IN %(object_ids)s 
 """
 NOT_COMPUTED_STATEMENT = """
 SELECT DISTINCT toDate(timestamp) FROM events
-WHERE toDate(timestamp) NOT IN (SELECT toDate(period_bucket) FROM web_stats_daily)
+WHERE toDate(timestamp) NOT IN (SELECT day FROM web_session_days)
 """
 
 
@@ -58,7 +58,7 @@ def closed_days(stage: Stage, query: Query) -> list[dt.date]:
 
 
 def compute(stage: Stage, days: Iterable[dt.date]) -> None:
-    """Compute, check and export the daily web tables, with as many days in a run as in a backfill.
+    """Compute, check and export the sessions, with as many days in a run as in a backfill.
 
     The newest days come first, because the freshness check looks for events that are newer than the computed days.
     """

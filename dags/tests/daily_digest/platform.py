@@ -81,9 +81,8 @@ class Platform:
 
     def web_tables_of(self, *days: dt.date) -> None:
         """Record that the web tables of these days were computed, whatever they contain."""
-        for key in ("web_analytics_stats_table_daily", "web_analytics_bounces_daily"):
-            for day in days:
-                self.instance.report_runless_asset_event(dg.AssetMaterialization(key, partition=str(day)))
+        for day in days:
+            self.instance.report_runless_asset_event(dg.AssetMaterialization("web_sessions_daily", partition=str(day)))
 
     def run(self, *days: dt.date, definitions: dg.Definitions = defs, job_name: str = JOB) -> dg.ExecuteInProcessResult:
         """Run the job for no day, for one, or for a range of two. Errors are in the result."""
@@ -149,7 +148,7 @@ def digests_of(
 def _digest_of(
     team_id: int, day: dt.date, sessions: Sequence[Session], orders: Sequence[Order], rates: Mapping[str, str]
 ) -> Digest:
-    views = Counter((session.pages[0].host, page.pathname) for session in sessions for page in session.pages)
+    views = Counter((page.host, page.pathname) for session in sessions for page in session.pages)
     top = sorted(views.items(), key=lambda item: (-item[1], item[0]))[:5]
     dollars, converted, without_amount, without_rate = Fraction(0), 0, 0, 0
     currencies = set()

@@ -26,8 +26,7 @@ from dags.tests.local.clickhouse.nodes import RunningNode, running_node
 from dags.tests.resources import clickhouse_resource, postgres_resource
 from dags.tests.rewriting import Event, Override, World, at, hosts_of, person, postgres_of
 from dags.web_preaggregated.aggregate import pre_aggregate
-from dags.web_preaggregated.raw import compare_with_raw
-from dags.web_preaggregated.statements import DAILY
+from dags.web_preaggregated.raw import SUBJECTS, compare_with_raw
 
 ROOT = Path(__file__).parents[3]
 DATABASE = "default"
@@ -149,7 +148,7 @@ def assert_squashed(world: World, round_: int, events: tuple[Event, ...]) -> Non
 
 def assert_web_tables_equal_the_events(world: World) -> None:
     for host in world.cluster.hosts:
-        for subject in ("stats", "bounces"):
+        for subject in SUBJECTS:
             found = compare_with_raw(world.cluster.only(host), subject, at(0).date(), at(72).date())
             assert found.different == 0, "\n".join(map(str, found.listed))
 
@@ -172,7 +171,7 @@ def prepare_deletes(world: World, round_: int) -> tuple[Event, ...]:
     events = fill(world, round_)
     world.cluster.map_all_hosts(Query("TRUNCATE TABLE person_distinct_id_overrides SYNC", retryable=True)).result()
     days = [at(24 * day).date() for day in range(4)]
-    pre_aggregate(world.cluster, DAILY, days, run_id="before")
+    pre_aggregate(world.cluster, days, run_id="before")
     for number in (1, 3):
         world.request(RequestKind.PERSON, 1, [str(person(number))], at(1))
     return events

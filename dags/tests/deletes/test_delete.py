@@ -11,8 +11,7 @@ from dags.deletes.delete import MAX_DAY_RANGES, day_ranges
 from dags.local import ports
 from dags.tests.rewriting import Event, Override, World, at, person
 from dags.web_preaggregated.aggregate import pre_aggregate
-from dags.web_preaggregated.raw import compare_with_raw
-from dags.web_preaggregated.statements import DAILY
+from dags.web_preaggregated.raw import SUBJECTS, compare_with_raw
 
 
 def test_the_events_of_a_person_until_the_request_are_deleted_and_later_ones_are_not(world: World) -> None:
@@ -152,7 +151,7 @@ def test_stale_days_of_the_web_tables_are_recomputed(world: World) -> None:
             Event(person(2), "b", timestamp=at(24 * 3), session_id="of another"),
         ]
     )
-    pre_aggregate(world.cluster, DAILY, days, run_id="before")
+    pre_aggregate(world.cluster, days, run_id="before")
     world.request(RequestKind.PERSON, 1, [str(person(1))], at(24))
     deleted = world.delete()
     assert len(world.persons()) == 2
@@ -162,7 +161,7 @@ def test_stale_days_of_the_web_tables_are_recomputed(world: World) -> None:
     assert request.evidence["days_computed_again"] == {"count": 2, "first": str(days[0]), "last": str(days[1])}
     assert stale_days(world.postgres) == []
     for host in world.cluster.hosts:
-        for subject in ("stats", "bounces"):
+        for subject in SUBJECTS:
             found = compare_with_raw(world.cluster.only(host), subject, days[0], days[-1])
             assert found.different == 0, "\n".join(map(str, found.listed))
 

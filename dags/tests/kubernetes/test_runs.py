@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 RUN_SECONDS = 150
 BACKFILL_SECONDS = 600
-DAILY_KEYS = ["web_analytics_stats_table_daily", "web_analytics_bounces_daily"]
+DAILY_KEYS = ["web_sessions_daily"]
 DAYS = [DAY + dt.timedelta(days=n) for n in range(10)]
 DAYS_PER_RUN = 2
 # The only requests, which a Role must allow.

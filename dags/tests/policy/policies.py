@@ -31,8 +31,8 @@ SNAKE_CASE = re.compile(r"[a-z][a-z0-9]*(_[a-z0-9]+)*")
 # Names that break a rule and stay, each with the reason.
 FIXED_NAMES = {
     "squash_person_overrides": "runbooks and past alerts name the job",
-    "web_analytics_stats_export": "it exports a table whose name has the grain",
-    "web_analytics_bounces_export": "it exports a table whose name has the grain",
+    "web_sessions_export": "it exports the table of its name",
+    "web_report_export": "its objects have the grain in their name",
 }
 # Endings that repeat the kind of the definition.
 REDUNDANT_ENDINGS = {"asset": ("_asset", "_table"), "sensor": ("_sensor",), "asset check": ("_check",)}

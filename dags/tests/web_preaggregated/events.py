@@ -9,12 +9,17 @@ from uuid import UUID, uuid4
 from dags.common.clickhouse.cluster import ClickhouseCluster
 from dags.common.clickhouse.query import Insert, Query, Rows
 from dags.web_preaggregated.aggregate import AggregationOutcome, pre_aggregate
-from dags.web_preaggregated.statements import DAILY, MAX_EVENTS_PER_PASS, Grain
+from dags.web_preaggregated.statements import (
+    AFTER_24_HOURS,
+    MAX_EVENTS_PER_PASS,
+    NO_SESSION_ID,
+    TEAM_NOT_SELECTED,
+)
 
 DAY = dt.date(2026, 3, 11)
 LONGEST_SESSION = dt.timedelta(hours=24)
 PAGEVIEWS = ("$pageview", "$screen")
-DIMENSIONS = ("host", "browser", "utm_source", "viewport_width")
+DIMENSIONS = ("browser", "utm_source", "viewport_width", "city", "has_gclid")
 
 
 def at(clock: str, day: int = 0) -> dt.datetime:
@@ -45,6 +50,8 @@ class Event:
     browser: str = "Firefox"
     utm_source: str = ""
     viewport_width: int = 0
+    city: str = ""
+    has_gclid: int = 0
 
     @property
     def sorting_key(self) -> tuple[object, ...]:
@@ -157,18 +164,14 @@ def counted(sessions: Sequence[Session], pageviews: int) -> Numbers:
     )
 
 
-def bucket_of(moment: dt.datetime, grain: Grain) -> dt.datetime:
-    """Return the day or hour of a time."""
-    return moment.replace(hour=0 if grain is DAILY else moment.hour, minute=0, second=0, microsecond=0)
-
-
-def modelled_pages(sessions: Iterable[Session], grain: Grain = DAILY) -> dict[tuple[object, ...], Numbers]:
-    """Return the expected rows of the stats table by team, bucket, dimensions of the session and path."""
+def modelled_pages(sessions: Iterable[Session]) -> dict[tuple[object, ...], Numbers]:
+    """Return the expected numbers of pages by team, day, dimensions of the session, host and path of the page."""
     groups: dict[tuple[object, ...], list[tuple[Session, int]]] = defaultdict(list)
     for session in sessions:
-        for path in {page.pathname for page in session.pages}:
-            key = (session.team_id, bucket_of(session.start, grain), *dimensions_of(session), path)
-            groups[key].append((session, sum(page.pathname == path for page in session.pages)))
+        pages = [(page.host, page.pathname) for page in session.pages]
+        for page in set(pages):
+            key = (session.team_id, session.start.date(), *dimensions_of(session), *page)
+            groups[key].append((session, pages.count(page)))
     numbers = {}
     for key, found in groups.items():
         both = counted([session for session, _ in found], sum(count for _, count in found))
@@ -176,18 +179,65 @@ def modelled_pages(sessions: Iterable[Session], grain: Grain = DAILY) -> dict[tu
     return numbers
 
 
-def modelled_entries(sessions: Iterable[Session], grain: Grain = DAILY) -> dict[tuple[object, ...], Numbers]:
-    """Return the expected rows of the bounces table by team, bucket and dimensions of the session."""
+def modelled_entries(sessions: Iterable[Session]) -> dict[tuple[object, ...], Numbers]:
+    """Return the expected numbers of sessions by team, day and dimensions of the session."""
     groups: dict[tuple[object, ...], list[Session]] = defaultdict(list)
     for session in sessions:
-        groups[session.team_id, bucket_of(session.start, grain), *dimensions_of(session)].append(session)
+        groups[session.team_id, session.start.date(), *dimensions_of(session)].append(session)
     return {key: counted(found, sum(len(one.pages) for one in found)) for key, found in groups.items()}
 
 
+def modelled_rows(sessions: Iterable[Session]) -> list[tuple[object, ...]]:
+    """Return the expected rows of the table, in order: team, id, person, start, duration, dimensions and pages."""
+    return sorted(
+        (
+            session.team_id,
+            session.session_id,
+            session.person_id,
+            session.start,
+            seconds_of(session),
+            *dimensions_of(session),
+            [(page.host, page.pathname, page.timestamp) for page in session.pages],
+        )
+        for session in sessions
+    )
+
+
+def modelled_accounting(
+    events: Iterable[Event], overrides: Iterable[Override], team_ids: Collection[int] | None = None
+) -> dict[dt.date, dict[str, int]]:
+    """Return the pageviews of each day by the rule that leaves them out; those in a session have an empty rule."""
+    found = list(without_duplicates(events))
+    inside = {page.uuid for session in sessions_of(found, overrides, team_ids) for page in session.pages}
+    days: dict[dt.date, dict[str, int]] = defaultdict(lambda: defaultdict(int))
+    for event in found:
+        if event.event in PAGEVIEWS:
+            rule = (
+                TEAM_NOT_SELECTED
+                if team_ids is not None and event.team_id not in team_ids
+                else NO_SESSION_ID
+                if not event.session_id
+                else ""
+                if event.uuid in inside
+                else AFTER_24_HOURS
+            )
+            days[event.timestamp.date()][rule] += 1
+    return {day: dict(rules) for day, rules in days.items()}
+
+
 def dimensions_of(session: Session) -> tuple[object, ...]:
-    """Return entry path, end path, and the dimensions of the first pageview that tests vary."""
+    """Return entry and exit page, and the dimensions of the first pageview that tests vary."""
     first, last = session.pages[0], session.pages[-1]
-    return (first.pathname, last.pathname, *(getattr(first, name) for name in DIMENSIONS))
+    return (
+        first.host,
+        first.pathname,
+        last.host,
+        last.pathname,
+        *(getattr(first, name) for name in DIMENSIONS),
+    )
+
+
+DIMENSION_COLUMNS = ", ".join(("entry_host", "entry_pathname", "exit_host", "exit_pathname", *DIMENSIONS))
 
 
 @dataclass
@@ -213,14 +263,12 @@ class Web:
     def compute(
         self,
         *days: dt.date,
-        grain: Grain = DAILY,
         team_ids: Sequence[int] | None = None,
         max_events_per_pass: int = MAX_EVENTS_PER_PASS,
     ) -> AggregationOutcome:
         """Compute these days, or `DAY` by default."""
         return pre_aggregate(
             self.cluster,
-            grain,
             days or (DAY,),
             run_id=str(uuid4()),
             team_ids=team_ids,
@@ -231,41 +279,53 @@ class Web:
         """Return the rows of a SELECT."""
         return self.cluster.any_host(Query(statement, parameters)).result()
 
-    def pages(self, grain: Grain = DAILY) -> dict[tuple[object, ...], Numbers]:
-        """Return the rows of the stats table, keyed like `modelled_pages`."""
-        dimensions = ", ".join(("team_id", "period_bucket", "entry_pathname", "end_pathname", *DIMENSIONS, "pathname"))
+    def sessions(self) -> list[tuple[object, ...]]:
+        """Return the rows of the table, like `modelled_rows`."""
         rows = self.rows(
-            f"SELECT {dimensions}, sumMerge(pageviews_count_state), uniqExactMerge(sessions_uniq_state), "  # noqa: S608 - names of this module
-            f"uniqExactMerge(persons_uniq_state) FROM {grain.stats.name} GROUP BY {dimensions}"
+            f"SELECT team_id, session_id, person_id, started_at, duration_seconds, {DIMENSION_COLUMNS}, pages "  # noqa: S608 - names of this module
+            "FROM web_sessions"
+        )
+        return sorted(rows)
+
+    def pages(self) -> dict[tuple[object, ...], Numbers]:
+        """Return the numbers of pages, keyed like `modelled_pages`."""
+        keys = f"team_id, toDate(started_at), {DIMENSION_COLUMNS}, page.host, page.pathname"
+        rows = self.rows(
+            f"SELECT {keys}, count(), uniqExact(session_id), uniqExact(person_id) "  # noqa: S608 - names of this module
+            f"FROM web_sessions ARRAY JOIN pages AS page GROUP BY {keys}"
         )
         return {tuple(row[:-3]): Numbers(*row[-3:]) for row in rows}
 
-    def entries(self, grain: Grain = DAILY) -> dict[tuple[object, ...], Numbers]:
-        """Return the rows of the bounces table, keyed like `modelled_entries`."""
-        dimensions = ", ".join(("team_id", "period_bucket", "entry_pathname", "end_pathname", *DIMENSIONS))
+    def entries(self) -> dict[tuple[object, ...], Numbers]:
+        """Return the numbers of sessions, keyed like `modelled_entries`."""
+        keys = f"team_id, toDate(started_at), {DIMENSION_COLUMNS}"
         rows = self.rows(
-            f"SELECT {dimensions}, sumMerge(pageviews_count_state), uniqExactMerge(sessions_uniq_state), "  # noqa: S608 - names of this module
-            "uniqExactMerge(persons_uniq_state), sumMerge(bounces_count_state), "
-            "sumMerge(total_session_duration_state), sumMerge(total_session_count_state) "
-            f"FROM {grain.bounces.name} GROUP BY {dimensions}"
+            f"SELECT {keys}, sum(pageviews), uniqExact(session_id), uniqExact(person_id), sum(is_bounce), "  # noqa: S608 - names of this module
+            f"sum(duration_seconds), count() FROM web_sessions GROUP BY {keys}"
         )
         assert all(row[-1] == row[-5] for row in rows), "a session is counted twice"
         return {tuple(row[:-6]): Numbers(*row[-6:-1]) for row in rows}
 
+    def accounting(self) -> dict[dt.date, dict[str, int]]:
+        """Return the recorded pageviews of each day by rule, like `modelled_accounting`."""
+        rows = self.rows("SELECT day, raw_pageviews, left_out FROM web_session_days FINAL WHERE raw_pageviews > 0")
+        found = {}
+        for day, total, left_out in rows:
+            inside = total - sum(left_out.values())
+            found[day] = {**left_out, **({"": inside} if inside else {})}
+        return found
+
     def totals(self, day: dt.date = DAY, team_id: int = 1) -> Numbers:
-        """Return the numbers of a team and day from both tables, which must agree."""
+        """Return the numbers of a team and day from the sessions and from their pages, which must agree."""
         ((pageviews, sessions, visitors),) = self.rows(
-            "SELECT sumMerge(pageviews_count_state), uniqExactMerge(sessions_uniq_state), "
-            "uniqExactMerge(persons_uniq_state) FROM web_stats_daily "
-            "WHERE team_id = %(team)s AND toDate(period_bucket) = %(day)s",
+            "SELECT count(), uniqExact(session_id), uniqExact(person_id) FROM web_sessions ARRAY JOIN pages AS page "
+            "WHERE team_id = %(team)s AND toDate(started_at) = %(day)s",
             team=team_id,
             day=day,
         )
         ((*numbers,),) = self.rows(
-            "SELECT sumMerge(pageviews_count_state), uniqExactMerge(sessions_uniq_state), "
-            "uniqExactMerge(persons_uniq_state), sumMerge(bounces_count_state), "
-            "sumMerge(total_session_duration_state) FROM web_bounces_daily "
-            "WHERE team_id = %(team)s AND toDate(period_bucket) = %(day)s",
+            "SELECT sum(pageviews), count(), uniqExact(person_id), sum(is_bounce), sum(duration_seconds) "
+            "FROM web_sessions WHERE team_id = %(team)s AND toDate(started_at) = %(day)s",
             team=team_id,
             day=day,
         )

@@ -6,6 +6,7 @@ import pytest
 from dags.common.clickhouse.cluster import ClickhouseCluster
 from dags.common.clickhouse.query import Query
 from dags.common.clickhouse.staging import STAGING_PREFIX, drop_leftovers, staging_name
+from dags.common.clickhouse.tables import WEB_SESSIONS
 from dags.tests.web_preaggregated.events import (
     DAY,
     Event,
@@ -13,14 +14,16 @@ from dags.tests.web_preaggregated.events import (
     Override,
     Web,
     at,
+    modelled_accounting,
     modelled_entries,
     modelled_pages,
+    modelled_rows,
     person,
     sessions_of,
 )
 from dags.web_preaggregated.aggregate import pre_aggregate
-from dags.web_preaggregated.raw import compare_with_raw
-from dags.web_preaggregated.statements import DAILY, HOURLY
+from dags.web_preaggregated.raw import SUBJECTS, compare_with_raw
+from dags.web_preaggregated.statements import AFTER_24_HOURS, NO_SESSION_ID, TEAM_NOT_SELECTED
 
 BEFORE, AFTER = DAY - dt.timedelta(days=1), DAY + dt.timedelta(days=1)
 
@@ -40,10 +43,10 @@ def test_a_session_over_midnight_belongs_to_the_day_of_its_start(web: Web) -> No
 def test_days_computed_one_by_one_equal_days_computed_together(web: Web) -> None:
     web.add(Event(at("23:50:00", day=-1)), Event(at("00:10:00")), Event(at("09:00:00"), "other"))
     web.compute(BEFORE, DAY, AFTER)
-    together = web.pages(), web.entries()
+    together = web.sessions(), web.accounting()
     for day in (AFTER, BEFORE, DAY):
         web.compute(day)
-    assert (web.pages(), web.entries()) == together
+    assert (web.sessions(), web.accounting()) == together
 
 
 def test_an_event_24_hours_after_the_start_is_in_the_session_and_a_later_one_is_not(web: Web) -> None:
@@ -64,7 +67,8 @@ def test_events_without_a_session_are_in_no_table_and_their_pageviews_are_counte
     web.add(Event(at("10:00:00"), session_id=""), Event(at("10:00:00"), session_id="", event="custom"))
     outcome = web.compute()
     assert web.totals() == Numbers()
-    assert outcome.days[DAY].pageviews_without_session == 1
+    assert outcome.days[DAY].left_out == {NO_SESSION_ID: 1}
+    assert web.accounting() == {DAY: {NO_SESSION_ID: 1}}
 
 
 def test_a_session_without_a_pageview_is_in_no_table(web: Web) -> None:
@@ -122,7 +126,7 @@ def test_dimensions_are_those_of_the_first_pageview_whatever_characters_they_hav
     )
     web.override(Override("d\0\x01", person(5)))
     web.compute()
-    assert list(web.entries()) == [(1, at("00:00:00"), "/p\0", "/end", odd, "Safari", "\0", 0)]
+    assert list(web.entries()) == [(1, DAY, odd, "/p\0", "later", "/end", "Safari", "\0", 0, "", 0)]
 
 
 def test_the_rows_of_a_day_without_events_are_removed(web: Web) -> None:
@@ -132,7 +136,7 @@ def test_the_rows_of_a_day_without_events_are_removed(web: Web) -> None:
     web.rows("TRUNCATE TABLE events")
     outcome = web.compute()
     assert web.totals() == Numbers()
-    assert outcome.days[DAY].rows == {"web_stats_daily": 0, "web_bounces_daily": 0}
+    assert outcome.days[DAY].sessions == 0
 
 
 def test_a_team_that_is_not_selected_loses_its_rows(web: Web) -> None:
@@ -140,19 +144,40 @@ def test_a_team_that_is_not_selected_loses_its_rows(web: Web) -> None:
     web.compute()
     web.compute(team_ids=[2])
     assert web.totals(team_id=1) == Numbers()
+    assert web.accounting() == {DAY: {TEAM_NOT_SELECTED: 1, "": 1}}
     assert web.totals(team_id=2).pageviews == 1
     web.compute(team_ids=[7])
     assert web.pages() == {}
 
 
-def test_the_hourly_tables_have_a_session_in_the_hour_of_its_start_and_the_daily_tables_stay(web: Web) -> None:
-    web.add(Event(at("10:59:59.999999")), Event(at("11:00:00"), "next"), Event(at("11:30:00"), pathname="/late"))
-    web.compute(grain=HOURLY)
-    assert web.entries() == {}
-    assert {key[1]: numbers.pageviews for key, numbers in web.entries(HOURLY).items()} == {
-        at("10:00:00"): 2,
-        at("11:00:00"): 1,
-    }
+def test_the_host_of_a_page_is_that_of_the_pageview(web: Web) -> None:
+    web.add(
+        Event(at("10:00:00"), host="www.example.com"), Event(at("10:01:00"), host="docs.example.com", pathname="/a")
+    )
+    web.compute()
+    assert {key[-2:] for key in web.pages()} == {("www.example.com", "/"), ("docs.example.com", "/a")}
+    ((pages, entry, exit_host),) = web.rows("SELECT pages, entry_host, exit_host FROM web_sessions")
+    assert pages == [("www.example.com", "/", at("10:00:00")), ("docs.example.com", "/a", at("10:01:00"))]
+    assert (entry, exit_host) == ("www.example.com", "docs.example.com")
+
+
+def test_pageviews_beyond_the_24_hours_of_a_session_are_left_out_on_their_own_day(web: Web) -> None:
+    web.add(*(Event(at("12:00:00", day=day), pathname=f"/{day}") for day in (-2, -1, 0, 1)))
+    # Each day alone: whether an event is in a session depends on events two days before.
+    for day in (BEFORE, DAY, AFTER):
+        web.compute(day)
+    assert web.accounting() == {BEFORE: {"": 1}, DAY: {AFTER_24_HOURS: 1}, AFTER: {AFTER_24_HOURS: 1}}
+    assert [len(pages) for (pages,) in web.rows("SELECT pages FROM web_sessions")] == []
+    web.compute(BEFORE - dt.timedelta(days=1))
+    assert [len(pages) for (pages,) in web.rows("SELECT pages FROM web_sessions")] == [2]
+
+
+def test_a_day_is_recorded_after_it_was_swapped_in_and_again_by_the_next_run(web: Web) -> None:
+    web.add(Event(at("23:50:00")), Event(at("00:10:00", day=1)))
+    web.compute(DAY, AFTER)
+    web.compute(DAY)
+    rows = web.rows("SELECT day, sessions, pageviews, raw_pageviews, left_out FROM web_session_days FINAL ORDER BY day")
+    assert rows == [(DAY, 1, 2, 1, {}), (AFTER, 0, 0, 1, {})]
 
 
 def test_the_outcome_has_the_numbers_and_the_cost(web: Web) -> None:
@@ -185,17 +210,17 @@ def test_no_staging_table_is_left(web: Web) -> None:
 def test_a_table_of_another_form_is_rejected_with_the_difference_and_stays_unchanged(web: Web) -> None:
     web.add(Event(at("10:00:00")))
     web.compute()
-    web.rows("ALTER TABLE web_bounces_daily ADD COLUMN strange UInt8")
+    web.rows("ALTER TABLE web_sessions ADD COLUMN strange UInt8")
     web.add(Event(at("10:00:00"), "second"))
     with pytest.raises(Exception, match="strange: UInt8 in the table, none in the source"):
         web.compute()
-    assert web.rows("SELECT sumMerge(pageviews_count_state) FROM web_stats_daily") == [(1,)]
+    assert web.rows("SELECT sum(pageviews) FROM web_sessions") == [(1,)]
     assert staging_tables(web) == []
 
 
 def test_staging_tables_of_finished_runs_are_dropped_and_others_stay(web: Web, cluster: ClickhouseCluster) -> None:
     finished, running = str(uuid.uuid4()), str(uuid.uuid4())
-    names = {run: staging_name(DAILY.stats, run) for run in (finished, running, "unknown")}
+    names = {run: staging_name(WEB_SESSIONS, run) for run in (finished, running, "unknown")}
     for name in names.values():
         cluster.any_host(Query(f"CREATE TABLE {name} (x UInt8) ENGINE = MergeTree ORDER BY x")).result()
     known = {finished: True, running: False}
@@ -206,7 +231,7 @@ def test_staging_tables_of_finished_runs_are_dropped_and_others_stay(web: Web, c
 
 def test_an_empty_list_of_days_is_an_error(cluster: ClickhouseCluster) -> None:
     with pytest.raises(ValueError, match="give at least one"):
-        pre_aggregate(cluster, DAILY, [], run_id="run")
+        pre_aggregate(cluster, [], run_id="run")
 
 
 def test_only_the_events_of_the_window_are_read(web: Web) -> None:
@@ -234,9 +259,11 @@ def test_the_model_agrees_on_a_small_case(web: Web, cluster: ClickhouseCluster) 
     web.add(*events)
     web.compute()
     sessions = sessions_of(events, [])
+    assert web.sessions() == modelled_rows(sessions)
+    assert web.accounting() == modelled_accounting(events, [])
     assert web.pages() == modelled_pages(sessions)
     assert web.entries() == modelled_entries(sessions)
-    for subject in ("stats", "bounces"):
+    for subject in SUBJECTS:
         comparison = compare_with_raw(cluster, subject, DAY, DAY)
-        assert comparison.compared >= 4
+        assert comparison.compared >= (1 if subject == "accounting" else 4)
         assert comparison.different == 0, "\n".join(map(str, comparison.listed))

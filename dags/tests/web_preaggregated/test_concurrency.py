@@ -18,7 +18,7 @@ from dags.web_preaggregated.assets import POOL
 
 BACKFILL_SECONDS = 600
 TEST_SECONDS = START_SECONDS + BACKFILL_SECONDS + 60
-DAILY_KEYS = ["web_analytics_stats_table_daily", "web_analytics_bounces_daily"]
+DAILY_KEYS = ["web_sessions_daily"]
 
 
 @pytest.fixture

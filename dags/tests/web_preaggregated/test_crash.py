@@ -18,8 +18,7 @@ from dags.local.services import Lifeline
 from dags.tests.web_preaggregated.events import DAY
 from dags.tests.web_preaggregated.node import Node
 from dags.web_preaggregated.aggregate import pre_aggregate
-from dags.web_preaggregated.raw import compare_with_raw
-from dags.web_preaggregated.statements import DAILY
+from dags.web_preaggregated.raw import SUBJECTS, compare_with_raw
 
 ROOT = Path(__file__).parents[3]
 EVENTS = 200_000
@@ -30,10 +29,9 @@ import datetime as dt, sys
 from dags.common.clickhouse.cluster import ClickhouseCluster
 from dags.common.clickhouse.hosts import Host
 from dags.web_preaggregated.aggregate import pre_aggregate
-from dags.web_preaggregated.statements import DAILY
 print("working", flush=True)
 with ClickhouseCluster([Host("127.0.0.1", int(sys.argv[1]))]) as cluster:
-    pre_aggregate(cluster, DAILY, [dt.date.fromisoformat(day) for day in sys.argv[3:]], run_id=sys.argv[2])
+    pre_aggregate(cluster, [dt.date.fromisoformat(day) for day in sys.argv[3:]], run_id=sys.argv[2])
 """
 MORE_EVENTS = """
 INSERT INTO events (uuid, event, team_id, distinct_id, person_id, session_id, timestamp, pathname)
@@ -53,11 +51,11 @@ def node(tmp_path: Path, lifeline: Lifeline) -> Iterator[Node]:
 
 def compute(node: Node, run_id: str) -> None:
     with node.connect() as cluster:
-        pre_aggregate(cluster, DAILY, DAYS, run_id=run_id)
+        pre_aggregate(cluster, DAYS, run_id=run_id)
 
 
 def assert_equal_to_the_events(cluster: ClickhouseCluster) -> None:
-    for subject in ("stats", "bounces"):
+    for subject in SUBJECTS:
         found = compare_with_raw(cluster, subject, DAYS[0], DAYS[-1])
         assert found.compared > 50
         assert found.different == 0, "\n".join(map(str, found.listed))

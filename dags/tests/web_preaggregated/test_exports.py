@@ -14,12 +14,13 @@ from dags.common.clickhouse.hosts import Access, Host
 from dags.common.clickhouse.object_storage import OBJECT, ObjectQuery, ObjectStorage
 from dags.common.clickhouse.query import Query, Rows
 from dags.common.clickhouse.schema import apply_schema
+from dags.common.clickhouse.tables import WEB_SESSIONS
 from dags.common.metadata import PARTITION_ROW_COUNT, URI
 from dags.common.settings import get_settings
 from dags.tests.resources import clickhouse_resource, s3_resource
 from dags.web_preaggregated.exports import (
-    BOUNCES_EXPORT,
-    STATS_EXPORT,
+    REPORT_EXPORT,
+    SESSIONS_EXPORT,
     Export,
     ExportedDay,
     ExportError,
@@ -52,38 +53,18 @@ def query_rows(cluster: ClickhouseCluster, statement: str, **parameters: Any) ->
 
 
 def add_visits(cluster: ClickhouseCluster, day: dt.date, *team_ids: int, visits: int = 20) -> None:
-    """Insert sessions of 2 pages by 7 visitors of each team, one row per session or pageview, as before merges."""
-    common = """
-        team_id, toDateTime(toDate(%(day)s), 'UTC') AS period_bucket, 'example.com' AS host, '/' AS entry_pathname,
-        initializeAggregation('uniqExactState', UUIDNumToString(toFixedString(toString(modulo(number, 7)), 16))::UUID),
-        initializeAggregation('uniqExactState', concat('session ', toString(number)))
-    """
+    """Insert sessions of 2 pages by 7 visitors of each team."""
     for team_id in team_ids:
         query_rows(
             cluster,
-            f"""
-            INSERT INTO web_stats_daily (team_id, period_bucket, host, entry_pathname, persons_uniq_state,
-                sessions_uniq_state, pathname, pageviews_count_state)
-            WITH toInt64(%(team_id)s) AS team_id
-            SELECT {common}, arrayJoin(['/', '/größe']), initializeAggregation('sumState', toUInt64(1))
+            """
+            INSERT INTO web_sessions (team_id, session_id, person_id, started_at, duration_seconds, pageviews, pages)
+            SELECT %(team_id)s, concat('session ', toString(number)),
+                UUIDNumToString(toFixedString(toString(modulo(number, 7)), 16))::UUID,
+                toDateTime64(toDate(%(day)s), 6, 'UTC') AS at, 30, 2,
+                [('example.com', '/', at), ('example.com', '/größe', at)]
             FROM numbers(%(visits)s)
-            """,  # noqa: S608 - constants
-            day=day,
-            team_id=team_id,
-            visits=visits,
-        )
-        query_rows(
-            cluster,
-            f"""
-            INSERT INTO web_bounces_daily (team_id, period_bucket, host, entry_pathname, persons_uniq_state,
-                sessions_uniq_state, pageviews_count_state, bounces_count_state, total_session_duration_state,
-                total_session_count_state)
-            WITH toInt64(%(team_id)s) AS team_id
-            SELECT {common}, initializeAggregation('sumState', toUInt64(2)),
-                initializeAggregation('sumState', toUInt64(0)), initializeAggregation('sumState', toInt64(30)),
-                initializeAggregation('sumState', toUInt64(1))
-            FROM numbers(%(visits)s)
-            """,  # noqa: S608 - constants
+            """,
             day=day,
             team_id=team_id,
             visits=visits,
@@ -110,14 +91,14 @@ def test_each_team_and_day_has_an_object_of_finished_numbers(
 ) -> None:
     add_visits(cluster, FIRST, 1, 2)
     add_visits(cluster, SECOND, 2, visits=3)
-    exported = run_export(cluster, s3_client, storage, STATS_EXPORT, FIRST, SECOND, THIRD)
-    first = "exports/web_stats_daily/team=1/day=2026-10-01.parquet"
+    exported = run_export(cluster, s3_client, storage, REPORT_EXPORT, FIRST, SECOND, THIRD)
+    first = "exports/web_report_daily/team=1/day=2026-10-01.parquet"
     assert set(etags(s3_client, storage)) == {
         first,
-        "exports/web_stats_daily/team=2/day=2026-10-01.parquet",
-        "exports/web_stats_daily/team=2/day=2026-10-02.parquet",
+        "exports/web_report_daily/team=2/day=2026-10-01.parquet",
+        "exports/web_report_daily/team=2/day=2026-10-02.parquet",
     }
-    columns = "team_id, toDate(period_bucket), host, pathname, visitors, sessions, pageviews"
+    columns = "team_id, day, host, pathname, visitors, sessions, pageviews"
     assert read(cluster, storage, first, columns) == [
         (1, FIRST, "example.com", "/", 7, 20, 20),
         (1, FIRST, "example.com", "/größe", 7, 20, 20),
@@ -133,36 +114,26 @@ def test_each_team_and_day_has_an_object_of_finished_numbers(
     }
 
 
-def test_bounces_are_exported_with_durations(
+def test_sessions_are_exported_with_every_column_of_their_table(
     cluster: ClickhouseCluster, s3_client: "S3Client", storage: ObjectStorage
 ) -> None:
     add_visits(cluster, FIRST, 1)
-    run_export(cluster, s3_client, storage, BOUNCES_EXPORT, FIRST)
-    columns = "visitors, sessions, pageviews, bounces, total_session_duration_seconds, total_session_count"
-    key = "exports/web_bounces_daily/team=1/day=2026-10-01.parquet"
-    assert read(cluster, storage, key, columns) == [(7, 20, 40, 0, 600, 20)]
-
-
-@pytest.mark.parametrize("export", [STATS_EXPORT, BOUNCES_EXPORT], ids=lambda one: one.table.name)
-def test_an_object_has_every_column_of_its_table_under_a_name_without_state(
-    cluster: ClickhouseCluster, s3_client: "S3Client", storage: ObjectStorage, export: Export
-) -> None:
-    add_visits(cluster, FIRST, 1)
-    run_export(cluster, s3_client, storage, export, FIRST)
+    run_export(cluster, s3_client, storage, SESSIONS_EXPORT, FIRST)
+    key = "exports/web_sessions/team=1/day=2026-10-01.parquet"
+    assert read(cluster, storage, key, "count(), sum(pageviews), sum(duration_seconds)") == [(20, 40, 600)]
     statement = f"DESCRIBE s3({OBJECT}, 'Parquet') SETTINGS use_hive_partitioning = 0"
-    names = [name for name, *_ in cluster.any_host(ObjectQuery(statement, storage, export.key(1, FIRST))).result()]
-    assert len(names) == len(set(names)) == len(export.table.columns)
-    assert not [name for name in names if "state" in name]
+    names = [name for name, *_ in cluster.any_host(ObjectQuery(statement, storage, key)).result()]
+    assert names == [column.name for column in WEB_SESSIONS.columns]
 
 
 def test_the_same_rows_give_the_same_bytes_before_and_after_merges(
     cluster: ClickhouseCluster, s3_client: "S3Client", storage: ObjectStorage
 ) -> None:
     add_visits(cluster, FIRST, 1, 2)
-    run_export(cluster, s3_client, storage, STATS_EXPORT, FIRST)
+    run_export(cluster, s3_client, storage, REPORT_EXPORT, FIRST)
     before = etags(s3_client, storage)
-    query_rows(cluster, "OPTIMIZE TABLE web_stats_daily FINAL")
-    run_export(cluster, s3_client, storage, STATS_EXPORT, FIRST)
+    query_rows(cluster, "OPTIMIZE TABLE web_sessions FINAL")
+    run_export(cluster, s3_client, storage, REPORT_EXPORT, FIRST)
     assert etags(s3_client, storage) == before
 
 
@@ -172,17 +143,17 @@ def test_the_objects_of_an_empty_day_and_of_a_removed_team_are_removed_and_other
     add_visits(cluster, FIRST, 1, 2)
     add_visits(cluster, SECOND, 1, 2)
     add_visits(cluster, THIRD, 1, 2)
-    run_export(cluster, s3_client, storage, STATS_EXPORT, FIRST, SECOND, THIRD)
-    neighbour = "exports/web_stats_daily/team=1/day=2026-10-02.parquet.md5"
+    run_export(cluster, s3_client, storage, REPORT_EXPORT, FIRST, SECOND, THIRD)
+    neighbour = "exports/web_report_daily/team=1/day=2026-10-02.parquet.md5"
     s3_client.put_object(Bucket=storage.bucket, Key=neighbour, Body=b"of somebody else")
-    query_rows(cluster, "TRUNCATE TABLE web_stats_daily")
+    query_rows(cluster, "TRUNCATE TABLE web_sessions")
     add_visits(cluster, FIRST, 2)
-    exported = run_export(cluster, s3_client, storage, STATS_EXPORT, FIRST, SECOND)
+    exported = run_export(cluster, s3_client, storage, REPORT_EXPORT, FIRST, SECOND)
     assert (exported[FIRST].objects_removed, exported[SECOND].objects_removed) == (1, 2)
     assert set(etags(s3_client, storage)) == {
-        "exports/web_stats_daily/team=2/day=2026-10-01.parquet",
-        "exports/web_stats_daily/team=1/day=2026-10-03.parquet",
-        "exports/web_stats_daily/team=2/day=2026-10-03.parquet",
+        "exports/web_report_daily/team=2/day=2026-10-01.parquet",
+        "exports/web_report_daily/team=1/day=2026-10-03.parquet",
+        "exports/web_report_daily/team=2/day=2026-10-03.parquet",
         neighbour,
     }
 
@@ -191,12 +162,12 @@ def test_an_object_that_differs_from_the_table_is_named_with_both_numbers(
     cluster: ClickhouseCluster, s3_client: "S3Client", storage: ObjectStorage
 ) -> None:
     add_visits(cluster, FIRST, 1, 2)
-    expected = counts_in_table(cluster, STATS_EXPORT, [FIRST])
+    expected = counts_in_table(cluster, REPORT_EXPORT, [FIRST])
     add_visits(cluster, FIRST, 2, visits=1)
     with pytest.raises(ExportError) as caught:
-        export_days(cluster, s3_client, storage, STATS_EXPORT, expected)
+        export_days(cluster, s3_client, storage, REPORT_EXPORT, expected)
     text = str(caught.value)
-    assert "1 of 2 objects of web_stats_daily" in text
+    assert "1 of 2 objects of web_report_daily" in text
     assert "team=2/day=2026-10-01.parquet: 42 pageviews read back, 40 in the table" in text
     assert "team=1" not in text
 
@@ -248,14 +219,14 @@ def test_an_object_that_cannot_be_written_fails_the_export_by_name_and_the_other
     add_visits(cluster, FIRST, 1, 2, 3)
     add_visits(cluster, SECOND, 3)
     with pytest.raises(ExportError) as caught:
-        run_export(cluster, s3_client, refusing_storage, STATS_EXPORT, FIRST, SECOND)
+        run_export(cluster, s3_client, refusing_storage, REPORT_EXPORT, FIRST, SECOND)
     text = str(caught.value)
-    assert "1 of 4 objects of web_stats_daily" in text
-    assert "- exports/web_stats_daily/team=2/day=2026-10-01.parquet: " in text
+    assert "1 of 4 objects of web_report_daily" in text
+    assert "- exports/web_report_daily/team=2/day=2026-10-01.parquet: " in text
     assert "team=1" not in text
     assert SECRET.get_secret_value() not in text
     assert len(etags(s3_client, storage)) == 3
-    exported = run_export(cluster, s3_client, storage, STATS_EXPORT, FIRST, SECOND)
+    exported = run_export(cluster, s3_client, storage, REPORT_EXPORT, FIRST, SECOND)
     assert (exported[FIRST].objects, exported[SECOND].objects) == (3, 1)
     assert len(etags(s3_client, storage)) == 4
 
@@ -264,9 +235,9 @@ def test_no_statement_in_the_log_has_the_secret(
     cluster: ClickhouseCluster, s3_client: "S3Client", storage: ObjectStorage
 ) -> None:
     add_visits(cluster, FIRST, 1)
-    run_export(cluster, s3_client, storage, STATS_EXPORT, FIRST)
+    run_export(cluster, s3_client, storage, REPORT_EXPORT, FIRST)
     query_rows(cluster, "SYSTEM FLUSH LOGS")
-    key = STATS_EXPORT.key(1, FIRST)
+    key = REPORT_EXPORT.key(1, FIRST)
     texts = query_rows(
         cluster,
         "SELECT query, exception FROM system.query_log WHERE has(databases, currentDatabase()) OR query LIKE %(key)s",
@@ -294,12 +265,12 @@ def settings(storage: ObjectStorage, s3_endpoint: str, monkeypatch: pytest.Monke
     get_settings.cache_clear()
 
 
-def materialize_stats(
+def materialize_report(
     instance: dg.DagsterInstance, cluster: ClickhouseCluster, s3: "S3Client", first: dt.date, last: dt.date
 ) -> dg.ExecuteInProcessResult:
     return dg.materialize(
         web_exports(14),
-        selection=["web_analytics_stats_export"],
+        selection=["web_report_export"],
         instance=instance,
         resources={
             "clickhouse": clickhouse_resource(cluster),
@@ -322,16 +293,16 @@ def test_each_day_of_a_run_has_numbers_and_a_location_in_its_metadata(
 ) -> None:
     add_visits(cluster, FIRST, 1, 2)
     add_visits(cluster, SECOND, 1)
-    result = materialize_stats(instance, cluster, s3_client, FIRST, SECOND)
+    result = materialize_report(instance, cluster, s3_client, FIRST, SECOND)
     assert result.success
-    key = dg.AssetKey("web_analytics_stats_export")
+    key = dg.AssetKey("web_report_export")
     found = {one.partition: one.metadata for one in result.asset_materializations_for_node(key.to_user_string())}
     numbers = ("objects", PARTITION_ROW_COUNT, "pageviews")
     assert {day: tuple(one[name].value for name in numbers) for day, one in found.items()} == {
         "2026-10-01": (2, 4, 80),
         "2026-10-02": (1, 2, 40),
     }
-    place = f"s3://{storage.bucket}/exports/web_stats_daily/team=*/day=2026-10-01.parquet"
+    place = f"s3://{storage.bucket}/exports/web_report_daily/team=*/day=2026-10-01.parquet"
     assert found["2026-10-01"][URI].value == place
     query_rows(cluster, "SYSTEM FLUSH LOGS")
     ((owners, steps),) = query_rows(
@@ -343,7 +314,7 @@ def test_each_day_of_a_run_has_numbers_and_a_location_in_its_metadata(
         """,
         run_id=result.run_id,
     )
-    assert (owners, steps) == (["team-web-analytics"], ["web_analytics_stats_export"])
+    assert (owners, steps) == (["team-web-analytics"], ["web_report_export"])
 
 
 @pytest.mark.usefixtures("settings")
@@ -351,18 +322,16 @@ def test_an_empty_day_that_was_never_computed_keeps_its_objects_and_fails_with_t
     cluster: ClickhouseCluster, s3_client: "S3Client", storage: ObjectStorage, instance: dg.DagsterInstance
 ) -> None:
     add_visits(cluster, FIRST, 1)
-    assert materialize_stats(instance, cluster, s3_client, FIRST, FIRST).success
-    query_rows(cluster, "TRUNCATE TABLE web_stats_daily")
-    result = materialize_stats(instance, cluster, s3_client, FIRST, SECOND)
+    assert materialize_report(instance, cluster, s3_client, FIRST, FIRST).success
+    query_rows(cluster, "TRUNCATE TABLE web_sessions")
+    result = materialize_report(instance, cluster, s3_client, FIRST, SECOND)
     description = failure_of(result)
-    assert "web_stats_daily has no rows of 2026-10-01, 2026-10-02" in description
-    assert "Materialize web_analytics_stats_table_daily" in description
+    assert "web_report_daily has no rows of 2026-10-01, 2026-10-02" in description
+    assert "Materialize web_sessions_daily" in description
     assert len(etags(s3_client, storage)) == 1
     for day in (FIRST, SECOND):
-        instance.report_runless_asset_event(
-            dg.AssetMaterialization("web_analytics_stats_table_daily", partition=str(day))
-        )
-    assert materialize_stats(instance, cluster, s3_client, FIRST, SECOND).success
+        instance.report_runless_asset_event(dg.AssetMaterialization("web_sessions_daily", partition=str(day)))
+    assert materialize_report(instance, cluster, s3_client, FIRST, SECOND).success
     assert etags(s3_client, storage) == {}
 
 
@@ -378,8 +347,8 @@ def test_a_permanent_failure_of_an_object_fails_the_run_without_retries(
     add_visits(cluster, FIRST, 1, 2)
     monkeypatch.setenv("OBJECT_STORAGE_ENDPOINT", refusing_storage.bucket_url.removesuffix(f"/{storage.bucket}"))
     get_settings.cache_clear()
-    result = materialize_stats(instance, cluster, s3_client, FIRST, FIRST)
-    assert "- exports/web_stats_daily/team=2/day=2026-10-01.parquet" in failure_of(result)
+    result = materialize_report(instance, cluster, s3_client, FIRST, FIRST)
+    assert "- exports/web_report_daily/team=2/day=2026-10-01.parquet" in failure_of(result)
     assert not [event for event in result.all_events if event.event_type is dg.DagsterEventType.STEP_UP_FOR_RETRY]
     logged = [str(entry) for entry in instance.all_logs(result.run_id)]
     assert logged

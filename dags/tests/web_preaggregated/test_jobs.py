@@ -8,7 +8,7 @@ from dags.common.partitions import RANGE_END_TAG, RANGE_START_TAG
 from dags.common.schedules import UNFINISHED
 from dags.common.settings import Settings, get_settings
 from dags.locations.web_analytics import defs
-from dags.web_preaggregated.assets import BOUNCES_DAILY, STATS_HOURLY, max_partitions_per_run
+from dags.web_preaggregated.assets import SESSIONS_CURRENT_DAY, SESSIONS_DAILY, max_partitions_per_run
 from dags.web_preaggregated.jobs import (
     web_analytics_daily_schedule,
     web_pre_aggregate_current_day_hourly_schedule,
@@ -69,7 +69,7 @@ def test_the_hourly_tick_requests_one_run(instance: dg.DagsterInstance) -> None:
 # A queued run needs a code location: the test with a daemon has such runs.
 @pytest.mark.parametrize("status", [one for one in UNFINISHED if one is not dg.DagsterRunStatus.QUEUED])
 @pytest.mark.parametrize(
-    ("schedule", "key"), [(SCHEDULES[0], BOUNCES_DAILY), (SCHEDULES[1], STATS_HOURLY)], ids=["daily", "hourly"]
+    ("schedule", "key"), [(SCHEDULES[0], SESSIONS_DAILY), (SCHEDULES[1], SESSIONS_CURRENT_DAY)], ids=["daily", "hourly"]
 )
 def test_a_tick_is_skipped_with_the_run_id_while_a_job_run_or_backfill_is_in_progress(
     instance: dg.DagsterInstance, schedule: dg.ScheduleDefinition, key: dg.AssetKey, status: dg.DagsterRunStatus
@@ -87,7 +87,9 @@ def test_a_tick_is_skipped_with_the_run_id_while_a_job_run_or_backfill_is_in_pro
 @pytest.mark.usefixtures("production")
 def test_runs_of_other_assets_and_finished_runs_do_not_cause_a_skip(instance: dg.DagsterInstance) -> None:
     instance.add_run(
-        dg.DagsterRun("__ASSET_JOB", status=dg.DagsterRunStatus.STARTED, asset_selection=frozenset({STATS_HOURLY}))
+        dg.DagsterRun(
+            "__ASSET_JOB", status=dg.DagsterRunStatus.STARTED, asset_selection=frozenset({SESSIONS_CURRENT_DAY})
+        )
     )
     instance.add_run(dg.DagsterRun("web_analytics_daily_job", status=dg.DagsterRunStatus.FAILURE))
     assert len(evaluate(web_analytics_daily_schedule, instance)[0]) == 1

@@ -29,7 +29,7 @@ from dags.tests.events.world import World, event, lines, log_line
 from dags.tests.web_preaggregated.events import DAY
 from dags.tests.web_preaggregated.node import Node
 from dags.tests.webserver import Webserver, wait_for, wait_for_run, worker_of
-from dags.web_preaggregated.raw import compare_with_raw
+from dags.web_preaggregated.raw import SUBJECTS, compare_with_raw
 
 if TYPE_CHECKING:
     from types_boto3_s3 import S3Client
@@ -40,7 +40,7 @@ RUN_SECONDS = 180
 DAYS = [DAY + dt.timedelta(days=n) for n in (-1, 0, 1)]
 # The four events of a session span more than six hours, so many sessions continue after midnight.
 SECONDS_BETWEEN_EVENTS, SECONDS_OF_ALL = 7919, 250_000
-TABLES = ("web_analytics_stats_table_daily", "web_analytics_bounces_daily")
+TABLES = ("web_sessions_daily",)
 LOCATION = "definitions"
 
 # By object: its events, its distinct events, and the lowest and highest number.
@@ -209,7 +209,7 @@ class Platform:
         assert rejected == sorted((key, line) for key, found_ in given.rejected.items() for line in found_)
 
     def assert_web_tables_equal_the_events(self) -> None:
-        for subject in ("stats", "bounces"):
+        for subject in SUBJECTS:
             found = compare_with_raw(self.world.cluster, subject, DAYS[0], DAYS[-1])
             assert found.compared > 1000
             assert found.different == 0, "\n".join(map(str, found.listed))

@@ -16,13 +16,14 @@ from dags.tests.web_preaggregated.events import (
     Override,
     Web,
     at,
+    modelled_accounting,
     modelled_entries,
     modelled_pages,
+    modelled_rows,
     person,
     sessions_of,
 )
-from dags.web_preaggregated.raw import compare_with_raw
-from dags.web_preaggregated.statements import DAILY, HOURLY, Grain
+from dags.web_preaggregated.raw import SUBJECTS, compare_with_raw
 
 FIRST, LAST = DAY - dt.timedelta(days=1), DAY + dt.timedelta(days=1)
 MIDNIGHT = at("00:00:00")
@@ -67,6 +68,8 @@ def cases(draw: st.DrawFn) -> Case:
         browser=st.sampled_from(["Firefox", "Safari"]),
         utm_source=odd_texts,
         viewport_width=st.sampled_from([-1, 0, 1920]),
+        city=odd_texts,
+        has_gclid=st.integers(0, 1),
     )
     events = draw(st.lists(event, max_size=14))
     # With equal second halves of their uuids, two events at the same time have no order.
@@ -87,9 +90,7 @@ def cases(draw: st.DrawFn) -> Case:
     return Case([events[:cut], events[cut:], *([one] for one in duplicates)], overrides)
 
 
-def assert_equal_to_the_model(
-    web: Web, case: Case, grain: Grain, team_ids: Sequence[int] | None, max_events_per_pass: int
-) -> None:
+def assert_equal_to_the_model(web: Web, case: Case, team_ids: Sequence[int] | None, max_events_per_pass: int) -> None:
     for table in ("events", "person_distinct_id_overrides"):
         web.rows(f"TRUNCATE TABLE {table}")
     for batch in case.batches:
@@ -97,12 +98,15 @@ def assert_equal_to_the_model(
     for overrides in case.overrides:
         web.override(*overrides)
     days = [FIRST, DAY, LAST]
-    web.compute(*days, grain=grain, team_ids=team_ids, max_events_per_pass=max_events_per_pass)
+    web.compute(*days, team_ids=team_ids, max_events_per_pass=max_events_per_pass)
     events = [event for batch in case.batches for event in batch]
     overrides = [override for batch in case.overrides for override in batch]
     expected = [one for one in sessions_of(events, overrides, team_ids) if FIRST <= one.start.date() <= LAST]
-    assert web.entries(grain) == modelled_entries(expected, grain)
-    assert web.pages(grain) == modelled_pages(expected, grain)
+    assert web.sessions() == modelled_rows(expected)
+    assert web.entries() == modelled_entries(expected)
+    assert web.pages() == modelled_pages(expected)
+    accounting = modelled_accounting(events, overrides, team_ids)
+    assert web.accounting() == {day: rules for day, rules in accounting.items() if day in days}
 
 
 def assert_any_case_equals_the_model(web: Web, cluster: ClickhouseCluster, examples: int) -> None:
@@ -114,16 +118,14 @@ def assert_any_case_equals_the_model(web: Web, cluster: ClickhouseCluster, examp
     )
     @given(
         case=cases(),
-        grain=st.sampled_from([DAILY, DAILY, HOURLY]),
         team_ids=st.sampled_from([None, None, [1]]),
         max_events_per_pass=st.sampled_from([1, 1000]),
     )
-    def holds(case: Case, grain: Grain, team_ids: Sequence[int] | None, max_events_per_pass: int) -> None:
-        assert_equal_to_the_model(web, case, grain, team_ids, max_events_per_pass)
-        if grain is DAILY:
-            for subject in ("stats", "bounces"):
-                found = compare_with_raw(cluster, subject, FIRST, LAST, team_ids)
-                assert found.different == 0, "\n".join(map(str, found.listed))
+    def holds(case: Case, team_ids: Sequence[int] | None, max_events_per_pass: int) -> None:
+        assert_equal_to_the_model(web, case, team_ids, max_events_per_pass)
+        for subject in SUBJECTS:
+            found = compare_with_raw(cluster, subject, FIRST, LAST, team_ids)
+            assert found.different == 0, "\n".join(map(str, found.listed))
 
     holds()
 

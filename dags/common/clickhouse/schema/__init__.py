@@ -97,7 +97,7 @@ def apply_schema(
     if clustered and cluster.name is None:
         raise ValueError("The clustered schema needs a named cluster: set CLICKHOUSE_CLUSTER.")
     form = SchemaForm(cluster.database, cluster.name if clustered else None)
-    author = applied_by or f"{getpass.getuser()}@{platform.node()}"
+    applied_by = applied_by or author()
 
     def plan(client: "Client") -> list[_Step]:
         return _plan(client, form, schema)
@@ -106,12 +106,17 @@ def apply_schema(
     if clustered:
         steps = _merged(list(plans.values()))
         if not dry_run:
-            cluster.any_host(lambda client: _run(client, form, steps, author), retryable=True).result()
+            cluster.any_host(lambda client: _run(client, form, steps, applied_by), retryable=True).result()
         return _changes(steps, EVERY_HOST)
     if not dry_run:
         # Planned again in the call, so that a retry continues where the first attempt stopped.
-        cluster.map_all_hosts(lambda client: _run(client, form, plan(client), author), retryable=True).result()
+        cluster.map_all_hosts(lambda client: _run(client, form, plan(client), applied_by), retryable=True).result()
     return [change for host, steps in plans.items() for change in _changes(steps, str(host))]
+
+
+def author() -> str:
+    """Return the user and the machine of this process."""
+    return f"{getpass.getuser()}@{platform.node()}"
 
 
 def described(changes: Sequence[SchemaChange]) -> str:
@@ -300,12 +305,12 @@ def _merged(plans: list[list[_Step]]) -> list[_Step]:
     ]
 
 
-def _run(client: "Client", form: SchemaForm, steps: list[_Step], author: str) -> None:
+def _run(client: "Client", form: SchemaForm, steps: list[_Step], applied_by: str) -> None:
     for step in steps:
         for statement in step.statements:
             client.execute(statement)
     rows = [
-        (step.target.name, statement_hash(step.target.statements(form)), list(step.statements), author)
+        (step.target.name, statement_hash(step.target.statements(form)), list(step.statements), applied_by)
         for step in steps
         if step.statements or not step.recorded
     ]

@@ -8,7 +8,8 @@ from dags.common.clickhouse.ddl import SchemaForm
 from dags.common.clickhouse.discovery import access_from_settings, connect
 from dags.common.clickhouse.errors import ClusterError, UnknownClusterError, one_line
 from dags.common.clickhouse.retry import is_connection_error
-from dags.common.clickhouse.schema import apply_schema, create_database, described, is_clustered
+from dags.common.clickhouse.schema import apply_schema, author, create_database, described, is_clustered
+from dags.common.clickhouse.schema.retired import drop_retired_tables
 from dags.common.clickhouse.tables import SCHEMA
 from dags.common.settings import SettingsError, get_settings
 
@@ -28,6 +29,7 @@ def apply(dry_run: bool) -> None:  # noqa: FBT001 - click calls it
 
     Creates the database and missing tables, adds missing columns, replaces changed dictionaries, and records it in
     schema_migrations. A difference that needs a migration by hand, such as a type, is an error before any change.
+    Tables that another one replaced are dropped when that one has all of their days; until then it says what lacks.
 
     \b
     DEBUG=1 python -m dags.common.clickhouse.schema apply --dry-run   # print the statements for the local stack
@@ -45,6 +47,7 @@ def apply(dry_run: bool) -> None:  # noqa: FBT001 - click calls it
             access, settings.clickhouse_host, settings.clickhouse_port, settings.clickhouse_cluster
         ) as cluster:
             changes = apply_schema(cluster, clustered, dry_run=dry_run)
+            retired = drop_retired_tables(cluster, clustered, applied_by=author(), dry_run=dry_run)
     except (SettingsError, UnknownClusterError, ClusterError) as error:
         raise click.ClickException(str(error)) from error
     except Exception as error:
@@ -60,6 +63,8 @@ def apply(dry_run: bool) -> None:  # noqa: FBT001 - click calls it
         click.echo(f"Dry run: nothing was changed. {len(changes)} statements would be run.")
     else:
         click.echo(f"Applied: {len(changes)} statements.")
+    for table in retired:
+        click.echo(f"{'' if not dry_run else 'Dry run: '}{table}")
 
 
 @main.command()
