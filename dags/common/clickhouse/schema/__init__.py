@@ -206,7 +206,9 @@ def _table_statements(
 def _canonical_types(client: "Client", table: Table) -> dict[str, str]:
     """Return the types of the source as the server prints them: `Decimal(18, 10)` for `Decimal64(10)`."""
     structure = ", ".join(f"{quoted(column.name)} {column.type}" for column in table.columns)
-    rows = client.execute("DESCRIBE TABLE null(%(structure)s)", {"structure": structure})
+    # Tuples would be printed over several lines, unlike in system.columns.
+    settings = {"print_pretty_type_names": 0}
+    rows = client.execute("DESCRIBE TABLE null(%(structure)s)", {"structure": structure}, settings=settings)
     return {row[0]: row[1] for row in rows}
 
 
