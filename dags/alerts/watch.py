@@ -1,4 +1,4 @@
-"""Watches for what breaks without a failed run: ticks, code locations, daemons, runs that do not finish.
+"""Watches for what breaks without a failed run: ticks, code locations, daemons, stale assets, runs that never finish.
 
 Each rule may fail alone. While a rule fails, its last observations stand, and that it fails is a finding too.
 """
@@ -61,7 +61,8 @@ def findings(
     sources = Sources(instance, webserver_error)
     before = last_observations(store)
     after: dict[str, Observed] = {}
-    faults: list[Observation] = []
+    # By title: a web interface that does not answer is one fault, however many rules need it.
+    faults: dict[str, Observation] = {}
     for name, rule in (RULES if rules is None else rules).items():
         try:
             after[name] = _aged(rule(sources, context), before.get(name, {}), now)
@@ -70,8 +71,9 @@ def findings(
             trace = None if isinstance(error, WebserverError) else error
             logger.warning("Watch rule '%s' failed: %s", name, error, exc_info=trace)
             after[name] = before.get(name, {})
-            faults.append(watch_rules.failed_rule(context, name, error))
-    after[FAULTS] = _aged(faults, before.get(FAULTS, {}), now)
+            fault = watch_rules.failed_rule(context, name, error)
+            faults.setdefault(fault.finding.title, fault)
+    after[FAULTS] = _aged(faults.values(), before.get(FAULTS, {}), now)
     if after != before:
         with transaction(store) as connection:
             set_value(connection, OBSERVATIONS, _to_json(after))
@@ -97,6 +99,13 @@ def _silent_daemons(sources: Sources, context: WatchContext) -> Iterable[Observa
     return watch_rules.silent_daemons(context, watch_sources.read_heartbeats(sources.instance))
 
 
+def _stale_assets(sources: Sources, context: WatchContext) -> Iterable[Observation]:
+    if sources.webserver_error is not None:
+        raise sources.webserver_error
+    assets = [key for location in (context.workspace or {}).values() for key in location.freshness_policies]
+    return watch_rules.stale_assets(context, watch_sources.read_freshness(sources.instance, assets))
+
+
 def _overdue_runs(sources: Sources, context: WatchContext) -> Iterable[Observation]:
     plans = Plans(sources.instance)
 
@@ -112,6 +121,7 @@ RULES: Mapping[str, Rule] = {
     "ticks": _failed_ticks,
     "locations": _broken_locations,
     "daemons": _silent_daemons,
+    "freshness": _stale_assets,
     "runs": _overdue_runs,
 }
 

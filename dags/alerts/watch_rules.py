@@ -28,6 +28,9 @@ RUNTIME_MARGIN = dt.timedelta(minutes=10)
 MAX_START_TIME = dt.timedelta(hours=1)
 # A large backfill may well wait for hours.
 MAX_QUEUE_TIME = dt.timedelta(hours=12)
+# Values of Dagster's freshness states, and that of an asset that its daemon has not evaluated.
+FAILS, NEVER_MATERIALIZED, NEVER_EVALUATED = "FAIL", "UNKNOWN", ""
+STATES_NOT_FRESH = frozenset({FAILS, NEVER_MATERIALIZED, NEVER_EVALUATED})
 MAX_LISTED_RUNS = 5
 MAX_DETAIL_CHARACTERS = 2500
 
@@ -98,6 +101,31 @@ def silent_daemons(context: WatchContext, heartbeats: Mapping[str, dt.datetime |
         elif context.now - beat_at > MAX_HEARTBEAT_AGE:
             detail = f"The last heartbeat was at {_time(beat_at)}. Check the log of dagster-daemon and restart it."
             yield Observation(replace(finding, since=beat_at, detail=detail))
+
+
+def stale_assets(context: WatchContext, states: Mapping[dg.AssetKey, tuple[str, dt.datetime]]) -> Iterator[Observation]:
+    """Yield assets whose freshness policy fails, and those that were never materialized for as long as it allows."""
+    for location in (context.workspace or {}).values():
+        for asset, policy in location.freshness_policies.items():
+            state, since = states.get(asset, (NEVER_EVALUATED, context.now))
+            if state not in STATES_NOT_FRESH:
+                continue
+            name = asset.to_user_string()
+            finding = Finding(
+                key=f"freshness/{location.name}/{name}",
+                owner=policy.owner or context.policy.team_of_location(location.name),
+                title=f"Asset {name} is not fresh",
+                detail=f"Its newest materialization is older than {_duration(policy.max_age)}. Check the runs that "
+                "materialize it, and what they wait for.",
+                since=since,
+                location=location.name,
+            )
+            if state == FAILS:
+                yield Observation(finding)
+            else:
+                # Since it is observed and not since it is in the code: a new asset has as long as an old one.
+                detail = f"It was never materialized, and must be at least every {_duration(policy.max_age)}."
+                yield Observation(replace(finding, since=context.now, detail=detail), policy.max_age)
 
 
 def overdue_runs(

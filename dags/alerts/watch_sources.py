@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import dagster as dg
 
 from dags.common.event_log.run_records import read_records
+from dags.common.owners import OWNER_TAG
 from dags.common.tags import MAX_RUNTIME_TAG
 
 if TYPE_CHECKING:
@@ -39,6 +40,11 @@ query AlertRouter {
             repositories {
               schedules { name tags { key value } }
               sensors { name tags { key value } }
+              assetNodes {
+                assetKey { path }
+                tags { key value }
+                internalFreshnessPolicy { ... on TimeWindowFreshnessPolicy { failWindowSeconds } }
+              }
             }
           }
         }
@@ -54,13 +60,25 @@ class WebserverError(Exception):
 
 
 @dataclass(frozen=True)
+class FreshnessPolicy:
+    """How old the newest materialization of an asset may be. `owner` is the asset's, None without one."""
+
+    max_age: dt.timedelta
+    owner: str | None = None
+
+
+@dataclass(frozen=True)
 class Location:
-    """A code location as the web interface reports it. `tags` are those of its schedules and sensors, by name."""
+    """A code location as the web interface reports it.
+
+    `tags` are those of its schedules and sensors, by name; `freshness_policies` those of its assets, by key.
+    """
 
     name: str
     error: str | None = None
     is_loading: bool = False
     tags: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
+    freshness_policies: Mapping[dg.AssetKey, FreshnessPolicy] = field(default_factory=dict)
 
 
 Workspace = Mapping[str, Location]
@@ -132,6 +150,14 @@ def read_instigators(instance: dg.DagsterInstance) -> Iterator[Instigator]:
                 location=_location_of(state),
                 ticks=[_tick(tick) for tick in ticks if tick.status.value in ("SUCCESS", "SKIPPED", "FAILURE")],
             )
+
+
+def read_freshness(
+    instance: dg.DagsterInstance, assets: Sequence[dg.AssetKey]
+) -> Mapping[dg.AssetKey, tuple[str, dt.datetime]]:
+    """Return the freshness state of each asset that Dagster's daemon has evaluated, and since when it holds."""
+    records = instance.get_freshness_state_records(assets) if assets else {}
+    return {key: (record.freshness_state.value, record.updated_at) for key, record in records.items()}
 
 
 def read_heartbeats(instance: dg.DagsterInstance) -> Mapping[str, dt.datetime | None]:
@@ -215,11 +241,25 @@ def _location(entry: Mapping[str, Any]) -> Location:
         inner = [link["error"] for link in found["errorChain"]]
         error = (inner or [found])[-1]
         return Location(entry["name"], error=(error["message"] or error["className"] or "").strip())
+    repositories = found["repositories"]
     return Location(
         entry["name"],
         tags={
-            one["name"]: {tag["key"]: tag["value"] for tag in one["tags"]}
-            for repository in found["repositories"]
+            one["name"]: _tags(one)
+            for repository in repositories
             for one in [*repository["schedules"], *repository["sensors"]]
         },
+        freshness_policies={
+            dg.AssetKey(node["assetKey"]["path"]): FreshnessPolicy(
+                dt.timedelta(seconds=policy["failWindowSeconds"]), _tags(node).get(OWNER_TAG)
+            )
+            for repository in repositories
+            for node in repository["assetNodes"]
+            # Null without a policy, and empty for one of another kind.
+            if (policy := node["internalFreshnessPolicy"])
+        },
     )
+
+
+def _tags(tagged: Mapping[str, Any]) -> dict[str, str]:
+    return {tag["key"]: tag["value"] for tag in tagged["tags"]}

@@ -5,7 +5,7 @@ import json
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,7 @@ from typing import Any
 import dagster as dg
 import pytest
 import sqlalchemy as sa
+from dagster._core.definitions.freshness import FreshnessState, FreshnessStateChange
 from dagster._core.definitions.run_request import InstigatorType
 from dagster._core.remote_origin import RemoteInstigatorOrigin
 from dagster._core.scheduler.instigation import (
@@ -30,7 +31,7 @@ from dags.alerts.queries.stored_values import get_value, set_value
 from dags.alerts.values import Finding
 from dags.alerts.watch import Sources
 from dags.alerts.watch_rules import Observation, WatchContext
-from dags.alerts.watch_sources import Location, WebserverError, read_workspace
+from dags.alerts.watch_sources import FreshnessPolicy, Location, WebserverError, read_workspace
 from dags.local import ports
 from dags.tests.alerts.site import POLICY, Site
 from dags.tests.alerts.world import op_job, origin, user_error
@@ -349,10 +350,22 @@ def test_without_an_address_no_location_is_checked(site: Site) -> None:
 
 
 CODE = """
+import datetime
+
 import dagster as dg
 
 @dg.op
 def work(): ...
+
+@dg.asset(
+    owners=["team:team-a"],
+    tags={"owner": "team-a"},
+    freshness_policy=dg.FreshnessPolicy.time_window(datetime.timedelta(hours=3)),
+)
+def fresh(): ...
+
+@dg.asset
+def without_policy(): ...
 
 @dg.job
 def some_job():
@@ -366,7 +379,7 @@ def nightly():
 def watching():
     return dg.SkipReason("nothing")
 
-defs = dg.Definitions(jobs=[some_job], schedules=[nightly], sensors=[watching])
+defs = dg.Definitions(assets=[fresh, without_policy], jobs=[some_job], schedules=[nightly], sensors=[watching])
 """
 
 
@@ -405,5 +418,73 @@ def test_the_real_web_interface_shows_broken_locations_and_the_owners_of_schedul
         finally:
             server.should_exit = True
             thread.join()
-    assert found["good"] == Location("good", tags={"nightly": {"owner": "team-b"}, "watching": {"owner": "team-a"}})
+    assert found["good"] == Location(
+        "good",
+        tags={"nightly": {"owner": "team-b"}, "watching": {"owner": "team-a"}},
+        freshness_policies={dg.AssetKey("fresh"): FreshnessPolicy(dt.timedelta(hours=3), "team-a")},
+    )
     assert "No module named 'a_module_that_is_not_there'" in (found["broken"].error or "")
+
+
+def location_with_policy(max_age: dt.timedelta, owner: str | None = "team-a") -> Location:
+    return Location("web", freshness_policies={dg.AssetKey("events"): FreshnessPolicy(max_age, owner)})
+
+
+def set_freshness(site: Site, state: FreshnessState) -> None:
+    """Record a state as Dagster's freshness daemon does."""
+    change = FreshnessStateChange(
+        key=dg.AssetKey("events"),
+        new_state=state,
+        previous_state=FreshnessState.UNKNOWN,
+        state_change_timestamp=site.world.now.timestamp(),
+    )
+    site.world.instance._report_runless_asset_event(change)
+
+
+def stale_assets(site: Site, workspace: Mapping[str, Location]) -> list[Observation]:
+    states = watch_sources.read_freshness(site.world.instance, [dg.AssetKey("events")])
+    return list(watch_rules.stale_assets(context_of(site, workspace), states))
+
+
+def test_an_asset_that_is_too_old_is_reported_to_its_owner_until_it_is_materialized(site: Site) -> None:
+    workspace = {"web": location_with_policy(dt.timedelta(hours=24))}
+    set_freshness(site, FreshnessState.FAIL)
+    failed_at = site.world.now
+    site.world.forward(HOUR)
+    (found,) = stale_assets(site, workspace)
+    assert found.finding.key == "freshness/web/events"
+    assert (found.finding.owner, found.finding.since, found.grace) == ("team-a", failed_at, dt.timedelta())
+    assert found.finding.title == "Asset events is not fresh"
+    assert "older than 24 h" in found.finding.detail
+    for state in (FreshnessState.PASS, FreshnessState.WARN):
+        set_freshness(site, state)
+        assert stale_assets(site, workspace) == []
+
+
+@pytest.mark.parametrize("state", [None, FreshnessState.UNKNOWN])
+def test_an_asset_that_was_never_materialized_is_reported_after_as_long_as_its_policy_allows(
+    site: Site, state: FreshnessState | None
+) -> None:
+    if state is not None:
+        set_freshness(site, state)
+    workspace = {"web": location_with_policy(dt.timedelta(hours=3), owner=None)}
+
+    def rule(sources: Sources, context: WatchContext) -> Iterable[Observation]:
+        states = watch_sources.read_freshness(sources.instance, [dg.AssetKey("events")])
+        return watch_rules.stale_assets(replace(context, workspace=workspace), states)
+
+    assert observed(site, rules={"freshness": rule}) == {}
+    site.world.forward(3 * HOUR - MINUTE)
+    assert observed(site, rules={"freshness": rule}) == {}
+    site.world.forward(2 * MINUTE)
+    (found,) = observed(site, rules={"freshness": rule}).values()
+    assert found.owner == POLICY.team_of_location("web")
+    assert "never materialized" in found.detail
+
+
+def test_a_web_interface_that_does_not_answer_is_one_finding_for_all_rules_that_need_it(site: Site) -> None:
+    rules = {**only("locations"), **only("freshness")}
+    nobody = f"http://{ports.LOOPBACK}:{ports.free_port()}"
+    observed(site, nobody, rules=rules)
+    site.world.forward(6 * MINUTE)
+    assert set(observed(site, nobody, rules=rules)) == {"watch/locations"}

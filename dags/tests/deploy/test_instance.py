@@ -43,6 +43,14 @@ def test_the_instances_of_regions_differ_only_in_the_database_host(region: str) 
     assert rendered == WRITTEN
 
 
+def test_production_and_laptop_evaluate_freshness_policies(instance: dg.DagsterInstance) -> None:
+    assert LAPTOP["freshness"] == {"enabled": True}
+    with instance:
+        assert "freshness" not in WRITTEN
+        assert instance.freshness_enabled
+        assert "FRESHNESS_DAEMON" in instance.get_required_daemon_types()
+
+
 def test_production_and_laptop_have_the_same_limits() -> None:
     assert WRITTEN["concurrency"] == LAPTOP["concurrency"]
     # The chart omits a 0, which is Dagster's default.
