@@ -201,7 +201,7 @@ def write_lines(file: Path, make: Callable[[int], str], numbers: range) -> None:
 def load(cluster: ClickhouseCluster, postgres: Postgres, s3: Any, storage: ObjectStorage, keys: Sequence[str]) -> None:
     """Load these objects as a run does."""
     list_versions = functools.partial(current_versions, s3, storage.bucket)
-    loader = Loader(cluster, storage, KEY, list_versions, str(uuid.uuid4()), SchemaForm("default"))
+    loader = Loader(cluster, postgres, storage, KEY, list_versions, str(uuid.uuid4()), SchemaForm("default"))
     with exclusive(postgres, lock_name(cluster), 60) as lock:
         result = load_batch(loader, keys, lock)
     assert not result.problems, result.problems

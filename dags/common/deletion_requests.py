@@ -82,6 +82,20 @@ class DeletionRequest:
     finished_at: dt.datetime | None = None
 
 
+@dataclass(frozen=True)
+class CompletedRequest:
+    """What a request that is done covers: events up to `requested_at` that have this key."""
+
+    kind: RequestKind
+    team_id: int
+    key: str
+    requested_at: dt.datetime
+
+
+# Held exclusively while requests are marked as done, and shared by loads from reading the completed requests to their
+# last insert: so no load that has not seen a request inserts rows after these were counted.
+COMPLETION_LOCK = "completion of deletion requests"
+
 REQUESTS_STATEMENT = """
 SELECT id, kind, team_id, key, requested_by, requested_at, reason, state, note, evidence, finished_at
 FROM deletion_requests
@@ -155,6 +169,17 @@ def due_requests(postgres: Postgres, limit: int) -> list[DeletionRequest]:
         cursor.execute("SELECT clock_timestamp()")
         ((now,),) = cursor.fetchall()
     return [one for one in list_requests(postgres, state=RequestState.PENDING, limit=limit) if one.requested_at <= now]
+
+
+def completed_requests(postgres: Postgres, team_ids: Collection[int]) -> list[CompletedRequest]:
+    """Return the requests of these teams that are done, each key once, with the latest time."""
+    with postgres.connection() as connection, connection.cursor() as cursor:
+        cursor.execute(
+            "SELECT kind, team_id, key, max(requested_at) FROM deletion_requests "
+            "WHERE state = 'done' AND team_id = ANY(%s::bigint[]) GROUP BY kind, team_id, key",
+            (sorted(team_ids),),
+        )
+        return [CompletedRequest(RequestKind(kind), *others) for kind, *others in cursor.fetchall()]
 
 
 def earliest_person_requests(postgres: Postgres) -> dict[int, dt.datetime]:

@@ -69,8 +69,9 @@ def exclusive(
     *,
     holder: str = "analytics-platform",
     hold_seconds: float | None = None,
+    shared: bool = False,
 ) -> Iterator[Lock]:
-    """Hold the lock of that name until the end of the block. It has at most one holder at any time.
+    """Hold the lock of that name until the end of the block. It has at most one holder, or several with `shared`.
 
     `holder`, a job and its run, is named in the error of other processes that wait for the lock. After `hold_seconds`,
     if given, Postgres (17 or newer) releases the lock, and `assert_held` raises. Raises LockTimeoutError after
@@ -81,7 +82,7 @@ def exclusive(
     try:
         with postgres.connection() as connection:
             try:
-                _acquire(connection, name, wait_seconds)
+                _acquire(connection, name, wait_seconds, shared=shared)
             except psycopg2.errors.LockNotAvailable as error:
                 raise LockTimeoutError(
                     f"The lock '{name}' was held by another process for {wait_seconds:g} seconds: "
@@ -96,7 +97,7 @@ def exclusive(
         raise
 
 
-def _acquire(connection: "psycopg2.extensions.connection", name: str, wait_seconds: float) -> None:
+def _acquire(connection: "psycopg2.extensions.connection", name: str, wait_seconds: float, *, shared: bool) -> None:
     idle, interval, probes = KEEPALIVE_SECONDS_AND_PROBES
     milliseconds = max(int(wait_seconds * 1000), 1)
     with connection.cursor() as cursor:
@@ -105,7 +106,8 @@ def _acquire(connection: "psycopg2.extensions.connection", name: str, wait_secon
             f"SET LOCAL tcp_keepalives_count = {probes}; SET LOCAL idle_in_transaction_session_timeout = 0;"
             f"SET LOCAL statement_timeout = 0; SET LOCAL lock_timeout = {milliseconds}"
         )
-        cursor.execute("SELECT pg_advisory_xact_lock(%s)", (lock_number(name),))
+        function = "pg_advisory_xact_lock_shared" if shared else "pg_advisory_xact_lock"
+        cursor.execute(f"SELECT {function}(%s)", (lock_number(name),))
 
 
 def _name_connection(connection: "psycopg2.extensions.connection", holder: str, hold_seconds: float | None) -> None:

@@ -18,12 +18,13 @@ from dags.common.clickhouse.ddl import Placement
 from dags.common.clickhouse.mutations import Command, delete
 from dags.common.clickhouse.query import Insert, quoted
 from dags.common.clickhouse.tables import PERSON_DISTINCT_ID_OVERRIDES
-from dags.common.deletion_requests import DeletionRequest, RequestKind
+from dags.common.deletion_requests import COMPLETION_LOCK, DeletionRequest, RequestKind
 from dags.common.event_days import ChangeReason
+from dags.common.locks import exclusive
 from dags.common.postgres import Postgres
 from dags.common.rewrites.conditions import microseconds, team_condition
-from dags.common.rewrites.matches import Matches
-from dags.common.rewrites.rewrite import Rewrite
+from dags.common.rewrites.matches import Matches, total
+from dags.common.rewrites.rewrite import Rewrite, RowsRemainError
 from dags.deletes.registry import (
     ALWAYS,
     EVENTS_TARGET,
@@ -135,8 +136,11 @@ def process_requests(rewrite: Rewrite, postgres: Postgres, recompute: Recompute,
     event_days.record_closed(rewrite.cluster, changed, _change_id(rewrite), ChangeReason.DELETE, rewrite.run_id)
     days = _recompute_stale_days(rewrite, postgres, recompute)
     evidence = _evidence(rewrite, runnable, counts, mutations, days)
-    rewrite.assert_lock_held()
-    deletion_requests.mark_done(postgres, evidence)
+    # From here on, loads skip what these requests cover. A load that began earlier may have inserted such rows.
+    with exclusive(postgres, COMPLETION_LOCK, rewrite.seconds_left()):
+        _assert_no_row_is_left(rewrite, lookup, runnable)
+        rewrite.assert_lock_held()
+        deletion_requests.mark_done(postgres, evidence)
     rewrite.report(f"{len(runnable)} requests are done.")
     rewrite.drop_own()
     rewrite.report("The tables of this run are dropped.")
@@ -150,6 +154,18 @@ def process_requests(rewrite: Rewrite, postgres: Postgres, recompute: Recompute,
         mutations=mutations,
         days_recomputed=tuple(days),
     )
+
+
+def _assert_no_row_is_left(rewrite: Rewrite, lookup: RequestLookup, requests: Sequence[DeletionRequest]) -> None:
+    for target, command, prewhere in _commands(lookup, requests):
+        if target is EVENTS_TARGET:
+            table = rewrite.stored_as(target.table)
+            rows = total(rewrite.find(table, command.condition, command.parameters, prewhere=prewhere)).rows
+            if rows:
+                raise RowsRemainError(
+                    f"{rows} events that the requests cover were loaded since they were deleted. The requests stay "
+                    "pending: run deletes_job again."
+                )
 
 
 def _find_waiting(rewrite: Rewrite, due: Sequence[DeletionRequest], lookup: RequestLookup) -> dict[int, str]:

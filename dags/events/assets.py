@@ -97,6 +97,7 @@ def events(
     cluster = clickhouse.cluster(context)
     loader = Loader(
         cluster=cluster,
+        postgres=postgres.client(),
         storage=source.storage,
         visitor_hash_key=source.visitor_hash_key,
         list_versions=functools.partial(current_versions, client, bucket),

@@ -6,8 +6,10 @@ One batch is loaded at a time, under a lock:
 2. Read from the manifest what is already loaded, and list what the objects are now.
 3. Stage: read all objects of a format with one statement into a staging table named after the attempt. A statement that
    fails is halved until the unreadable object is alone; the others go on (`staging.py`).
-4. Account for every line of every object, and check that no object changed meanwhile (`accounting.py`).
-5. Publish (`publishing.py`): write `loading` to the manifest, and remove rows that a dead attempt left.
+4. Skip the events that a completed deletion request covers (`deleted.py`), account for every line of every object,
+   and check that no object changed meanwhile (`accounting.py`).
+5. Publish (`publishing.py`): write `loading` to the manifest, insert again what other objects share with those whose
+   rows are removed (`overlap.py`), and remove rows that a dead attempt left.
 6. Run one INSERT … SELECT each for events, page views and rejected lines; remove the rows of older content of a key.
 7. Write `loaded` to the manifest.
 
@@ -15,23 +17,33 @@ Before step 5 only staging tables change. After it, the next load of the same ob
 starts by removing the object's rows.
 """
 
+import logging
 import uuid
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from pydantic import SecretStr
 
+from dags.common import deletion_requests
 from dags.common.clickhouse.cluster import ClickhouseCluster
 from dags.common.clickhouse.ddl import SchemaForm
 from dags.common.clickhouse.object_storage import ObjectStorage
-from dags.common.locks import Lock
-from dags.events import manifest
+from dags.common.deletion_requests import COMPLETION_LOCK
+from dags.common.locks import Lock, exclusive
+from dags.common.postgres import Postgres
+from dags.events import manifest, overlap
 from dags.events.accounting import account_for_lines, changed_problem
+from dags.events.batches import BatchLimits, batches_of
+from dags.events.deleted import skip_deleted_events
 from dags.events.manifest import Entry, Manifest, ObjectState
-from dags.events.objects import ObjectProblem, ObjectVersion
+from dags.events.objects import ObjectProblem, ObjectVersion, team_of
 from dags.events.publishing import Publisher
 from dags.events.recovery import end_dead_loads
 from dags.events.staging import StagedBatch
+
+logger = logging.getLogger(__name__)
+
+COMPLETION_WAIT_SECONDS = 3600.0
 
 
 @dataclass(frozen=True)
@@ -48,6 +60,7 @@ class Loader:
     """The dependencies of a load. `list_versions` returns the current versions of keys."""
 
     cluster: ClickhouseCluster
+    postgres: Postgres
     storage: ObjectStorage
     visitor_hash_key: SecretStr
     list_versions: Callable[[Sequence[str]], Mapping[str, ObjectVersion]]
@@ -67,6 +80,7 @@ def load_batch(loader: Loader, keys: Sequence[str], lock: Lock, *, retry_unreada
     storage and the lock raise. The next load of the same keys then recovers.
     """
     end_dead_loads(loader.cluster)
+    deletion_requests.apply_migrations(loader.postgres)
     versions = loader.list_versions(keys)
     missing = [
         ObjectProblem(key, "is not in the bucket anymore", is_unreadable=False) for key in keys if key not in versions
@@ -92,14 +106,67 @@ def _load(
 ) -> tuple[list[Entry], list[ObjectProblem]]:
     """Stage, account and publish; return the new manifest entries and what was not loaded."""
     problems = _with_bad_keys(loader, wanted, staged.read(wanted, loader.storage, loader.visitor_hash_key))
-    entries, unaccounted = account_for_lines(staged, _without(wanted, problems), known)
-    problems += unaccounted
-    problems += _changed(loader, _without(wanted, problems))
-    failed = {problem.key for problem in problems}
-    good = [entry for entry in entries if entry.key not in failed]
-    publisher = Publisher(loader.cluster, loader.form, loader.run_id, staged, known)
-    publisher.record_unreadable(wanted, problems)
-    return publisher.publish(good, lock) if good else [], problems
+    with exclusive(loader.postgres, COMPLETION_LOCK, COMPLETION_WAIT_SECONDS, shared=True) as completion_lock:
+        _skip_deleted(loader, staged, wanted)
+        entries, unaccounted = account_for_lines(staged, _without(wanted, problems), known)
+        problems += unaccounted
+        problems += _changed(loader, _without(wanted, problems))
+        failed = {problem.key for problem in problems}
+        good = [entry for entry in entries if entry.key not in failed]
+
+        def restore(leftovers: Sequence[Entry], replaced: Sequence[Entry]) -> None:
+            _restore(loader, publisher, leftovers, replaced, [entry.key for entry in good])
+
+        publisher = Publisher(loader.cluster, loader.form, loader.run_id, staged, known, restore)
+        publisher.record_unreadable(wanted, problems)
+        loaded = publisher.publish(good, lock) if good else []
+        completion_lock.assert_held()
+    return loaded, problems
+
+
+def _skip_deleted(loader: Loader, staged: StagedBatch, versions: Sequence[ObjectVersion]) -> None:
+    """Skip the staged events that a completed deletion request covers."""
+    teams = {team_of(version.key) for version in versions}
+    skip_deleted_events(staged, deletion_requests.completed_requests(loader.postgres, teams))
+
+
+def _restore(
+    loader: Loader,
+    publisher: Publisher,
+    leftovers: Sequence[Entry],
+    replaced: Sequence[Entry],
+    objects: Sequence[str],
+) -> None:
+    """Insert again the events of other loaded objects that may be lost with the removed objects."""
+    staged = publisher.staged
+    days = overlap.find_lost_events(staged, leftovers, replaced, objects)
+    if not days:
+        return
+    all_days = set().union(*days.values())
+    known = manifest.read_teams(loader.cluster, days, min(all_days), max(all_days))
+    others = {entry.key: entry for entry in overlap.others_with_events_on(days, known, objects)}
+    current = loader.list_versions(sorted(others)) if others else {}
+    same = [version for key, version in sorted(current.items()) if version.etag == others[key].etag]
+    if len(same) < len(others):
+        gone = sorted(others.keys() - {version.key for version in same})
+        logger.warning("Not read again for events that they share with removed objects: %s", ", ".join(gone))
+    for number, batch in enumerate(batches_of(same, BatchLimits())):
+        restored = StagedBatch(
+            staged.host,
+            f"{staged.attempt_id}_restored_{number}",
+            overlap.is_lost(staged),
+            {"objects": tuple(objects)},
+        )
+        try:
+            problems = restored.read(batch, loader.storage, loader.visitor_hash_key)
+            for problem in problems:
+                logger.warning("Not read again for shared events: %s: %s", problem.key, problem.reason)
+            _skip_deleted(loader, restored, batch)
+            entries = [replace(others[version.key], rejected_rows=0) for version in _without(batch, problems)]
+            superseded = [entry.object_id for entry in (*leftovers, *replaced)]
+            replace(publisher, staged=restored).insert(entries, superseded)
+        finally:
+            restored.drop()
 
 
 def _with_bad_keys(

@@ -5,7 +5,7 @@ newer. Rows are read from every host and merged, because a replica may lag.
 """
 
 import datetime as dt
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
 
@@ -119,6 +119,15 @@ def read_range(cluster: ClickhouseCluster, first: str, last: str) -> Manifest:
 def read_since(cluster: ClickhouseCluster, since: dt.datetime) -> Manifest:
     """Return the entries that were written at `since` or later."""
     return _read(cluster, Query(f"{SELECT} WHERE updated_at >= %(since)s", {"since": since}))
+
+
+def read_teams(cluster: ClickhouseCluster, team_ids: Collection[int], first: dt.date, last: dt.date) -> Manifest:
+    """Return the entries of these teams with events between the two days, both included."""
+    statement = (
+        f"{SELECT} WHERE team_id IN %(team_ids)s AND toDate(first_timestamp) <= %(last)s "
+        "AND toDate(last_timestamp) >= %(first)s"
+    )
+    return _read(cluster, Query(statement, {"team_ids": tuple(team_ids), "first": first, "last": last}))
 
 
 def read_run(cluster: ClickhouseCluster, run_id: str) -> Manifest:

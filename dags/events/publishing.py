@@ -2,7 +2,7 @@
 
 import datetime as dt
 import logging
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from dags.common.clickhouse.cluster import ClickhouseCluster
@@ -28,13 +28,17 @@ SELECT team_id, min(timestamp), max(timestamp) FROM {{table}} WHERE {visits.WITH
 
 @dataclass(frozen=True)
 class Publisher:
-    """Publishes the objects of one staged batch. `known` is the manifest of their keys, `form` that of the schema."""
+    """Publishes the objects of one staged batch. `known` is the manifest of their keys, `form` that of the schema.
+
+    `restore` is called before the rows of objects are removed: the leftovers of dead loads, and replaced objects.
+    """
 
     cluster: ClickhouseCluster
     form: SchemaForm
     run_id: str
     staged: StagedBatch
     known: Manifest
+    restore: Callable[[Sequence[Entry], Sequence[Entry]], None]
 
     def publish(self, entries: Sequence[Entry], lock: Lock) -> list[Entry]:
         """Insert the staged rows of these objects, remove the rows that they replace, and return the new entries."""
@@ -46,8 +50,9 @@ class Publisher:
         left = {entry.identity: entry for entry in leftovers}
         loading = [entry.covering(left.get(entry.identity)).now(ObjectState.LOADING, self.run_id) for entry in entries]
         manifest.write(self.cluster, loading, f"{self.staged.attempt_id}-loading")
+        self.restore(leftovers, replaced)
         self._remove(leftovers)
-        self._insert(loading, superseded=[entry.object_id for entry in (*leftovers, *replaced, *loading)])
+        self.insert(loading, superseded=[entry.object_id for entry in (*leftovers, *replaced, *loading)])
         self._remove(replaced)
         lock.assert_held()
         # Without the days and times that only leftovers had.
@@ -72,7 +77,7 @@ class Publisher:
         ]
         manifest.write(self.cluster, entries, f"{self.staged.attempt_id}-failed")
 
-    def _insert(self, entries: Sequence[Entry], superseded: Sequence[int]) -> None:
+    def insert(self, entries: Sequence[Entry], superseded: Sequence[int]) -> None:
         """Insert the staged rows of the objects. Visits ignore events of the objects with the `superseded` ids."""
         objects = tuple(entry.key for entry in entries)
         names = ", ".join(EVENT_NAMES)

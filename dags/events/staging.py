@@ -86,6 +86,9 @@ class StagedBatch:
 
     host: ClickhouseCluster
     attempt_id: str
+    # The condition of the lines to stage, with its parameters.
+    only: str = "1"
+    only_parameters: Mapping[str, object] = field(default_factory=dict)
     chunks: int = 0
     # Access logs are in this chunk and the later ones; None without access logs.
     first_log_chunk: int | None = None
@@ -101,6 +104,16 @@ class StagedBatch:
     def agents(self) -> str:
         """The name of the table of user agents, which exists when access logs are staged."""
         return f"{self.table}_agents"
+
+    @property
+    def deleted(self) -> str:
+        """The name of the table of completed deletion requests, which may not exist."""
+        return f"{self.table}_deleted"
+
+    @property
+    def lost(self) -> str:
+        """The name of the table of events that are lost with removed objects, which may not exist."""
+        return f"{self.table}_lost"
 
     def read(
         self, versions: Sequence[ObjectVersion], storage: ObjectStorage, visitor_hash_key: SecretStr
@@ -126,7 +139,7 @@ class StagedBatch:
 
     def drop(self) -> None:
         """Drop the tables. What cannot be dropped now is dropped by the next load."""
-        for name in (self.table, self.agents):
+        for name in (self.table, self.agents, self.deleted, self.lost):
             try:
                 self.run(f"DROP TABLE IF EXISTS {quoted(name)}", retryable=True)
             except Exception as error:  # noqa: BLE001 - it must not replace the error of the load itself
@@ -162,11 +175,13 @@ class StagedBatch:
         is_log = kind is Format.ACCESS_LOG
         rows = access_logs.rows_statement() if is_log else product_events.rows_statement(kind)
         keys = [version.key for version in versions]
+        if self.only != "1":
+            rows = f"SELECT * FROM ({rows}) WHERE {self.only}"  # noqa: S608 - conditions from code
         query = ObjectQuery(
             staging_table.stage_statement(self.table, rows),
             storage,
             keys[0] if len(keys) == 1 else "{" + ",".join(keys) + "}",
-            {"chunk": chunk, "bucket": storage.bucket, **access_logs.patterns()},
+            {"chunk": chunk, "bucket": storage.bucket, **access_logs.patterns(), **self.only_parameters},
             {**SETTINGS, "max_execution_time": _max_reading_seconds(versions)},
             external_tables=[access_logs.visitor_key_table(visitor_hash_key)] if is_log else (),
         )

@@ -13,6 +13,7 @@ from dags.common.clickhouse.schema import apply_schema
 from dags.common.postgres import Postgres
 from dags.tests.conftest import CREDENTIALS
 from dags.tests.events.world import World
+from dags.tests.rewriting import postgres_of
 
 if TYPE_CHECKING:
     from types_boto3_s3 import S3Client
@@ -27,9 +28,9 @@ def cluster(clickhouse_port: int, clickhouse_database: str) -> Iterator[Clickhou
 
 
 @pytest.fixture
-def postgres(postgres_port: int) -> Postgres:
-    """The server's own database: locks need no other."""
-    return Postgres("127.0.0.1", postgres_port, CREDENTIALS.postgres_user, SecretStr(""), "postgres")
+def postgres(postgres_dsn: str) -> Postgres:
+    """An empty database: deletion requests of one test must not reach another."""
+    return postgres_of(postgres_dsn)
 
 
 @pytest.fixture

@@ -251,7 +251,7 @@ def test_the_manifest_has_the_rows_by_day_before_any_row_is_inserted(
         raise ConnectionError
 
     with monkeypatch.context() as patched:
-        patched.setattr(Publisher, "_insert", fail)
+        patched.setattr(Publisher, "insert", fail)
         with pytest.raises(ConnectionError):
             world.load()
     by_object = "SELECT rows_by_day FROM ingested_objects FINAL WHERE state = %(state)s ORDER BY object"
@@ -284,6 +284,7 @@ class Killed:
             "clickhouse_port": world.cluster.hosts[0].port,
             "s3_port": s3_port,
             "postgres_port": world.postgres.port,
+            "postgres_database": world.postgres.database,
             "database": world.cluster.database,
             "bucket": world.storage.bucket,
         }

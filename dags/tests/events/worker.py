@@ -67,7 +67,9 @@ def main() -> None:
         CREDENTIALS.s3_access_key_id,
         SecretStr(CREDENTIALS.s3_secret_access_key),
     )
-    postgres = Postgres("127.0.0.1", options["postgres_port"], CREDENTIALS.postgres_user, SecretStr(""), "postgres")
+    postgres = Postgres(
+        "127.0.0.1", options["postgres_port"], CREDENTIALS.postgres_user, SecretStr(""), options["postgres_database"]
+    )
     World(cluster, postgres, services.s3_client(options["s3_port"], CREDENTIALS), storage).load(run_id="a worker")
     cluster.close()
     sys.stdout.write(f"statements {next(cluster.statements) - 1}\n")

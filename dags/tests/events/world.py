@@ -84,6 +84,7 @@ class World:
     def loader(self, run_id: str = "run", **changes: Any) -> Loader:
         given: dict[str, Any] = {
             "cluster": self.cluster,
+            "postgres": self.postgres,
             "storage": self.storage,
             "visitor_hash_key": VISITOR_HASH_KEY,
             "list_versions": functools.partial(current_versions, self.s3, self.storage.bucket),
