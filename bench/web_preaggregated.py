@@ -41,6 +41,7 @@ BACKFILL_DAYS = 30
 BACKFILL_EVENTS = 3_000_000
 ROUNDS = 3
 PARTS = 12
+TEAMS = 20
 FIRST = dt.date(2026, 3, 1)
 COLUMNS = (
     "team_id, session_id, timestamp, uuid, event, distinct_id, person_id, host, pathname, referring_domain, browser, "
@@ -63,7 +64,7 @@ WITH
 SELECT
     reinterpretAsUUID(concat(reinterpretAsString(event_hash), reinterpretAsString(cityHash64(number, 4)))),
     multiIf(i = 4 AND event_hash % 3 = 0, '$pageleave', i = 3 AND event_hash % 4 = 0, 'signed_up', '$pageview'),
-    1 + visitor % 20, concat('visitor-', toString(visitor)),
+    1 + visitor % {teams}, concat('visitor-', toString(visitor)),
     reinterpretAsUUID(concat(reinterpretAsString(visitor_hash), reinterpretAsString(visitor))),
     toString(reinterpretAsUUID(concat(reinterpretAsString(hash), reinterpretAsString(s)))),
     toDateTime64('{first} 00:00:00', 6, 'UTC')
@@ -109,12 +110,14 @@ def database(port: int) -> Iterator[tuple[ClickhouseCluster, Client]]:
         client.execute(f"DROP DATABASE {name} SYNC")
 
 
-def fill(client: Client, events: int, days: int) -> None:
-    """Insert events of some days in parts, and wait for the merges."""
+def fill(client: Client, events: int, days: int, teams: int = TEAMS) -> None:
+    """Insert events of some days and teams in parts, and wait for the merges."""
     part = events // PARTS
     for n in range(PARTS):
         client.execute(
-            GENERATE.format(visitors=events // 12, seconds=days * 86_400, first=FIRST, number=n * part, count=part),
+            GENERATE.format(
+                visitors=events // 12, teams=teams, seconds=days * 86_400, first=FIRST, number=n * part, count=part
+            ),
             settings={"max_insert_threads": 1, "min_insert_block_size_rows": 500_000},
         )
     wait_for_merges(client)

@@ -5,6 +5,7 @@ schema then fails and says so.
 """
 
 from dags.common.clickhouse.ddl import Column, Dictionary, Placement, SchemaObject, SkipIndex, Table
+from dags.common.clickhouse.views import WEB_VIEWS
 
 # The number of inserts whose deduplication tokens a table keeps where it is not replicated.
 DEDUPLICATION_WINDOW_INSERTS = 1000
@@ -338,7 +339,7 @@ ANALYTICS_DIGEST_DAILY = Table(
     placement=Placement.EVERY_NODE,
 )
 
-# In the order of creation: a dictionary comes after its tables.
+# In the order of creation: dictionaries and views come after their tables.
 SCHEMA: tuple[SchemaObject, ...] = (
     SCHEMA_MIGRATIONS,
     EXCHANGE_RATE,
@@ -352,4 +353,5 @@ SCHEMA: tuple[SchemaObject, ...] = (
     WEB_SESSIONS,
     WEB_SESSION_DAYS,
     ANALYTICS_DIGEST_DAILY,
+    *WEB_VIEWS,
 )
