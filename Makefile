@@ -11,7 +11,7 @@ LOCAL := DEBUG=1 DAGSTER_HOME="$(CURDIR)/.dagster_home" PYTHONWARNINGS="ignore:P
 WORKERS := --numprocesses auto --maxprocesses 4 --dist worksteal
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo dev test test-slow test-all snapshot lint format new-team new-dag check-team lock clean wipe
+.PHONY: help setup demo dev test test-slow test-all snapshot lint format helm-check new-team new-dag check-team lock clean wipe
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -51,6 +51,9 @@ lint: setup ## Check style, types, direction of imports, the Dockerfile, and tha
 	$(BIN)/python -m pytest --quiet --no-header --no-summary dags/tests/policy/test_layers.py
 	$(BIN)/hadolint deploy/Dockerfile
 	env DEBUG=1 PYTHONWARNINGS=ignore:Function $(BIN)/dagster definitions validate --log-level error -w .dagster_home/workspace.yaml
+
+helm-check: setup ## Render the official Helm chart with the values of all regions, and check the result; ARGS=--require-chart
+	@$(BIN)/python -m tools.helm_check $(ARGS)
 
 format: setup ## Write the source in the project's format
 	$(BIN)/ruff check --fix .

@@ -18,7 +18,8 @@ from dagster_postgres import PostgresRunStorage
 from dags.common.kubernetes import JOB_CLASS_RESOURCES, JobClass, kubernetes_resources
 from dags.common.resilient_kubernetes import ResilientK8sRunLauncher
 from dags.tests.deploy import chart
-from dags.tests.deploy.safety import safety_problems
+from tools.helm_check.checks import KUBERNETES_VERSION
+from tools.helm_check.safety import safety_problems
 
 WRITTEN = yaml.safe_load((chart.DEPLOY / "dagster.yaml").read_text())
 LAPTOP = yaml.safe_load((chart.ROOT / ".dagster_home" / "dagster.yaml").read_text())
@@ -131,7 +132,7 @@ def test_the_job_of_a_run_is_valid_safe_and_limited(instance: dg.DagsterInstance
         launcher = instance.run_launcher
         assert isinstance(launcher, K8sRunLauncher)
         job = job_of(launcher, kubernetes_resources(job_class) if job_class else {})
-    kubernetes_validate.validate(job, chart.KUBERNETES_VERSION, strict=True)
+    kubernetes_validate.validate(job, KUBERNETES_VERSION, strict=True)
     spec = job["spec"]["template"]["spec"]
     assert safety_problems(spec) == []
     assert spec["serviceAccountName"] == "dagster-runs"

@@ -8,14 +8,14 @@ import pytest
 from dags.common.settings import Settings
 from dags.definitions import load_locations
 from dags.tests.deploy import chart
-from dags.tests.deploy.safety import containers, safety_problems
+from tools.helm_check import checks
+from tools.helm_check.__main__ import pages
+from tools.helm_check.checks import KUBERNETES_VERSION
+from tools.helm_check.safety import containers, safety_problems
 
 OBJECTS = list(chart.manifests())
 VALUES = chart.values_of(chart.REGIONS[0])
-RENDERED = [
-    *(chart.code_server(VALUES, server) for server in chart.code_servers(VALUES)),
-    *(chart.platform_server(VALUES, key) for key in ("dagsterWebserver", "dagsterDaemon")),
-]
+RENDERED = [one for one in chart.rendered(VALUES) if one["kind"] == "Deployment"]
 PODS = [*chart.pod_specs(), *((one["metadata"]["name"], one["spec"]["template"]["spec"]) for one in RENDERED)]
 
 
@@ -24,7 +24,7 @@ NAMES = [f"{file}-{one['kind']}-{one['metadata'].get('name', '')}" for file, one
 
 @pytest.mark.parametrize(("file", "document"), OBJECTS, ids=NAMES)
 def test_every_object_matches_the_schemas_of_kubernetes(file: str, document: dict[str, Any]) -> None:
-    kubernetes_validate.validate(document, chart.KUBERNETES_VERSION, strict=True)
+    kubernetes_validate.validate(document, KUBERNETES_VERSION, strict=True)
     if document["kind"] != "Namespace":
         assert document["metadata"]["namespace"] == chart.NAMESPACE, file
 
@@ -32,7 +32,7 @@ def test_every_object_matches_the_schemas_of_kubernetes(file: str, document: dic
 def test_an_unknown_field_is_detected() -> None:
     wrong = {"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "x"}, "date": {}}
     with pytest.raises(kubernetes_validate.ValidationError):
-        kubernetes_validate.validate(wrong, chart.KUBERNETES_VERSION, strict=True)
+        kubernetes_validate.validate(wrong, KUBERNETES_VERSION, strict=True)
 
 
 @pytest.mark.parametrize(("name", "spec"), PODS, ids=[name for name, _ in PODS])
@@ -48,8 +48,7 @@ def test_an_unsafe_pod_is_detected() -> None:
 def test_every_server_has_its_probes() -> None:
     for deployment in RENDERED:
         (container,) = deployment["spec"]["template"]["spec"]["containers"]
-        missing = {"readinessProbe", "livenessProbe"} - set(container)
-        assert not missing, f"{deployment['metadata']['name']} has no {missing}"
+        assert not checks.missing_probes(container), deployment["metadata"]["name"]
 
 
 def test_every_job_has_a_deadline() -> None:
@@ -58,7 +57,90 @@ def test_every_job_has_a_deadline() -> None:
     for job in jobs:
         spec = job["spec"].get("jobTemplate", job)["spec"]
         assert spec["activeDeadlineSeconds"] > 0
-        assert spec["template"]["spec"]["automountServiceAccountToken"] is False
+
+
+@pytest.mark.parametrize("region", chart.REGIONS)
+def test_what_the_chart_renders_and_the_manifests_break_no_rule_together(region: str) -> None:
+    values = chart.values_of(region)
+    hand_written = [one for file, one in chart.manifests() if not file.startswith("values-")]
+    objects = [*chart.rendered(values), *values["extraManifests"], *hand_written]
+    problems = checks.problems_of(objects, pages())
+    assert not problems, "\n".join(problems)
+
+
+def test_the_image_that_waits_for_postgres_has_one_registry() -> None:
+    assert chart.postgres_image(VALUES) == "docker.io/library/postgres:18.1"
+    before = chart.merged(VALUES, {"postgresql": {"image": {"repository": "docker.io/library/postgres"}}})
+    assert checks.image_problems(chart.postgres_image(before)) == [
+        "image 'docker.io/docker.io/library/postgres:18.1' names a registry twice"
+    ]
+
+
+def test_every_init_container_is_rendered_and_checked() -> None:
+    (daemon,) = [one for one in RENDERED if one["metadata"]["name"] == "dagster-daemon"]
+    pod = daemon["spec"]["template"]["spec"]
+    assert [one["name"] for one in pod["initContainers"]] == [
+        "check-db-ready",
+        *(f"init-user-deployment-{server['name']}" for server in chart.code_servers(VALUES)),
+    ]
+    del pod["initContainers"][0]["securityContext"]
+    assert any(problem.startswith("check-db-ready ") for problem in safety_problems(pod))
+
+
+def test_the_job_that_prepares_the_instance_has_a_token_without_permissions() -> None:
+    (job,) = [document for file, document in OBJECTS if file == "prepare-instance.yaml"]
+    pod = job["spec"]["template"]["spec"]
+    assert pod["automountServiceAccountToken"] is True
+    bound = {subject["name"] for _, one in OBJECTS if one["kind"] == "RoleBinding" for subject in one["subjects"]}
+    assert pod["serviceAccountName"] not in bound
+    # Its command loads the run launcher, which reads the token.
+    assert checks.token_problems(job, pod | {"automountServiceAccountToken": False})
+
+
+def test_only_what_starts_jobs_may_create_them() -> None:
+    creating = {
+        one["metadata"]["name"]
+        for _, one in OBJECTS
+        if one["kind"] == "Role" and any("create" in rule["verbs"] for rule in one["rules"])
+    }
+    bound = {
+        subject["name"]
+        for _, one in OBJECTS
+        if one["kind"] == "RoleBinding" and one["roleRef"]["name"] in creating
+        for subject in one["subjects"]
+    }
+    assert bound == {"dagster", "dagster-steps"}
+    users = {spec["serviceAccountName"] for _, spec in PODS}
+    assert "dagster-steps" not in users
+    assert (
+        VALUES["runLauncher"]["config"]["customRunLauncher"]["config"]["run_k8s_config"]["pod_spec_config"][
+            "automountServiceAccountToken"
+        ]
+        is False
+    )
+
+
+def test_the_read_only_web_server_has_the_options_of_the_other_one_and_no_permissions() -> None:
+    (own,) = [one for file, one in OBJECTS if file == "webserver-read-only.yaml" and one["kind"] == "Deployment"]
+    pod = own["spec"]["template"]["spec"]
+    assert pod["serviceAccountName"] == "dagster-read-only"
+    (container,) = pod["containers"]
+    assert "--read-only" in container["args"]
+    given = chart.webserver_command(VALUES, read_only=True)
+    for word in container["args"]:
+        if word.startswith("--db-"):
+            assert word.replace("=", " ") in given
+    (other,) = [one for one in RENDERED if one["metadata"]["name"] == "dagster-webserver"]
+    (beside,) = other["spec"]["template"]["spec"]["containers"]
+    assert container["resources"] == beside["resources"]
+    assert container["readinessProbe"] == beside["readinessProbe"]
+
+
+def test_every_pod_can_be_pulled_from_a_private_registry() -> None:
+    for name, spec in PODS:
+        assert spec["imagePullSecrets"] == VALUES["imagePullSecrets"], name
+    launcher = VALUES["runLauncher"]["config"]["customRunLauncher"]["config"]
+    assert launcher["image_pull_secrets"] == VALUES["imagePullSecrets"]
 
 
 def test_secrets_are_only_referenced() -> None:
@@ -89,13 +171,14 @@ def test_roles_have_no_wildcards_and_cannot_read_secrets() -> None:
 def test_every_account_that_is_used_exists() -> None:
     made = {one["metadata"]["name"] for _, one in OBJECTS if one["kind"] == "ServiceAccount"}
     launcher = VALUES["runLauncher"]["config"]["customRunLauncher"]["config"]["run_k8s_config"]["pod_spec_config"]
-    used = {spec["serviceAccountName"] for _, spec in PODS} | {launcher["serviceAccountName"]}
+    # Jobs choose the last one: `kubernetes_steps`.
+    used = {spec["serviceAccountName"] for _, spec in PODS} | {launcher["serviceAccountName"], "dagster-steps"}
     assert used == made
 
 
 def test_disruption_budgets_select_labels_of_the_chart() -> None:
-    labels = {one["spec"]["template"]["metadata"]["labels"]["component"] for one in RENDERED}
-    labels.add("dagster-webserver-read-only")
+    own = [one for _, one in OBJECTS if one["kind"] == "Deployment"]
+    labels = {one["spec"]["template"]["metadata"]["labels"]["component"] for one in [*RENDERED, *own]}
     for _, document in OBJECTS:
         if document["kind"] == "PodDisruptionBudget":
             assert document["spec"]["selector"]["matchLabels"]["component"] in labels

@@ -15,6 +15,7 @@ from referencing.jsonschema import DRAFT202012
 from dags import locations
 from dags.common.settings import Settings
 from dags.tests.deploy import chart
+from tools.helm_check.checks import KUBERNETES_VERSION
 
 LOCATIONS = sorted(module.name for module in pkgutil.iter_modules(locations.__path__))
 VARIABLES = {name.upper() for name in Settings.model_fields}
@@ -53,7 +54,7 @@ def settings_map(region: str) -> dict[str, str]:
 
 def kubernetes_definitions(_address: str) -> Resource[Any]:
     """Return the definitions of Kubernetes that the schema of the chart refers to, from a package."""
-    directory = files("kubernetes_validate") / "kubernetes-json-schema" / f"v{chart.KUBERNETES_VERSION}.0-local"
+    directory = files("kubernetes_validate") / "kubernetes-json-schema" / f"v{KUBERNETES_VERSION}.0-local"
     definitions = json.loads((directory / "_definitions.json").read_text())["$defs"]
     # The chart refers to `definitions`, the package to `$defs`.
     return DRAFT202012.create_resource({"definitions": definitions, "$defs": definitions})
@@ -88,10 +89,8 @@ def test_the_chart_knows_every_key_of_the_values() -> None:
 @pytest.mark.parametrize("region", chart.REGIONS)
 def test_what_the_chart_renders_matches_the_schemas_of_kubernetes(region: str) -> None:
     values = chart.values_of(region)
-    rendered = [chart.code_server(values, server) for server in chart.code_servers(values)]
-    rendered += [chart.platform_server(values, key) for key in ("dagsterWebserver", "dagsterDaemon")]
-    for deployment in rendered:
-        kubernetes_validate.validate(deployment, chart.KUBERNETES_VERSION, strict=True)
+    for one in chart.rendered(values):
+        kubernetes_validate.validate(one, KUBERNETES_VERSION, strict=True)
 
 
 def test_each_location_has_one_code_server_and_one_entry_in_the_workspace() -> None:
@@ -176,10 +175,11 @@ def test_everything_but_code_servers_runs_one_image() -> None:
         assert server["image"]["tag"] not in ("", "latest", None)
 
 
-def test_the_web_servers_are_not_public_and_one_is_read_only() -> None:
+def test_the_web_servers_are_not_public_and_the_chart_creates_no_permissions() -> None:
     values = chart.values_of()
     assert values["dagsterWebserver"]["service"]["type"] == "ClusterIP"
-    assert values["dagsterWebserver"]["enableReadOnly"]
+    # A manifest of its own has fewer permissions: deploy/manifests/webserver-read-only.yaml.
+    assert not values["dagsterWebserver"]["enableReadOnly"]
     assert "ingress" not in values
     assert not values["rbacEnabled"]
     assert not values["dagster-user-deployments"]["rbacEnabled"]
@@ -192,7 +192,9 @@ def test_the_web_servers_are_not_public_and_one_is_read_only() -> None:
 def test_a_new_code_server_is_ready_before_the_old_one_stops(region: str) -> None:
     for server in chart.code_servers(chart.values_of(region)):
         assert server["deploymentStrategy"]["rollingUpdate"]["maxUnavailable"] == 0
-        assert server["readinessProbe"]["enabled"]
+        # A pod is not ready before its startup probe succeeds.
+        assert server["startupProbe"]["enabled"]
+        assert server["startupProbe"]["exec"] == server["livenessProbe"]["exec"]
         # This command imports the code before it listens. `code-server start` listens even if the code does not load.
         assert "dagsterApiGrpcArgs" in server
         assert "codeServerArgs" not in server
