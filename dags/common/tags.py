@@ -31,6 +31,9 @@ AUTOMATION_TAGS = (
 # Dagster's job name of runs that were started on assets and not on a job.
 ASSET_JOB = "__ASSET_JOB"
 
+# The pool of every step that computes web tables or reads them to compute more: deletions must not run beside one.
+WEB_TABLES_POOL = "web_pre_aggregation"
+
 # On each job with `dry_run` in its config: "true" if it destroys data, and then it is a dry run by default.
 DESTRUCTIVE_TAG = "destructive"
 

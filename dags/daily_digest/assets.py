@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 
 import dagster as dg
 
+from dags.common.automation import follow_days
 from dags.common.clickhouse.cluster import ClickhouseCluster
 from dags.common.clickhouse.query import Query
 from dags.common.clickhouse.staging import drop_leftovers
@@ -14,6 +15,7 @@ from dags.common.metadata import PARTITION_ROW_COUNT, table_metadata
 from dags.common.owners import JobOwners, owner_tags
 from dags.common.resources import ClickhouseResource
 from dags.common.schedules import run_is_finished
+from dags.common.tags import WEB_TABLES_POOL
 from dags.daily_digest.digest import Digest, Totals, read_totals, totals_of, write_digests
 from dags.daily_digest.report import PLOT_DAYS, digest_markdown, plot_markdown
 
@@ -43,6 +45,8 @@ WHERE started_at >= toDateTime64(%(first)s, 6, 'UTC') AND started_at < toDateTim
     metadata=table_metadata(ANALYTICS_DIGEST_DAILY),
     deps=[WEB_SESSIONS, EVENTS, EXCHANGE_RATES],
     partitions_def=DAILY_PARTITIONS,
+    automation_condition=follow_days(WEB_SESSIONS),
+    pool=WEB_TABLES_POOL,
     backfill_policy=dg.BackfillPolicy.multi_run(max_partitions_per_run=31),
     retry_policy=dg.RetryPolicy(max_retries=2, delay=60, backoff=dg.Backoff.EXPONENTIAL, jitter=dg.Jitter.PLUS_MINUS),
 )

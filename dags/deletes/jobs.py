@@ -1,12 +1,15 @@
 """The job that processes deletion requests, its schedule, and the sensor that starts it after a squash."""
 
+import datetime as dt
 import json
+from collections.abc import Sequence
 from typing import Any
 
 import dagster as dg
 from pydantic import Field
 
 from dags.common import deletion_requests
+from dags.common.clickhouse.cluster import ClickhouseCluster
 from dags.common.markdown import markdown_table
 from dags.common.owners import JobOwners, owned_by, owner_tags
 from dags.common.resources import ClickhouseResource, PostgresResource
@@ -14,10 +17,11 @@ from dags.common.rewrites.matches import as_markdown, partitions_of, total
 from dags.common.rewrites.run import LOCK_WAIT_SECONDS, MAX_RUN_SECONDS, exclusive_rewrite
 from dags.common.schedules import skip_if_already_running
 from dags.common.tags import DESTRUCTIVE_TAG, MAX_RETRIES_TAG, MAX_RUNTIME_TAG
+from dags.daily_digest.assets import analytics_digest_daily
 from dags.deletes.delete import DeletionResult, process_requests
-from dags.deletes.web_tables import recompute_web_tables
+from dags.deletes.web_tables import recompute_digests, recompute_web_tables
 from dags.person_overrides.jobs import squash_overrides, squash_person_overrides
-from dags.web_preaggregated.assets import POOL
+from dags.web_preaggregated.assets import POOL, SESSIONS_DAILY
 
 OWNER = JobOwners.TEAM_CLICKHOUSE
 # In the metadata; all requests are in Postgres.
@@ -48,12 +52,26 @@ def process_deletion_requests(
         result = process_requests(
             rewrite,
             database,
-            lambda days: recompute_web_tables(cluster, days, context.run_id),
+            lambda days: _recompute(context, cluster, days),
             dry_run=config.dry_run,
         )
     for request_id, reason in result.waiting.items():
         context.log.info(f"Request {request_id}: {reason}")
     context.add_output_metadata(metadata_of(result))
+
+
+def _recompute(
+    context: dg.OpExecutionContext, cluster: ClickhouseCluster, days: Sequence[dt.date]
+) -> Sequence[dt.date]:
+    """Recompute web tables and digest, so that no table has what was deleted, and log it: the exports then follow."""
+    computed = recompute_web_tables(cluster, days, context.run_id)
+    digests = recompute_digests(cluster, days, context.run_id)
+    # The current day is no partition yet.
+    closed = [day for day in computed if day < dt.datetime.now(dt.UTC).date()]
+    for key, recomputed in ((SESSIONS_DAILY, closed), (analytics_digest_daily.key, digests)):
+        for day in recomputed:
+            context.log_event(dg.AssetMaterialization(key, partition=str(day), metadata={"because": "deletion"}))
+    return computed
 
 
 # Not restarted automatically: a person should see first what the mutations of a dead run have done.

@@ -1,5 +1,6 @@
 """The asset `events`: its run config, its metadata, and how it fails when some objects cannot be loaded."""
 
+import datetime as dt
 import functools
 import time
 from collections import Counter
@@ -80,6 +81,8 @@ class LoadEventsConfig(dg.Config):
     metadata=table_metadata(EVENTS),
     pool=POOL,
     retry_policy=RETRY_POLICY,
+    # Access logs are rotated daily: without a new object for two days, some source has stopped.
+    freshness_policy=dg.FreshnessPolicy.time_window(dt.timedelta(hours=48), dt.timedelta(hours=26)),
 )
 def events(
     context: dg.AssetExecutionContext,

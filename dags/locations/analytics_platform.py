@@ -3,7 +3,7 @@
 from dags.common.owners import JobOwners
 from dags.daily_digest.assets import analytics_digest_daily
 from dags.daily_digest.checks import analytics_digest_daily_equals_web_tables
-from dags.daily_digest.jobs import analytics_digest_daily_job, analytics_digest_daily_schedule
+from dags.daily_digest.jobs import analytics_digest_daily_job, digest_follows_web_tables
 from dags.locations import build_definitions
 
 defs = build_definitions(
@@ -11,5 +11,5 @@ defs = build_definitions(
     assets=[analytics_digest_daily],
     asset_checks=[analytics_digest_daily_equals_web_tables],
     jobs=[analytics_digest_daily_job],
-    schedules=[analytics_digest_daily_schedule],
+    sensors=[digest_follows_web_tables],
 )

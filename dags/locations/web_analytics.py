@@ -11,6 +11,9 @@ from dags.web_preaggregated.assets import (
 from dags.web_preaggregated.checks import web_checks
 from dags.web_preaggregated.exports import web_exports
 from dags.web_preaggregated.jobs import (
+    exports_follow_web_tables,
+    recompute_stale_days,
+    record_override_days_job,
     web_analytics_daily_job,
     web_analytics_daily_schedule,
     web_pre_aggregate_current_day_hourly_job,
@@ -31,10 +34,16 @@ defs = build_definitions(
         *web_exports(PARTITIONS_PER_RUN),
     ],
     asset_checks=web_checks,
-    jobs=[web_analytics_daily_job, web_pre_aggregate_current_day_hourly_job, web_sessions_check_job],
+    jobs=[
+        record_override_days_job,
+        web_analytics_daily_job,
+        web_pre_aggregate_current_day_hourly_job,
+        web_sessions_check_job,
+    ],
     schedules=[
         web_analytics_daily_schedule,
         web_pre_aggregate_current_day_hourly_schedule,
         web_sessions_check_schedule,
     ],
+    sensors=[exports_follow_web_tables, recompute_stale_days],
 )

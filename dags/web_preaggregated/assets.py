@@ -15,7 +15,7 @@ from dags.common.owners import JobOwners, owner_tags
 from dags.common.resources import ClickhouseResource
 from dags.common.schedules import run_is_finished
 from dags.common.settings import Settings, SettingsError
-from dags.common.tags import NO_CHECK_BECAUSE
+from dags.common.tags import NO_CHECK_BECAUSE, WEB_TABLES_POOL
 from dags.web_preaggregated.aggregate import AggregationOutcome, DayNumbers, pre_aggregate
 from dags.web_preaggregated.teams import select_teams, selected_teams
 
@@ -29,7 +29,7 @@ SESSIONS_CURRENT_DAY = dg.AssetKey("web_sessions_current_day")
 TEAM_SELECTION = dg.AssetKey("web_analytics_team_selection")
 
 # The pool of every step that computes web tables. Its limit in dagster.yaml is one run at a time.
-POOL = "web_pre_aggregation"
+POOL = WEB_TABLES_POOL
 
 # The last partition is yesterday: another asset computes the current day of the same table. The start is early enough
 # for imports.
@@ -113,6 +113,8 @@ def web_sessions_daily(partitions_per_run: int) -> dg.AssetsDefinition:
     op_tags=owner_tags(OWNER),
     retry_policy=RETRY_POLICY,
     pool=POOL,
+    # It is computed every hour.
+    freshness_policy=dg.FreshnessPolicy.time_window(dt.timedelta(hours=4), dt.timedelta(hours=2)),
 )
 def web_sessions_current_day(
     context: dg.AssetExecutionContext, config: CurrentDayConfig, clickhouse: ClickhouseResource

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 import dagster as dg
 
+from dags.common.automation import follow_days
 from dags.common.clickhouse.cluster import ClickhouseCluster
 from dags.common.clickhouse.errors import one_line
 from dags.common.clickhouse.object_storage import OBJECT, ObjectQuery, ObjectStorage, object_storage_from_settings
@@ -285,6 +286,7 @@ def _export_asset(key: dg.AssetKey, export: Export, table: dg.AssetKey, partitio
         group_name=GROUP,
         kinds={"s3", "parquet"},
         partitions_def=DAILY_PARTITIONS,
+        automation_condition=follow_days(table),
         backfill_policy=backfill_policy(partitions_per_run),
         retry_policy=RETRY_POLICY,
         metadata={NO_CHECK_BECAUSE: "The step itself reads each object back and compares it with the table."},

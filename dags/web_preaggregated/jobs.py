@@ -5,6 +5,7 @@ from collections.abc import Iterator, Sequence
 
 import dagster as dg
 
+from dags.common.automation import following_sensor
 from dags.common.backfills import partitions_in_backfills
 from dags.common.clickhouse.cluster import ClickhouseCluster
 from dags.common.clickhouse.query_tags import QueryTags
@@ -61,6 +62,11 @@ web_sessions_check_job = dg.define_asset_job(
     selection=dg.AssetSelection.checks(SESSIONS_EQUAL_RAW_EVENTS),
     description="Compares the last days of the sessions with the raw events.",
     **owned_by(OWNER, **{MAX_RUNTIME_TAG: "7200", MAX_RETRIES_TAG: "1"}),
+)
+
+
+exports_follow_web_tables = following_sensor(
+    "exports_follow_web_tables", dg.AssetSelection.assets(SESSIONS_EXPORT_KEY, REPORT_EXPORT_KEY), OWNER, 7200
 )
 
 
