@@ -1,11 +1,14 @@
 """Dagster's Kubernetes run launcher and step executor, made resilient to an API server that does not respond.
 
 Dagster's own launcher gives up a launch after half a minute, and marks a run as failed after one health check without
-an answer, although its pod keeps running. The configuration is the same as Dagster's. `dagster.yaml` names the
-launcher, a location names the executor.
+an answer, although its pod keeps running. It also keeps the Job of a run that could not start, and notices a pod that
+died before its run started only at the start timeout. The configuration is the same as Dagster's. `dagster.yaml` names
+the launcher, a location names the executor.
 """
 
-from collections.abc import Callable, Iterator
+import logging
+import threading
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import dagster as dg
@@ -15,11 +18,21 @@ from dagster._core.executor.step_delegating.step_handler.base import CheckStepHe
 from dagster._core.launcher import CheckRunHealthResult, LaunchRunContext, WorkerStatus
 from dagster_k8s import K8sRunLauncher, k8s_job_executor
 from dagster_k8s.client import DagsterK8sAPIRetryLimitExceeded, DagsterK8sUnrecoverableAPIError
+from dagster_k8s.container_context import K8sContainerContext
+from dagster_k8s.job import UserDefinedDagsterK8sConfig, get_job_name_from_run_id
+
+from dags.common.pod_failures import failure_reason
+from dags.common.tags import MAX_RUNTIME_TAG
 
 # A step has no start timeout that this could follow.
 STEP_LAUNCH_TIMEOUT_SECONDS = 300
 HTTP_CONFLICT = 409
 JOB_NOT_FOUND = "could not be found"
+# How often pods of runs that have not started are looked at.
+START_CHECK_SECONDS = 10
+# For a run without a maximum runtime: a week.
+MAX_UNLIMITED_SECONDS = 7 * 24 * 60 * 60
+NOT_STARTED = (dg.DagsterRunStatus.STARTING, dg.DagsterRunStatus.NOT_STARTED)
 
 
 class UnknownRunHealthError(Exception):
@@ -27,7 +40,43 @@ class UnknownRunHealthError(Exception):
 
 
 class ResilientK8sRunLauncher(K8sRunLauncher):
-    """A run launcher that retries a launch, and takes no answer as no evidence that a run failed."""
+    """A run launcher that retries a launch, and takes no answer as no evidence that a run failed.
+
+    It watches the pod of each run that it launches until the run has started. A pod that dies before that fails its run
+    at once, and a run that ends before that, such as at its start timeout, leaves no Job.
+    """
+
+    def __init__(self, *arguments: Any, **named: Any) -> None:
+        super().__init__(*arguments, **named)
+        self._stopping = threading.Event()
+
+    def dispose(self) -> None:
+        """Stop watching."""
+        self._stopping.set()
+        super().dispose()
+
+    def get_container_context_for_run(self, dagster_run: dg.DagsterRun) -> K8sContainerContext:
+        """Return the configuration of a run's Job, with a deadline that ends it if Dagster does not."""
+        context = super().get_container_context_for_run(dagster_run)
+        deadline = K8sContainerContext(
+            run_k8s_config=UserDefinedDagsterK8sConfig(
+                job_spec_config={"active_deadline_seconds": self.deadline_seconds(dagster_run.tags)}
+            )
+        )
+        # A deadline of the run's own tag wins.
+        return deadline.merge(context)
+
+    def deadline_seconds(self, tags: Mapping[str, str]) -> int:
+        """Return the longest time a run can take: to start, to run and to stop."""
+        instance = self._instance
+        text = tags.get(MAX_RUNTIME_TAG, "")
+        # 0 means no limit.
+        runtime = float(text) if text.replace(".", "", 1).isdigit() else instance.run_monitoring_max_runtime_seconds
+        longest = runtime or MAX_UNLIMITED_SECONDS
+        starting_and_stopping = (
+            instance.run_monitoring_start_timeout_seconds + instance.run_monitoring_cancel_timeout_seconds
+        )
+        return int(longest + starting_and_stopping)
 
     def launch_run(self, context: LaunchRunContext) -> None:
         """Create the run's Job. Retry for half the start timeout of a run, then raise what Dagster's launcher raises.
@@ -36,15 +85,69 @@ class ResilientK8sRunLauncher(K8sRunLauncher):
         """
         timeout_seconds = self._instance.run_monitoring_start_timeout_seconds / 2
         create_with_retries(lambda: super(ResilientK8sRunLauncher, self).launch_run(context), timeout_seconds)
+        run_id = context.dagster_run.run_id
+        threading.Thread(target=self._watch_start, args=(run_id,), name=f"start of {run_id}", daemon=True).start()
 
     def check_run_worker_health(self, run: dg.DagsterRun) -> CheckRunHealthResult:
-        """Return the health of the run's Job. Raise UnknownRunHealthError so that run monitoring checks again."""
+        """Return the health of the run's Job, with the reason why its pod died.
+
+        Raise UnknownRunHealthError so that run monitoring checks again.
+        """
         result: CheckRunHealthResult = super().check_run_worker_health(run)
         if result.status is WorkerStatus.UNKNOWN and not (result.msg or "").endswith(JOB_NOT_FOUND):
             raise UnknownRunHealthError(
                 f"Kubernetes did not report the status of run {run.run_id}. Is its API server up? {result.msg}"
             )
+        if result.status is WorkerStatus.FAILED:
+            reason = failure_reason(self._pods(run))
+            return CheckRunHealthResult(result.status, f"{reason} {result.msg}" if reason else result.msg)
         return result
+
+    def _pods(self, run: dg.DagsterRun) -> list[Any]:
+        namespace = self.get_container_context_for_run(run).namespace
+        found: list[Any] = self._api_client.core_api.list_namespaced_pod(
+            namespace=namespace, label_selector=f"job-name={_job_name(run.run_id)}"
+        ).items
+        return found
+
+    def _watch_start(self, run_id: str) -> None:
+        """Watch a run until it has started or ended. Without an answer of Postgres or Kubernetes, check again."""
+        while not self._stopping.wait(START_CHECK_SECONDS):
+            try:
+                if self.check_start(run_id):
+                    return
+            except Exception:
+                logging.getLogger(__name__).warning("The start of run %s is unknown.", run_id, exc_info=True)
+
+    def check_start(self, run_id: str) -> bool:
+        """Fail a run whose pod died before the run started, or delete the Job of one that ended before it started.
+
+        Return whether there is nothing left to watch.
+        """
+        run = self._instance.get_run_by_id(run_id)
+        if run is None or run.is_finished:
+            self._delete_unstarted_job(run_id)
+            return True
+        if run.status not in NOT_STARTED:
+            return True
+        if self.check_run_worker_health(run).status is not WorkerStatus.FAILED:
+            return False
+        details = self.get_run_worker_debug_info(run)
+        reason = failure_reason(self._pods(run)) or "Its pod failed."
+        # The run may have started, or ended by itself, meanwhile.
+        current = self._instance.get_run_by_id(run_id)
+        if current is not None and current.status in NOT_STARTED:
+            self._instance.report_run_failed(current, f"The run did not start. {reason}\n{details}")
+        return True
+
+    def _delete_unstarted_job(self, run_id: str) -> None:
+        """Delete the Job of a run whose pod has not started: Kubernetes would start it as soon as a node is free."""
+        name = _job_name(run_id)
+        pods = self._api_client.core_api.list_namespaced_pod(
+            namespace=self.job_namespace, label_selector=f"job-name={name}"
+        ).items
+        if pods and all(pod.status.phase == "Pending" for pod in pods):
+            self._api_client.delete_job(job_name=name, namespace=self.job_namespace)
 
 
 class ResilientStepHandler(StepHandler):
@@ -111,6 +214,11 @@ def create_with_retries(create: Callable[[], Any], timeout_seconds: float) -> An
                     return None
                 raise
     raise AssertionError("unreachable: the last attempt returns or raises")
+
+
+def _job_name(run_id: str) -> str:
+    name: str = get_job_name_from_run_id(run_id)  # type: ignore[no-untyped-call] # as Dagster made it
+    return name
 
 
 def _http_status(error: DagsterK8sUnrecoverableAPIError) -> int | None:

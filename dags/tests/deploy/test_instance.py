@@ -15,7 +15,7 @@ from dagster_k8s.container_context import K8sContainerContext
 from dagster_k8s.job import construct_dagster_k8s_job
 from dagster_postgres import PostgresRunStorage
 
-from dags.common.kubernetes import JOB_CLASS_RESOURCES, JobClass, kubernetes_resources
+from dags.common.kubernetes import JOB_CLASS_RESOURCES, JobClass, kubernetes_resources, kubernetes_steps
 from dags.common.resilient_kubernetes import ResilientK8sRunLauncher
 from dags.tests.deploy import chart
 from tools.helm_check.checks import KUBERNETES_VERSION
@@ -136,6 +136,9 @@ def test_the_job_of_a_run_is_valid_safe_and_limited(instance: dg.DagsterInstance
     spec = job["spec"]["template"]["spec"]
     assert safety_problems(spec) == []
     assert spec["serviceAccountName"] == "dagster-runs"
+    # No job of the project starts pods for its steps, so no run has a token.
+    assert spec["automountServiceAccountToken"] is False
+    assert spec["imagePullSecrets"] == [{"name": "image-registry"}]
     assert spec["enableServiceLinks"] is False
     assert spec["restartPolicy"] == "Never"
     assert job["spec"]["backoffLimit"] == 0
@@ -149,3 +152,17 @@ def test_the_job_of_a_run_is_valid_safe_and_limited(instance: dg.DagsterInstance
         "analytics-platform",
         "dagster-aws",
     ]
+
+
+def test_only_a_run_that_starts_pods_for_its_steps_has_a_token(instance: dg.DagsterInstance) -> None:
+    with instance:
+        launcher = instance.run_launcher
+        assert isinstance(launcher, K8sRunLauncher)
+        job = job_of(launcher, kubernetes_steps("wide"))
+    kubernetes_validate.validate(job, KUBERNETES_VERSION, strict=True)
+    template = job["spec"]["template"]
+    assert template["spec"]["serviceAccountName"] == "dagster-steps"
+    assert template["spec"]["automountServiceAccountToken"] is True
+    assert template["metadata"]["labels"]["kubernetes-api"] == "steps"
+    assert template["spec"]["containers"][0]["resources"] == JOB_CLASS_RESOURCES["wide"]
+    assert safety_problems(template["spec"]) == []

@@ -13,9 +13,13 @@ from dagster._core.definitions.job_base import InMemoryJob
 from dagster._core.executor.step_delegating import StepDelegatingExecutor
 from dagster._core.launcher import WorkerStatus
 from dagster_k8s.client import DagsterK8sAPIRetryLimitExceeded, DagsterK8sUnrecoverableAPIError
+from kubernetes import client as k8s
 from kubernetes.client.exceptions import ApiException
 
+from dags.common.pod_failures import failure_reason
 from dags.common.resilient_kubernetes import (
+    MAX_UNLIMITED_SECONDS,
+    ResilientK8sRunLauncher,
     ResilientStepHandler,
     UnknownRunHealthError,
     create_with_retries,
@@ -23,7 +27,8 @@ from dags.common.resilient_kubernetes import (
 )
 from dags.tests.kubernetes.server import KubernetesServer
 from dags.tests.kubernetes.site import LAUNCHER
-from dags.tests.kubernetes.test_server import job
+from dags.tests.kubernetes.test_server import SECONDS, job
+from dags.tests.webserver import wait_for
 
 STOCK = {"module": "dagster_k8s", "class": "K8sRunLauncher"}
 ENDLESS = "import time; time.sleep(600)"
@@ -50,6 +55,107 @@ def launching(launcher: dict[str, str], kubeconfig: Path) -> Iterator[dg.Dagster
 
 def started_run(instance: dg.DagsterInstance) -> dg.DagsterRun:
     return instance.create_run_for_job(nothing_job, status=dg.DagsterRunStatus.STARTED)
+
+
+def starting_run(instance: dg.DagsterInstance) -> dg.DagsterRun:
+    return instance.create_run_for_job(nothing_job, status=dg.DagsterRunStatus.STARTING)
+
+
+def launcher_of(instance: dg.DagsterInstance) -> ResilientK8sRunLauncher:
+    launcher = instance.run_launcher
+    assert isinstance(launcher, ResilientK8sRunLauncher)
+    return launcher
+
+
+def message_of_failure(instance: dg.DagsterInstance, run: dg.DagsterRun) -> str:
+    (failure,) = instance.all_logs(run.run_id, of_type=dg.DagsterEventType.RUN_FAILURE)
+    return failure.message
+
+
+def phase_of(kubernetes: KubernetesServer, run: dg.DagsterRun) -> str:
+    (pod,) = kubernetes.cluster.pods_of(f"dagster-run-{run.run_id}")
+    return str(pod["status"]["phase"])
+
+
+def test_a_pod_that_dies_before_its_run_starts_fails_the_run_at_once_with_the_reason(
+    kubernetes: KubernetesServer, kubeconfig: Path
+) -> None:
+    with launching(LAUNCHER, kubeconfig) as instance:
+        run = starting_run(instance)
+        launcher = launcher_of(instance)
+        kubernetes.cluster.create("jobs", job(f"dagster-run-{run.run_id}", "import sys; sys.exit('no such module')"))
+        wait_for(lambda: phase_of(kubernetes, run) == "Failed" or None, SECONDS, "the pod has failed")
+        assert launcher.check_start(run.run_id)
+        message = message_of_failure(instance, run)
+    assert message.startswith("The run did not start. Container main ended with exit code 1 (Error).")
+    assert "no such module" in message
+
+
+def test_a_run_that_ends_before_its_pod_starts_leaves_no_job(kubernetes: KubernetesServer, kubeconfig: Path) -> None:
+    kubernetes.cluster.full = True
+    with launching(LAUNCHER, kubeconfig) as instance:
+        run = starting_run(instance)
+        launcher = launcher_of(instance)
+        kubernetes.cluster.create("jobs", job(f"dagster-run-{run.run_id}", ENDLESS))
+        assert not launcher.check_start(run.run_id)
+        assert len(kubernetes.cluster.find("jobs", {}, {})) == 1
+        instance.report_run_failed(run, "taking longer than 600 seconds to start")
+        assert launcher.check_start(run.run_id)
+    assert kubernetes.cluster.find("jobs", {}, {}) == []
+    wait_for(lambda: not kubernetes.cluster.find("pods", {}, {}) or None, SECONDS, "the pod is deleted")
+
+
+def test_the_job_of_a_run_that_has_started_is_kept(kubernetes: KubernetesServer, kubeconfig: Path) -> None:
+    with launching(LAUNCHER, kubeconfig) as instance:
+        run = started_run(instance)
+        launcher = launcher_of(instance)
+        kubernetes.cluster.create("jobs", job(f"dagster-run-{run.run_id}", ENDLESS))
+        wait_for(lambda: phase_of(kubernetes, run) == "Running" or None, SECONDS, "the pod runs")
+        assert launcher.check_start(run.run_id)
+        instance.report_run_failed(run, "failed by a step")
+        assert launcher.check_start(run.run_id)
+    assert len(kubernetes.cluster.find("jobs", {}, {})) == 1
+
+
+def test_the_job_of_a_run_ends_after_the_longest_time_that_the_run_can_take(
+    kubernetes: KubernetesServer,  # noqa: ARG001 - the kubeconfig names it
+    kubeconfig: Path,
+) -> None:
+    with launching(LAUNCHER, kubeconfig) as instance:
+        launcher = launcher_of(instance)
+        starting = instance.run_monitoring_start_timeout_seconds + instance.run_monitoring_cancel_timeout_seconds
+        for tags, runtime in (({"dagster/max_runtime": "3600"}, 3600), ({}, MAX_UNLIMITED_SECONDS)):
+            run = instance.create_run_for_job(nothing_job, tags=tags)
+            config = launcher.get_container_context_for_run(run).run_k8s_config.job_spec_config
+            assert config["active_deadline_seconds"] == runtime + starting
+        own = {"dagster-k8s/config": '{"job_spec_config": {"active_deadline_seconds": 60}}'}
+        run = instance.create_run_for_job(nothing_job, tags=own)
+        assert launcher.get_container_context_for_run(run).run_k8s_config.job_spec_config == {
+            "active_deadline_seconds": 60
+        }
+
+
+def test_a_pod_that_exceeds_its_memory_is_told_from_an_evicted_one(
+    kubernetes: KubernetesServer, kubeconfig: Path
+) -> None:
+    with launching(LAUNCHER, kubeconfig) as instance:
+        run = started_run(instance)
+        kubernetes.cluster.create("jobs", job(f"dagster-run-{run.run_id}", ENDLESS))
+        wait_for(lambda: phase_of(kubernetes, run) == "Running" or None, SECONDS, "the pod runs")
+        (pod,) = kubernetes.cluster.pods_of(f"dagster-run-{run.run_id}")
+        kubernetes.cluster.kill_as_out_of_memory(pod["metadata"]["name"])
+        wait_for(lambda: phase_of(kubernetes, run) == "Failed" or None, SECONDS, "the pod has failed")
+        result = instance.run_launcher.check_run_worker_health(run)
+    assert result.status is WorkerStatus.FAILED
+    assert result.msg is not None
+    assert result.msg.startswith("Container main exceeded its memory limit (OOMKilled): give the job more memory.")
+    low = "The node was low on resource: memory."
+    evicted = k8s.V1Pod(status=k8s.V1PodStatus(phase="Failed", reason="Evicted", message=low))
+    assert failure_reason([evicted]) == f"Kubernetes stopped the pod: Evicted. {low}"
+    condition = k8s.V1PodCondition(type="DisruptionTarget", status="True", reason="PreemptionByScheduler")
+    preempted = k8s.V1Pod(status=k8s.V1PodStatus(phase="Failed", conditions=[condition]))
+    assert failure_reason([preempted]) == "Kubernetes removed the pod: PreemptionByScheduler."
+    assert failure_reason([k8s.V1Pod(status=k8s.V1PodStatus(phase="Running"))]) is None
 
 
 def test_the_health_of_a_run_is_unknown_while_the_server_is_down_and_reported_afterwards(
