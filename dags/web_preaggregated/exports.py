@@ -7,7 +7,7 @@ Keys are `exports/<name>/team=<team id>/day=<YYYY-MM-DD>.parquet`: `web_sessions
 import datetime as dt
 import itertools
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -20,6 +20,7 @@ from dags.common.clickhouse.object_storage import OBJECT, ObjectQuery, ObjectSto
 from dags.common.clickhouse.query import Query, quoted
 from dags.common.clickhouse.retry import is_transient
 from dags.common.clickhouse.tables import WEB_SESSIONS
+from dags.common.clickhouse.views import PAGE_NUMBERS, page_rows
 from dags.common.metadata import PARTITION_ROW_COUNT, URI
 from dags.common.owners import owner_tags
 from dags.common.resources import ClickhouseResource, S3Resource
@@ -33,6 +34,7 @@ from dags.web_preaggregated.assets import (
     SESSIONS_DAILY,
     backfill_policy,
 )
+from dags.web_preaggregated.teams import selected_teams
 
 if TYPE_CHECKING:
     from clickhouse_driver import Client
@@ -40,6 +42,7 @@ if TYPE_CHECKING:
 
 MAX_CONCURRENT_WRITES = 4
 OBJECT_TIMEOUT_SECONDS = 600.0
+COMPUTED_STATEMENT = "SELECT DISTINCT day FROM web_session_days WHERE day IN %(days)s"
 MAX_LISTED_FAILURES = 20
 
 SESSIONS_EXPORT_KEY = dg.AssetKey("web_sessions_export")
@@ -96,7 +99,7 @@ class Export:
 
     def key(self, team_id: int, day: dt.date) -> str:
         """Return the key of the object of a team and day."""
-        return f"{self._team_prefix(team_id)}day={day}.parquet"
+        return f"{self.team_prefix(team_id)}day={day}.parquet"
 
     def rows_statement(self, condition: str) -> str:
         """Return the SELECT of the rows of one day, of the teams that match a condition."""
@@ -106,7 +109,8 @@ class Export:
         """Return the expressions of the number of rows and the sum of each measure."""
         return ", ".join(["count()", *(f"sum({quoted(name)})" for name in self.measures)])
 
-    def _team_prefix(self, team_id: int) -> str:
+    def team_prefix(self, team_id: int) -> str:
+        """Return the prefix of the objects of a team."""
         return f"{self.prefix}team={team_id}/"
 
 
@@ -115,12 +119,14 @@ SESSIONS_EXPORT = Export(
     f"SELECT {', '.join(quoted(column.name) for column in WEB_SESSIONS.columns)} FROM web_sessions WHERE {{condition}}",  # noqa: S608 - names of the schema
     ("pageviews", "is_bounce", "duration_seconds"),
 )
+_PAGE_ROWS = page_rows("team_id, started_at", "web_sessions", "{condition}")
 REPORT_EXPORT = Export(
     "web_report_daily",
-    "SELECT team_id, toDate(started_at) AS day, toString(page.host) AS host, toString(page.pathname) AS pathname, "
-    "count() AS pageviews, uniqExact(session_id) AS sessions, uniqExact(person_id) AS visitors "
-    "FROM web_sessions ARRAY JOIN pages AS page WHERE {condition} GROUP BY team_id, day, host, pathname",
-    ("pageviews", "sessions", "visitors"),
+    f"""
+    SELECT team_id, toDate(started_at) AS day, toString(host) AS host, toString(pathname) AS pathname, {PAGE_NUMBERS}
+    FROM ({_PAGE_ROWS}) GROUP BY team_id, day, host, pathname
+    """,  # noqa: S608 - names of the schema
+    ("pageviews", "entries", "exits", "visitors", "sessions"),
 )
 
 
@@ -210,6 +216,22 @@ def export_days(
             is_transient=all(one.is_transient for one in failures),
         )
     return exported
+
+
+def remove_other_teams(s3: "S3Client", bucket: str, export: Export, team_ids: Collection[int]) -> int:
+    """Remove the objects of every day of the teams that are not listed; return their number."""
+    kept = {export.team_prefix(team_id) for team_id in team_ids}
+    removed = 0
+    pages = s3.get_paginator("list_objects_v2")
+    for page in pages.paginate(Bucket=bucket, Prefix=f"{export.prefix}team=", Delimiter="/"):
+        for team in page.get("CommonPrefixes", []):
+            if team["Prefix"] in kept:
+                continue
+            for objects in pages.paginate(Bucket=bucket, Prefix=f"{team['Prefix']}day="):
+                for key in [item["Key"] for item in objects.get("Contents", []) if item["Key"].endswith(".parquet")]:
+                    s3.delete_object(Bucket=bucket, Key=key)
+                    removed += 1
+    return removed
 
 
 def _exported_day(export: Export, teams: Mapping[int, Counts]) -> ExportedDay:
@@ -309,7 +331,7 @@ def _export_partitions(
     storage = object_storage_from_settings(get_settings())
     days = [dt.date.fromisoformat(key) for key in context.partition_keys]
     expected = counts_in_table(cluster, export, days)
-    computed = {dt.date.fromisoformat(key) for key in context.instance.get_materialized_partitions(table)}
+    computed = {day for (day,) in cluster.any_host(Query(COMPUTED_STATEMENT, {"days": tuple(days)})).result()}
     unknown = [str(day) for day in days if not expected[day] and day not in computed]
     if unknown:
         raise dg.Failure(
@@ -317,6 +339,9 @@ def _export_partitions(
             f"{table.to_user_string()} for them first. Nothing was written or removed.",
             allow_retries=False,
         )
+    teams = selected_teams(cluster)
+    if teams is not None and (removed := remove_other_teams(s3, storage.bucket, export, teams)):
+        context.log.info(f"Removed {removed} objects of teams that are not selected")
     try:
         exported = export_days(cluster, s3, storage, export, expected)
     except ExportError as error:

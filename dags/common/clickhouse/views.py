@@ -78,7 +78,30 @@ if(
     arrayUniq(pages.host) = 1, arrayEnumerateUniq(pages.pathname), arrayEnumerateUniq(pages.host, pages.pathname)
 )
 """.strip()
-# The first pageview of a page in its session counts the session. Only two of the three arrays in pages are read.
+# The first pageview of a page in its session counts the session. Over the rows of `page_rows`.
+PAGE_NUMBERS = """
+    uniqExactIf(person_id, nth_of_page = 1) AS visitors,
+    countIf(nth_of_page = 1) AS sessions,
+    count() AS pageviews,
+    countIf(nth = 1) AS entries,
+    countIf(nth = pages_in_session) AS exits
+""".strip()
+
+
+def page_rows(columns: str, table: str, condition: str) -> str:
+    """Return a SELECT of the pageviews of sessions, for PAGE_NUMBERS. Two of the three arrays in pages are read."""
+    return f"""
+    SELECT {columns}, person_id, host, pathname, nth_of_page, nth, web_sessions.pageviews AS pages_in_session
+    FROM {table}
+    ARRAY JOIN
+        pages.host AS host,
+        pages.pathname AS pathname,
+        {_NTH_OF_PAGE} AS nth_of_page,
+        arrayEnumerate(pages.host) AS nth
+    WHERE {condition}
+"""  # noqa: S608 - built from constants
+
+
 WEB_PAGES = View(
     "web_pages",
     "Pageviews of each page, the sessions and visitors that saw it, and the sessions that it began (entries) and ended "
@@ -86,21 +109,8 @@ WEB_PAGES = View(
     f"""
 SELECT
     host, pathname,
-    uniqExactIf(person_id, nth_of_page = 1) AS visitors,
-    countIf(nth_of_page = 1) AS sessions,
-    count() AS pageviews,
-    countIf(nth = 1) AS entries,
-    countIf(nth = pages_in_session) AS exits
-FROM (
-    SELECT person_id, host, pathname, nth_of_page, nth, web_sessions.pageviews AS pages_in_session
-    FROM {{database}}.web_sessions
-    ARRAY JOIN
-        pages.host AS host,
-        pages.pathname AS pathname,
-        {_NTH_OF_PAGE} AS nth_of_page,
-        arrayEnumerate(pages.host) AS nth
-    WHERE {_SELECTED}
-)
+    {PAGE_NUMBERS}
+FROM ({page_rows("team_id", "{database}.web_sessions", _SELECTED)})
 GROUP BY host, pathname
 """,  # noqa: S608 - built from constants
 )

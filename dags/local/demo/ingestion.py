@@ -5,7 +5,8 @@
 
 import datetime as dt
 import re
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -25,7 +26,7 @@ GZIP_MAGIC = b"\x1f\x8b"
 
 OVERRIDE_COLUMNS = ("team_id", "distinct_id", "person_id", "version", "is_deleted")
 MANIFEST_STATEMENT = """
-SELECT object, etag, state, lines, rows, rejected_rows, object_id, reason FROM ingested_objects FINAL
+SELECT object, etag, state, lines, rows, rejected_rows, object_id, skipped_rows, reason FROM ingested_objects FINAL
 WHERE (object, etag) IN %(identities)s
 """
 
@@ -41,12 +42,13 @@ class DemoInput:
 
 @dataclass(frozen=True)
 class LoadedObjects:
-    """Counts of the lines of the objects, and the ids of the objects in the tables."""
+    """Counts of the lines of the objects, those skipped by rule, and the ids of the objects in the tables."""
 
     lines: int
     events: int
     rejected: int
     object_ids: tuple[int, ...]
+    skipped: Mapping[str, int]
 
 
 def put_sample(stage: Stage) -> DemoInput:
@@ -124,10 +126,11 @@ def loaded_objects(stage: Stage, versions: Sequence[ObjectVersion]) -> LoadedObj
     rows = {row[:2]: row[2:] for row in stage.cluster.any_host(query).result()}
     problems = []
     for version in versions:
-        state, *_, reason = rows.get(version.identity, ("not in the manifest", 0, 0, 0, 0, ""))
+        state, *_, reason = rows.get(version.identity, ("not in the manifest", 0, 0, 0, 0, {}, ""))
         if state != "loaded":
             problems.append(f"{version.key}: {state} {reason}".strip())
     if problems:
         raise DemoError("objects were not loaded:\n- " + "\n- ".join(problems[:20]))
-    _, lines, events, rejected, object_ids, _ = zip(*rows.values(), strict=True)
-    return LoadedObjects(sum(lines), sum(events), sum(rejected), object_ids)
+    _, lines, events, rejected, object_ids, by_rule, _ = zip(*rows.values(), strict=True)
+    skipped = sum(map(Counter, by_rule), Counter[str]())
+    return LoadedObjects(sum(lines), sum(events), sum(rejected), object_ids, skipped)

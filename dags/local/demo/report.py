@@ -2,13 +2,14 @@
 
 import datetime as dt
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from dags.common.clickhouse.cluster import ClickhouseCluster
 from dags.common.clickhouse.query import Query
 from dags.local.text import table
+from dags.web_preaggregated.statements import AFTER_24_HOURS, NO_SESSION_ID, TEAM_NOT_SELECTED
 
 TOP_PAGES = 10
 MAX_PAGE_CHARACTERS = 90
@@ -46,6 +47,23 @@ SELECT host, pathname, sum(visitors), sum(pageviews) AS views FROM (
 GROUP BY host, pathname ORDER BY views DESC, host, pathname LIMIT %(pages)s
 """
 
+ACCOUNTING_STATEMENT = """
+SELECT sum(raw_pageviews), sumMap(left_out) FROM web_session_days FINAL WHERE day >= %(first)s AND day <= %(last)s
+"""
+REMEDIES = {
+    NO_SESSION_ID: "send $session_id or distinct_id with each event",
+    TEAM_NOT_SELECTED: "select the team with the asset web_analytics_team_selection",
+    AFTER_24_HOURS: "begin a new session id at the latest after 24 hours",
+}
+
+
+@dataclass(frozen=True)
+class Accounting:
+    """The pageviews of the raw events of all teams on some days, and those of them that are in no session, by rule."""
+
+    raw_pageviews: int
+    left_out: Mapping[str, int]
+
 
 @dataclass(frozen=True)
 class DayTotals:
@@ -76,10 +94,11 @@ class PageTotals:
 
 @dataclass(frozen=True)
 class WebReport:
-    """The totals of some teams and days, by day and by page."""
+    """The totals of some teams and days, by day and by page, and the accounting of these days."""
 
     days: list[DayTotals]
     pages: list[PageTotals]
+    accounting: Accounting
 
 
 def read(cluster: ClickhouseCluster, team_ids: Sequence[int], first: dt.date, last: dt.date) -> WebReport:
@@ -87,7 +106,18 @@ def read(cluster: ClickhouseCluster, team_ids: Sequence[int], first: dt.date, la
     parameters = {"team_ids": tuple(team_ids), "first": first, "last": last, "pages": TOP_PAGES}
     days = cluster.any_host(Query(DAYS_STATEMENT, parameters)).result()
     pages = cluster.any_host(Query(PAGES_STATEMENT, parameters)).result()
-    return WebReport([DayTotals(*row) for row in days], [PageTotals(*row) for row in pages])
+    (accounting,) = cluster.any_host(Query(ACCOUNTING_STATEMENT, {"first": first, "last": last})).result()
+    return WebReport([DayTotals(*row) for row in days], [PageTotals(*row) for row in pages], Accounting(*accounting))
+
+
+def show_accounting(accounting: Accounting) -> None:
+    """Print the number of pageviews in sessions, and of those left out by each rule, with its remedy."""
+    total = accounting.raw_pageviews
+    print(f"\nPageviews of all teams on these days: {total:,} in the raw events")
+    print(f"- {total - sum(accounting.left_out.values()):,} are in sessions")
+    for rule, pageviews in sorted(accounting.left_out.items()):
+        remedy = f" ({REMEDIES[rule]})" if rule in REMEDIES else ""
+        print(f"- {pageviews:,} are left out: {rule.replace('_', ' ')}{remedy}")
 
 
 def show(report: WebReport) -> None:

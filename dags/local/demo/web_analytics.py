@@ -37,14 +37,17 @@ def show(stage: Stage, access_log: Path | None, events: Path | None) -> dt.date:
     compute(stage, {*days, *closed_days(stage, Query(NOT_COMPUTED_STATEMENT))})
     stage.say("ClickHouse: reading the web tables")
     web_report = report.read(stage.cluster, source.team_ids, days[0], days[-1])
-    if not web_report.days:
-        raise DemoError("the web tables have no rows for these days")
     print(f"\nEvents of {', '.join(map(str, given)) or 'the sample'}")
-    skipped = loaded.lines - loaded.events - loaded.rejected
     print(
         f"{loaded.lines} lines in {len(source.keys)} object(s): {loaded.events} events, {loaded.rejected} rejected, "
-        f"{skipped} skipped by rule (assets, bots, responses without a page)"
+        f"{sum(loaded.skipped.values())} skipped by rule"
     )
+    for rule, lines in sorted(loaded.skipped.items()):
+        print(f"- {lines} skipped: {rule.replace('_', ' ')}")
+    report.show_accounting(web_report.accounting)
+    if not web_report.days:
+        print("\nThere are no sessions on these days.")
+        return days[-1]
     report.show(web_report)
     path = report.draw(web_report, Path(stage.instance.root_directory) / "demo" / PLOT)
     print(f"\nPlot: {path}")

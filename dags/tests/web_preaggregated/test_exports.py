@@ -28,6 +28,7 @@ from dags.web_preaggregated.exports import (
     export_days,
     web_exports,
 )
+from dags.web_preaggregated.teams import select_teams
 
 if TYPE_CHECKING:
     from types_boto3_s3 import S3Client
@@ -98,10 +99,10 @@ def test_each_team_and_day_has_an_object_of_finished_numbers(
         "exports/web_report_daily/team=2/day=2026-10-01.parquet",
         "exports/web_report_daily/team=2/day=2026-10-02.parquet",
     }
-    columns = "team_id, day, host, pathname, visitors, sessions, pageviews"
+    columns = "team_id, day, host, pathname, visitors, sessions, pageviews, entries, exits"
     assert read(cluster, storage, first, columns) == [
-        (1, FIRST, "example.com", "/", 7, 20, 20),
-        (1, FIRST, "example.com", "/größe", 7, 20, 20),
+        (1, FIRST, "example.com", "/", 7, 20, 20, 20, 0),
+        (1, FIRST, "example.com", "/größe", 7, 20, 20, 0, 20),
     ]
     counts = {
         day: (one.objects, one.objects_removed, one.rows, one.pageviews, one.size_bytes > 0)
@@ -329,10 +330,26 @@ def test_an_empty_day_that_was_never_computed_keeps_its_objects_and_fails_with_t
     assert "web_report_daily has no rows of 2026-10-01, 2026-10-02" in description
     assert "Materialize web_sessions_daily" in description
     assert len(etags(s3_client, storage)) == 1
-    for day in (FIRST, SECOND):
-        instance.report_runless_asset_event(dg.AssetMaterialization("web_sessions_daily", partition=str(day)))
+    query_rows(
+        cluster, "INSERT INTO web_session_days (day) VALUES (%(first)s), (%(second)s)", first=FIRST, second=SECOND
+    )
     assert materialize_report(instance, cluster, s3_client, FIRST, SECOND).success
     assert etags(s3_client, storage) == {}
+
+
+@pytest.mark.usefixtures("settings")
+def test_the_next_export_of_any_day_removes_every_object_of_a_team_that_is_no_longer_selected(
+    cluster: ClickhouseCluster, s3_client: "S3Client", storage: ObjectStorage, instance: dg.DagsterInstance
+) -> None:
+    for day in (FIRST, SECOND, THIRD):
+        add_visits(cluster, day, 1, 2, 11)
+    assert materialize_report(instance, cluster, s3_client, FIRST, THIRD).success
+    foreign = "exports/web_report_daily/team=2/README.md"
+    s3_client.put_object(Bucket=storage.bucket, Key=foreign, Body=b"not an export")
+    select_teams(cluster, [1])
+    assert materialize_report(instance, cluster, s3_client, SECOND, SECOND).success
+    kept = [f"exports/web_report_daily/team=1/day={day}.parquet" for day in (FIRST, SECOND, THIRD)]
+    assert sorted(etags(s3_client, storage)) == [*kept, foreign]
 
 
 @pytest.mark.usefixtures("settings")

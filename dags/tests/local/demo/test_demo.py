@@ -35,6 +35,8 @@ def test_an_access_log_becomes_a_report_by_day_with_the_runs_of_every_team(
         ["Mon", "2015-05-18", "1", "1", "1", "100.0%", "0", "s"],
     ]
     assert (Path(environment["DAGSTER_HOME"]) / "demo" / "web_analytics.png").read_bytes().startswith(PNG_MAGIC)
+    assert "- 1 skipped: asset" in result.stdout
+    assert "3 in the raw events\n- 3 are in sessions\n" in result.stdout
     runs = instance.get_runs()
     assert {run.status for run in runs} == {dg.DagsterRunStatus.SUCCESS}
     assert all(run.run_id in result.stdout for run in runs)

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from dags.local.demo.ingestion import log_name
-from dags.local.demo.report import DayTotals, PageTotals, WebReport, draw, show
+from dags.local.demo.report import Accounting, DayTotals, PageTotals, WebReport, draw, show, show_accounting
 from dags.local.demo.web_analytics import ranges
 
 FIRST = date(2026, 10, 1)
@@ -49,9 +49,20 @@ def test_any_number_of_days_can_be_printed_and_drawn(
     numbers = [DayTotals(day, 10, 30, 12, 3, 600) for day in days(*range(count))] + [
         DayTotals(FIRST + timedelta(days=count), 0, 0, 0, 0, 0)
     ]
-    report = WebReport(numbers, [PageTotals("example.com", "/" + "long" * 100, 10, 30)])
+    report = WebReport(numbers, [PageTotals("example.com", "/" + "long" * 100, 10, 30)], Accounting(30, {}))
     show(report)
     printed = capsys.readouterr().out
     assert printed.count("25.0%") == count
     assert max(map(len, printed.splitlines())) < 120
     assert draw(report, tmp_path / "new" / "plot.png").stat().st_size > 10_000
+
+
+def test_the_accounting_names_every_rule_with_count_and_remedy(capsys: pytest.CaptureFixture[str]) -> None:
+    show_accounting(Accounting(1234, {"no_session_id": 30, "a_new_rule": 4}))
+    assert capsys.readouterr().out.splitlines() == [
+        "",
+        "Pageviews of all teams on these days: 1,234 in the raw events",
+        "- 1,200 are in sessions",
+        "- 4 are left out: a new rule",
+        "- 30 are left out: no session id (send $session_id or distinct_id with each event)",
+    ]
