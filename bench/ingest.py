@@ -36,6 +36,7 @@ from dags.common.clickhouse.tables import EVENTS
 from dags.common.locks import exclusive
 from dags.common.postgres import Postgres
 from dags.events import access_logs, product_events
+from dags.events.access_logs import LogRules
 from dags.events.batches import BatchLimits, batches_of
 from dags.events.loading import Loader, load_batch, lock_name
 from dags.events.objects import Format, current_versions
@@ -127,7 +128,7 @@ def floor_seconds(kind: Format, file: Path, directory: Path) -> tuple[float, int
     settings = ", ".join(f"{name} = {value}" for name, value in SETTINGS.items() if isinstance(value, int))
     rows = access_logs.rows_statement() if kind is Format.ACCESS_LOG else product_events.rows_statement(kind)
     source = rows.replace(f"s3({OBJECT}, ", f"file('{file}', ").replace("_etag AS quoted_etag", "'' AS quoted_etag")
-    select = bound(source, {"chunk": 1, "bucket": "", **access_logs.patterns()})
+    select = bound(source, {"chunk": 1, "bucket": "", **access_logs.parameters(LogRules())})
     names = ", ".join(EVENT_NAMES)
     engine: Any = connect(str(directory))
     engine.query(EVENTS.create_statement(SchemaForm("default"), "events"))

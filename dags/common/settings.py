@@ -41,6 +41,7 @@ PATTERN_MEANINGS = {
     r"^[A-Za-z0-9_-]+$": "letters, digits, underscores and hyphens",
     r"^[A-Za-z0-9.-]+(:[0-9]+)?$": "a host name with an optional port, such as dagster.example.com, without https://",
     r"^https?://[^/@\s]+/?$": "an address such as http://127.0.0.1:19100, without a path or credentials",
+    r"^[0-9A-Fa-f:./, ]*$": "addresses and networks separated by commas, such as 203.0.113.5, 198.51.100.0/24",
     r"^[#CG]\S+$": "a channel such as #alerts, or a channel id such as C0123456789",
 }
 
@@ -138,6 +139,24 @@ class Settings(BaseSettings):
         default=None,
         min_length=16,
         description="Key of the hash that identifies visitors of access logs. Another key makes every visitor new.",
+    )
+    access_log_count_redirects: bool = Field(
+        default=False, description="1 to count answers of 3xx as page views. 304 always counts."
+    )
+    access_log_count_partial_answers: bool = Field(
+        default=False, description="1 to count answers of 206, parts of a file, as page views."
+    )
+    access_log_count_api_paths: bool = Field(
+        default=False, description="1 to count requests of /api and the paths under it as page views."
+    )
+    access_log_count_data_files: bool = Field(
+        default=False, description="1 to count paths that end in .xml, .json, .rss or .atom as page views."
+    )
+    access_log_trusted_proxies: str = Field(
+        default="",
+        pattern=r"^[0-9A-Fa-f:./, ]*$",
+        description="Addresses and networks of the proxies whose X-Forwarded-For is believed, separated by commas. "
+        "Without them, every server that logs the header is believed.",
     )
     dagster_web_preaggregated_max_partitions_per_run: int = Field(
         default=14, ge=1, le=366, description="Maximum number of partitions in one run of a backfill of the web tables."

@@ -103,6 +103,7 @@ def events(
         postgres=postgres.client(),
         storage=source.storage,
         visitor_hash_key=source.visitor_hash_key,
+        log_rules=source.log_rules,
         list_versions=functools.partial(current_versions, client, bucket),
         run_id=context.run.run_id,
         form=SchemaForm(cluster.database, cluster.name if is_clustered(get_settings()) else None),

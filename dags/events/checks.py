@@ -1,4 +1,4 @@
-"""The asset check on `events`: the share of rejected lines by team."""
+"""The asset checks on `events`: the share of rejected lines by team, and the objects without events."""
 
 import datetime as dt
 from collections import Counter
@@ -9,10 +9,13 @@ from pydantic import Field
 
 from dags.common.markdown import markdown_table
 from dags.common.owners import owner_tags
-from dags.common.resources import ClickhouseResource
+from dags.common.resources import ClickhouseResource, S3Resource
 from dags.events import manifest
 from dags.events.assets import MAX_LISTED_OBJECTS, OWNER, events
 from dags.events.manifest import Entry, ObjectState
+from dags.events.objects import EVENTS_PREFIX, list_all
+from dags.events.resource import EventSourceResource
+from dags.events.unloaded import FAULTS, Cause, UnloadedObject, find_unloaded
 
 
 class RejectedConfig(dg.Config):
@@ -63,6 +66,41 @@ def few_events_are_rejected(
             "unreadable_objects": len(unreadable),
             "unreadable": ", ".join(unreadable[:MAX_LISTED_OBJECTS]),
             "by_team": dg.MetadataValue.md(markdown_table(("team", "rejected percent"), "rr", by_team)),
+        },
+    )
+
+
+@dg.asset_check(
+    asset=events,
+    description="Every object under the watched prefix can be loaded. The metadata also names what waits or is empty.",
+    op_tags=owner_tags(OWNER),
+)
+def every_object_can_be_loaded(
+    context: dg.AssetCheckExecutionContext,
+    clickhouse: ClickhouseResource,
+    s3: S3Resource,
+    event_source: EventSourceResource,
+) -> dg.AssetCheckResult:
+    """Compare the objects of the bucket with the manifest."""
+    versions = list_all(s3.client(), event_source.source().storage.bucket, EVENTS_PREFIX)
+    counts: Counter[Cause] = Counter()
+    examples: dict[Cause, list[UnloadedObject]] = {cause: [] for cause in Cause}
+    for unloaded in find_unloaded(clickhouse.cluster(context), versions):
+        counts[unloaded.cause] += 1
+        if len(examples[unloaded.cause]) < MAX_LISTED_OBJECTS:
+            examples[unloaded.cause].append(unloaded)
+    faults = sum(counts[cause] for cause in FAULTS)
+    rows = [(one.cause.value, one.key, one.reason) for cause in Cause for one in examples[cause]]
+    first = next((one for cause in FAULTS for one in examples[cause]), None)
+    return dg.AssetCheckResult(
+        passed=first is None,
+        description=None
+        if first is None
+        else f"{faults} objects under {EVENTS_PREFIX} cannot be loaded, such as {first.key}: {first.reason}. Rename or "
+        "replace them, or move them out of the prefix; the metadata lists them.",
+        metadata={
+            **{f"objects: {cause.value}": counts[cause] for cause in Cause},
+            "objects": dg.MetadataValue.md(markdown_table(("cause", "object", "reason"), "lll", rows)),
         },
     )
 

@@ -17,12 +17,12 @@ from dags.common.clickhouse.cluster import ClickhouseCluster
 from dags.common.clickhouse.query_tags import QueryTags
 from dags.common.owners import owned_by
 from dags.common.resources import ClickhouseResource, S3Resource
-from dags.common.schedules import UNFINISHED
+from dags.common.schedules import UNFINISHED, skip_if_already_running
 from dags.common.tags import MAX_RETRIES_TAG, MAX_RUNTIME_TAG
 from dags.events import manifest
 from dags.events.assets import OWNER, events
 from dags.events.batches import batch_hash
-from dags.events.checks import few_events_are_rejected
+from dags.events.checks import every_object_can_be_loaded, few_events_are_rejected
 from dags.events.discovery import Attempts, Listing, TickLimits, TickPlan, list_part, pending_objects, plan_tick
 from dags.events.objects import EVENTS_PREFIX, ObjectVersion, is_folder_marker, problem_of
 from dags.events.resource import EventSourceResource
@@ -39,11 +39,31 @@ MAX_FAILED_RUNS = 500
 
 load_events_job = dg.define_asset_job(
     "load_events_job",
-    selection=dg.AssetSelection.assets(events) | dg.AssetSelection.checks(few_events_are_rejected),
+    selection=dg.AssetSelection.assets(events).without_checks() | dg.AssetSelection.checks(few_events_are_rejected),
     description="Loads objects, or all objects under a prefix, that are not loaded yet.",
     # A run whose process died is retried: running a load again converges.
     **owned_by(OWNER, **{MAX_RUNTIME_TAG: "14400", MAX_RETRIES_TAG: "3"}),
 )
+
+check_event_objects_job = dg.define_asset_job(
+    "check_event_objects_job",
+    selection=dg.AssetSelection.checks(every_object_can_be_loaded),
+    description="Finds the objects under the watched prefix that cannot be loaded, wait, or are empty.",
+    **owned_by(OWNER, **{MAX_RUNTIME_TAG: "3600", MAX_RETRIES_TAG: "1"}),
+)
+
+
+@dg.schedule(
+    job=check_event_objects_job,
+    cron_schedule="50 5 * * *",
+    execution_timezone="UTC",
+    default_status=dg.DefaultScheduleStatus.RUNNING,
+    description="Checks every morning that each object of the bucket can be loaded.",
+    **owned_by(OWNER),
+)
+def check_event_objects_schedule(context: dg.ScheduleEvaluationContext) -> dg.RunRequest | dg.SkipReason:
+    """Request the check, unless the one before is still in progress."""
+    return skip_if_already_running(context, check_event_objects_job.name) or dg.RunRequest()
 
 
 def evaluate_tick(

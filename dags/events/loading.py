@@ -20,7 +20,7 @@ starts by removing the object's rows.
 import logging
 import uuid
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from pydantic import SecretStr
 
@@ -32,6 +32,7 @@ from dags.common.deletion_requests import COMPLETION_LOCK
 from dags.common.locks import Lock, exclusive
 from dags.common.postgres import Postgres
 from dags.events import manifest, overlap
+from dags.events.access_logs import LogRules
 from dags.events.accounting import account_for_lines, changed_problem
 from dags.events.batches import BatchLimits, batches_of
 from dags.events.deleted import skip_deleted_events
@@ -66,6 +67,7 @@ class Loader:
     list_versions: Callable[[Sequence[str]], Mapping[str, ObjectVersion]]
     run_id: str
     form: SchemaForm
+    log_rules: LogRules = field(default_factory=LogRules)
 
 
 def lock_name(cluster: ClickhouseCluster) -> str:
@@ -93,7 +95,7 @@ def load_batch(loader: Loader, keys: Sequence[str], lock: Lock, *, retry_unreada
         return BatchResult((), already_loaded, missing)
     attempt_id = uuid.uuid4().hex
     hosts = loader.cluster.hosts
-    staged = StagedBatch(loader.cluster.only(hosts[int(attempt_id, 16) % len(hosts)]), attempt_id)
+    staged = StagedBatch(loader.cluster.only(hosts[int(attempt_id, 16) % len(hosts)]), attempt_id, loader.log_rules)
     try:
         loaded, problems = _load(loader, staged, wanted, known, lock)
     finally:

@@ -4,9 +4,11 @@
 
 | suffix | format |
 |---|---|
-| .jsonl .ndjson .json, plain or with .gz or .zst | JSON lines of product-analytics events |
-| .parquet | the same fields as columns |
-| .log .access.log, plain or with .gz or .zst | access log in the combined format of Apache and nginx |
+| .jsonl .ndjson .json | JSON lines of product-analytics events |
+| .parquet, also with the compression inside it: .gz .zst .sz .br .lz4 | the same fields as columns |
+| .log _log, also rotated: .log.1 _log-20240305 | access log of Apache or nginx |
+
+JSON lines and logs may be compressed: .gz .zst .br .xz .bz2 .lz4. `docs/events.md` describes the formats.
 
 What has been loaded is in `manifest.py`.
 """
@@ -25,7 +27,9 @@ TEAM_PATTERN = r"/team=(\d{1,18})/"
 # Other characters have a meaning in a list of keys (`{a,b}`, `*`, `?`) or in a URL (`#`, `%`, space).
 KEY = re.compile(r"[A-Za-z0-9/_.=:@+-]+")
 TEAM = re.compile(TEAM_PATTERN)
-SUFFIX = re.compile(r"\.(jsonl|ndjson|json|parquet|log)(?:\.(gz|zst))?$")
+COMPRESSED = r"(?:\.(?:gz|zst|br|xz|bz2|lz4))?"
+# A rotated log ends in a number or a date, which may have a second number.
+ROTATED = r"(?:[.-](?:\d{1,4}|\d{4}-?\d{2}-?\d{2}(?:-\d+)?))?"
 MAX_PAGE_OBJECTS = 1000
 
 
@@ -37,12 +41,10 @@ class Format(StrEnum):
     ACCESS_LOG = "access log"
 
 
-FORMATS = {
-    "jsonl": Format.JSON_LINES,
-    "ndjson": Format.JSON_LINES,
-    "json": Format.JSON_LINES,
-    "parquet": Format.PARQUET,
-    "log": Format.ACCESS_LOG,
+SUFFIXES = {
+    Format.JSON_LINES: re.compile(rf"\.(?:jsonl|ndjson|json){COMPRESSED}$"),
+    Format.PARQUET: re.compile(r"\.parquet(?:\.(?:gz|zst|sz|br|lz4))?$"),
+    Format.ACCESS_LOG: re.compile(rf"[._]log{ROTATED}{COMPRESSED}$"),
 }
 
 
@@ -65,7 +67,7 @@ class ObjectVersion:
         problem = problem_of(self.key)
         if problem is not None:
             raise ValueError(problem)
-        return FORMATS[SUFFIX.search(self.key)[1]]  # type: ignore[index]
+        return next(kind for kind, suffix in SUFFIXES.items() if suffix.search(self.key))
 
 
 @dataclass(frozen=True)
@@ -88,11 +90,11 @@ def problem_of(key: str) -> str | None:
         return f"{key!r} has characters other than A-Z a-z 0-9 / _ . = : @ + -: rename the object without them"
     if not TEAM.search(key):
         return f"{key} names no team: put it under {EVENTS_PREFIX}team=<team id>/"
-    suffix = SUFFIX.search(key)
-    if suffix is None:
-        return f"{key} has no known suffix: use .jsonl, .ndjson, .json, .parquet or .log, with .gz or .zst"
-    if suffix[1] == "parquet" and suffix[2]:
-        return f"{key} is compressed twice: a Parquet file needs no .{suffix[2]}"
+    if not any(suffix.search(key) for suffix in SUFFIXES.values()):
+        return (
+            f"{key} has no known suffix: use .jsonl, .ndjson, .json, .parquet or .log, such as access.log-20240305.gz; "
+            "docs/events.md lists all"
+        )
     return None
 
 

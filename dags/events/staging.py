@@ -9,10 +9,11 @@ from pydantic import SecretStr
 
 from dags.common.clickhouse.cluster import ClickhouseCluster
 from dags.common.clickhouse.errors import one_line
-from dags.common.clickhouse.object_storage import ObjectQuery, ObjectStorage
+from dags.common.clickhouse.object_storage import OBJECT, ObjectQuery, ObjectStorage
 from dags.common.clickhouse.query import Insert, Query, Rows, quoted
 from dags.common.clickhouse.retry import SERVER_ERRORS, is_transient
 from dags.events import access_logs, product_events, staging_table
+from dags.events.access_logs import LogRules
 from dags.events.manifest import LONG_STATEMENT
 from dags.events.objects import Format, ObjectProblem, ObjectVersion
 from dags.events.user_agents import parse_user_agents
@@ -60,6 +61,9 @@ OUTAGE_CODES = SERVER_ERRORS.keys() - UNREADABLE_CODES.keys() - {STORAGE_CODE}
 MIN_READING_SECONDS = 900
 MIN_STORED_BYTES_PER_SECOND = 200_000
 
+# A column of a Parquet file cannot be read as text, such as a struct. Its columns say how to.
+COLUMN_TYPE_CODES = {53: "TYPE_MISMATCH", 70: "CANNOT_CONVERT_TYPE"}
+
 # Bounded memory for an object of any size: small blocks, sorting on disk, and few open files.
 SETTINGS: Mapping[str, object] = {
     **LONG_STATEMENT,
@@ -89,6 +93,7 @@ class StagedBatch:
     # The condition of the lines to stage, with its parameters.
     only: str = "1"
     only_parameters: Mapping[str, object] = field(default_factory=dict)
+    log_rules: LogRules = field(default_factory=LogRules)
     chunks: int = 0
     # Access logs are in this chunk and the later ones; None without access logs.
     first_log_chunk: int | None = None
@@ -163,9 +168,17 @@ class StagedBatch:
         return self.host.any_host(query, timeout_seconds=STATEMENT_TIMEOUT_SECONDS).result()
 
     def _read_format(
-        self, kind: Format, versions: Sequence[ObjectVersion], storage: ObjectStorage, visitor_hash_key: SecretStr
+        self,
+        kind: Format,
+        versions: Sequence[ObjectVersion],
+        storage: ObjectStorage,
+        visitor_hash_key: SecretStr,
+        columns: Mapping[str, str] | None = None,
     ) -> list[ObjectProblem]:
-        """Read objects of one format with one statement. If it fails, halve them until the bad object is alone."""
+        """Read objects of one format with one statement. If it fails, halve them until the bad object is alone.
+
+        `columns` are those of one Parquet file that cannot be read as text.
+        """
         from clickhouse_driver import errors
 
         if not versions:
@@ -173,7 +186,7 @@ class StagedBatch:
         self.chunks += 1
         chunk = self.chunks
         is_log = kind is Format.ACCESS_LOG
-        rows = access_logs.rows_statement() if is_log else product_events.rows_statement(kind)
+        rows = access_logs.rows_statement() if is_log else product_events.rows_statement(kind, columns)
         keys = [version.key for version in versions]
         if self.only != "1":
             rows = f"SELECT * FROM ({rows}) WHERE {self.only}"  # noqa: S608 - conditions from code
@@ -181,7 +194,12 @@ class StagedBatch:
             staging_table.stage_statement(self.table, rows),
             storage,
             keys[0] if len(keys) == 1 else "{" + ",".join(keys) + "}",
-            {"chunk": chunk, "bucket": storage.bucket, **access_logs.patterns(), **self.only_parameters},
+            {
+                "chunk": chunk,
+                "bucket": storage.bucket,
+                **access_logs.parameters(self.log_rules),
+                **self.only_parameters,
+            },
             {**SETTINGS, "max_execution_time": _max_reading_seconds(versions)},
             external_tables=[access_logs.visitor_key_table(visitor_hash_key)] if is_log else (),
         )
@@ -191,6 +209,9 @@ class StagedBatch:
             if error.code in OUTAGE_CODES:
                 raise
             self.run(f"ALTER TABLE {quoted(self.table)} DROP PARTITION %(chunk)s", {"chunk": chunk})
+            if len(versions) == 1 and error.code in COLUMN_TYPE_CODES and kind is Format.PARQUET and columns is None:
+                found = self._parquet_columns(keys[0], storage)
+                return self._read_format(kind, versions, storage, visitor_hash_key, columns=found)
             if len(versions) == 1:
                 return [self._problem(keys[0], error)]
             half = len(versions) // 2
@@ -200,6 +221,12 @@ class StagedBatch:
                 for problem in self._read_format(kind, part, storage, visitor_hash_key)
             ]
         return []
+
+    def _parquet_columns(self, key: str, storage: ObjectStorage) -> dict[str, str]:
+        """Return the columns of a Parquet file and their types."""
+        statement = f"DESCRIBE TABLE s3({OBJECT}, 'Parquet', 'auto', 'none')"
+        query = ObjectQuery(statement, storage, key, {}, SETTINGS)
+        return {name: kind for name, kind, *_ in self.host.any_host(query).result()}
 
     def _problem(self, key: str, error: "errors.ServerException") -> ObjectProblem:
         """Return the problem of an object that fails alone."""

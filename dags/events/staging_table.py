@@ -48,12 +48,17 @@ def create_statement(table: str) -> str:
     return f"CREATE TABLE {quoted(table)} ({', '.join(columns)}) ENGINE = MergeTree PARTITION BY chunk ORDER BY tuple()"
 
 
-def objects_source(kind: Format) -> str:
+def objects_source(kind: Format, *, is_inferred: bool = False) -> str:
     """Return a SELECT that reads objects of a format, with the object, etag, line number and team of each row.
 
+    The columns are those of READERS, or those of the object itself.
     Its parameters are those of an ObjectQuery and `bucket`.
     """
     reader, structure = READERS[kind]
+    if is_inferred:
+        structure = "auto"
+    # The suffix of a Parquet file names the compression inside it, which its reader finds on its own.
+    compression = "none" if kind is Format.PARQUET else "auto"
     return f"""
     SELECT
         * EXCEPT (path, quoted_etag, row_number),
@@ -64,7 +69,7 @@ def objects_source(kind: Format) -> str:
         {object_id("object", "etag")} AS object_id
     FROM (
         SELECT *, _path AS path, _etag AS quoted_etag, _row_number AS row_number
-        FROM s3({OBJECT}, '{reader}', '{structure}')
+        FROM s3({OBJECT}, '{reader}', '{structure}', '{compression}')
     )
     """  # noqa: S608 - constants of this module
 

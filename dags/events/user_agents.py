@@ -46,6 +46,8 @@ MOBILE_SYSTEMS = re.compile(
     r"Android|iOS|Windows Phone|Windows Mobile|BlackBerry|Symbian|Firefox OS|webOS|KaiOS|Bada|Tizen"
 )
 UNKNOWN = "Other"
+# In place of the agent when the format of the log has none, which tells nothing about the visitor.
+NOT_LOGGED = "<not logged>"
 # A run loads many batches, and most of their agents are the same.
 MAX_CACHED_AGENTS = 50_000
 
@@ -69,6 +71,8 @@ def parse_user_agents(agents: Iterable[str]) -> Iterator[tuple[str, UserAgent]]:
 @lru_cache(maxsize=MAX_CACHED_AGENTS)
 def parse_user_agent(agent: str) -> UserAgent:
     """Parse a user agent. An empty one or `-` is a bot."""
+    if agent == NOT_LOGGED:
+        return UserAgent("", "", "", is_bot=False)
     parsed = _parser().parse(agent)
     browser = parsed.user_agent.family if parsed.user_agent else UNKNOWN
     system = parsed.os.family if parsed.os else UNKNOWN

@@ -27,6 +27,8 @@ FULL_PROPERTIES = {
     "$geoip_city_name": "Munich",
     "nested": {"list": [1, 2, {"quote": 'say "hi"'}]},
 }
+NO_TIMESTAMP = "timestamp is neither ISO 8601 with date and time nor epoch seconds or milliseconds"
+TWO_DAYS_AHEAD = (dt.datetime.now(dt.UTC) + dt.timedelta(days=2)).isoformat()
 FULL_COLUMNS = """
     session_id, host, pathname, browser, os, device_type, viewport_width, viewport_height, referring_domain,
     utm_source, utm_medium, utm_campaign, utm_term, utm_content, country_code, region, city
@@ -91,12 +93,21 @@ def test_properties_may_be_a_json_string_and_may_contain_the_distinct_id(world: 
     ]
 
 
-def test_a_timestamp_may_have_a_zone_or_a_space_or_be_in_epoch_seconds(world: World) -> None:
-    times = ["2026-10-01T12:00:00+02:00", "2026-10-01 10:00:00", "1790848800", "2026-10-01T10:00:00.000Z"]
+def test_a_timestamp_may_have_an_offset_or_a_space_or_be_in_epoch_seconds_or_milliseconds(world: World) -> None:
+    times = [
+        "2026-10-01T12:00:00+02:00",
+        "2026-10-01 10:00:00",
+        "2026-10-01T10:00:00.000Z",
+        "2026-10-01T04:30:00.000000-0530",
+        "1790848800",
+        1790848800,
+        1790848800000,
+        1790848800.0,
+    ]
     world.put("a.jsonl", lines([event(number, timestamp=time) for number, time in enumerate(times)]))
     world.load()
     assert set(world.column("timestamp")) == {dt.datetime(2026, 10, 1, 10, tzinfo=dt.UTC)}
-    assert len(world.column("uuid")) == 4
+    assert len(world.column("uuid")) == len(times)
 
 
 def test_an_unknown_person_is_the_same_for_the_same_visitor_of_a_team(world: World) -> None:
@@ -128,7 +139,17 @@ def test_a_line_without_a_uuid_gets_the_same_uuid_in_every_load(world: World) ->
         (json.dumps(event(1, event="")), "event is missing"),
         (json.dumps(event(1, distinct_id=None)), "distinct_id is missing"),
         (json.dumps(event(1, timestamp=None)), "timestamp is missing"),
-        (json.dumps(event(1, timestamp="yesterday")), "timestamp is not a time"),
+        (json.dumps(event(1, timestamp="yesterday")), NO_TIMESTAMP),
+        (json.dumps(event(1, timestamp="03/05/2024 10:00:00")), NO_TIMESTAMP),
+        (json.dumps(event(1, timestamp="05/13/2024 10:00:00")), NO_TIMESTAMP),
+        (json.dumps(event(1, timestamp="5 March 2024 10:00:00")), NO_TIMESTAMP),
+        (json.dumps(event(1, timestamp="2024-03-05")), NO_TIMESTAMP),
+        (json.dumps(event(1, timestamp="2024-03-05T10:00Z")), NO_TIMESTAMP),
+        (json.dumps(event(1, timestamp="20240305100000")), NO_TIMESTAMP),
+        (json.dumps(event(1, timestamp="2024-02-30T10:00:00Z")), "timestamp does not exist"),
+        (json.dumps(event(1, timestamp="2024-13-01T10:00:00Z")), "timestamp does not exist"),
+        (json.dumps(event(1, timestamp="2024-03-05T25:00:00Z")), "timestamp does not exist"),
+        (json.dumps(event(1, timestamp=TWO_DAYS_AHEAD)), "timestamp is more than a day ahead"),
         (json.dumps(event(1, timestamp="1899-01-01T00:00:00Z")), "timestamp is out of range"),
         (json.dumps(event(1, timestamp="1970-01-01T00:00:00Z")), "timestamp is out of range"),
         (json.dumps(event(1, uuid="12-34")), "uuid is not a UUID"),
@@ -159,12 +180,69 @@ def test_windows_line_ends_and_a_missing_last_line_end_are_accepted(world: World
     assert (entry.lines, entry.rows) == (3, 3)
 
 
-@pytest.mark.parametrize("name", ["a.jsonl", "a.ndjson.gz", "a.json.zst"])
+def test_a_byte_order_mark_hides_no_event(world: World) -> None:
+    world.put("bom.jsonl", b"\xef\xbb\xbf" + lines([event(1), event(2)]))
+    (entry,) = world.load().loaded
+    assert (entry.rows, entry.rejected_rows) == (2, 0)
+
+
+def test_half_a_surrogate_pair_and_bytes_that_are_not_utf8_become_replacement_characters(world: World) -> None:
+    sent = r'{"t": "\ud83d", "u": "\udE00 \ud83d\ude00", "v": "\\ud83d \n", "w": "\u00e9'
+    line = json.dumps(event(1)).replace('{"$pathname"', sent + 'x", "$pathname"').encode().replace(b"x", b"\xe9", 1)
+    world.put("surrogate.jsonl", line)
+    (entry,) = world.load().loaded
+    assert (entry.rows, entry.rejected_rows) == (1, 0)
+    ((properties,),) = world.rows("SELECT properties FROM events")
+    found = json.loads(properties)
+    half = "\N{REPLACEMENT CHARACTER}"
+    assert {name: found[name] for name in "tuvw"} == {
+        "t": half,
+        "u": f"{half} \N{GRINNING FACE}",
+        "v": "\\ud83d \n",
+        "w": f"\N{LATIN SMALL LETTER E WITH ACUTE}{half}",
+    }
+
+
+@pytest.mark.parametrize(
+    "properties",
+    [
+        '{"a":1.10,"b":1e3,"c":-0.0,"d":0.1234567890123456789,"e":123456789012345678901234567890}',
+        '{"$pathname": "/x", "nested": {"price": 19.90, "properties": [1.50]}}',
+    ],
+)
+def test_numbers_in_properties_keep_their_digits(world: World, properties: str) -> None:
+    world.put("a.jsonl", lines([json.dumps(event(1)).replace(json.dumps(event(1)["properties"]), properties)]))
+    world.load()
+    assert world.column("properties") == [properties]
+
+
+def test_a_screen_has_its_name_as_path(world: World) -> None:
+    screens = [{"$screen_name": "Home"}, {"$screen_name": "Home", "$pathname": "/x"}, {"$pathname": "/y"}]
+    sent = [event(number, event="$screen", properties=one) for number, one in enumerate(screens)]
+    world.put("a.jsonl", lines([*sent, event(5, properties={"$screen_name": "Home", "$pathname": "/z"})]))
+    world.load()
+    assert world.column("pathname") == ["/y", "/z", "Home", "Home"]
+
+
+def test_the_host_of_each_page_is_stored(world: World) -> None:
+    pages = [("www.example.com", "/"), ("docs.example.com", "/start"), ("shop.example.com", "/checkout")]
+    sent = [event(number, properties={"$host": host, "$pathname": path}) for number, (host, path) in enumerate(pages)]
+    world.put("hosts.jsonl", lines(sent))
+    world.load()
+    assert world.rows("SELECT host, pathname FROM events ORDER BY timestamp") == pages
+
+
+@pytest.mark.parametrize("name", ["a.jsonl", "a.ndjson.gz", "a.json.zst", "a.jsonl.br"])
 def test_the_suffix_decides_the_compression(world: World, name: str) -> None:
+    import pyarrow as pa
     import zstd
 
     body = lines([event(number) for number in range(50)])
-    world.put(name, zstd.compress(body) if name.endswith(".zst") else body)
+    if name.endswith(".zst"):
+        body = zstd.compress(body)
+    elif name.endswith(".br"):
+        body = pa.compress(body, codec="brotli", asbytes=True)
+    world.put(name, body)
     (entry,) = world.load().loaded
     assert entry.rows == 50
 
@@ -210,3 +288,36 @@ def test_a_bad_row_of_a_parquet_file_is_rejected(world: World) -> None:
     assert (line, reason) == (4, "event is missing")
     assert json.load(io.StringIO(raw))["distinct_id"] == "3"
     assert world.rows("SELECT uniqExact(person_id), uniqExact(uuid) FROM events") == [(4, 4)]
+
+
+@pytest.mark.parametrize(
+    ("suffix", "codec"), [("", None), (".zst", "zstd"), (".gz", "gzip"), (".sz", "snappy"), (".br", "brotli")]
+)
+def test_a_parquet_file_may_have_binary_uuids_and_struct_properties(
+    world: World, suffix: str, codec: str | None
+) -> None:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    identity = uuid.UUID("018e0e0e-4500-7000-8000-000000000001")
+    columns = {
+        "uuid": pa.array([identity.bytes], pa.binary(16)),
+        "event": pa.array(["$pageview"]),
+        "distinct_id": pa.array(["d"]),
+        "timestamp": pa.array([dt.datetime(2024, 3, 5, 10, tzinfo=dt.UTC)], pa.timestamp("us", tz="UTC")),
+    }
+    kinds = {
+        "text": pa.array(['{"$pathname": "/a", "n": 1.50}']),
+        "struct": pa.array([{"$pathname": "/a", "n": 1.5}]),
+    }
+    for kind, properties in kinds.items():
+        body = io.BytesIO()
+        pq.write_table(pa.table({**columns, "properties": properties, "extra": pa.array([1])}), body, compression=codec)
+        world.put(f"{kind}.parquet{suffix}", body.getvalue())
+    result = world.load()
+    assert not result.problems
+    assert [entry.rows for entry in result.loaded] == [1, 1]
+    assert (
+        world.rows("SELECT uuid, toString(timestamp), pathname, JSONExtractFloat(properties, 'n') FROM events")
+        == [(identity, "2024-03-05 10:00:00.000000", "/a", 1.5)] * 2
+    )

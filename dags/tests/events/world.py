@@ -77,7 +77,8 @@ class World:
     def put(self, name: str, body: bytes, *, team: int = 1) -> str:
         """Upload an object, compressed when its name ends in .gz; return its key."""
         key = f"events/team={team}/{name}"
-        content = gzip.compress(body, mtime=0) if name.endswith(".gz") else body
+        is_compressed = name.endswith(".gz") and not name.endswith(".parquet.gz")
+        content = gzip.compress(body, mtime=0) if is_compressed else body
         self.s3.put_object(Bucket=self.storage.bucket, Key=key, Body=content)
         return key
 
