@@ -91,12 +91,17 @@ def rows_statement(kind: Format, columns: Mapping[str, str] | None = None) -> st
         values = ", ".join(_as_text(name, columns or read_as_text) for name in EVENT_FIELDS)
         fields = f"SELECT * EXCEPT ({own}), tuple({values})::Tuple({types}) AS sent"
         raw, is_blank, is_object, is_json = "toJSONString(sent)", "0", "1", "1"
+        readable_properties = _parseable("properties")
         properties = f"if(startsWith(trimLeft(sent.properties), '{{'), {_repaired(text('sent.properties'))}, '{{}}')"
     else:
         # What editors and log rotation leave at the start of a file.
         clean = text(r"trimLeft(raw_line, '\0\xEF\xBB\xBF')")
-        sent = f"JSONExtract({_parseable('clean_line')}, 'Tuple({types})')"
-        fields = f"SELECT *, {_repaired(clean)} AS clean_line, {sent} AS sent"
+        # A line that the parser cannot read is read again without long numbers, which are rare.
+        read, again = (f"JSONExtract({line}, 'Tuple({types})')" for line in ("clean_line", _parseable("clean_line")))
+        fields = (
+            f"SELECT *, {_repaired(clean)} AS clean_line, {read} AS read, if(read.event = '', {again}, read) AS sent"
+        )
+        readable_properties = f"if(read.event = '', {_parseable('properties')}, properties)"
         raw, is_blank, is_json = (
             "clean_line",
             r"match(clean_line, '^\\s*$')",
@@ -137,7 +142,7 @@ def rows_statement(kind: Format, columns: Mapping[str, str] | None = None) -> st
         SELECT
             *,
             {properties} AS properties,
-            JSONExtract({_parseable("properties")}, 'Tuple({property_types})') AS found,
+            JSONExtract({readable_properties}, 'Tuple({property_types})') AS found,
             {text("if(sent.distinct_id = '', found.distinct_id, sent.distinct_id)")} AS distinct_id,
             if(
                 match(sent.timestamp, '{_literal(TIMESTAMP_PATTERN)}'),
@@ -163,13 +168,12 @@ def _repaired(line: str) -> str:
     marked = rf"replaceRegexpAll(replaceAll(plain, '\\\\', '\x03'), '{pair}', '\x01\\1\x02\\2')"
     replaced = rf"replaceRegexpAll({marked}, '{half}', '\\\\ufffd')"
     restored = rf"replaceAll(replaceRegexpAll({replaced}, '\x01(....)\x02(....)', '\\\\u\\1\\\\u\\2'), '\x03', '\\\\')"
-    return f"if(match(({line} AS plain), '{half}'), {restored}, plain)"
+    return rf"if(multiSearchAny({line} AS plain, ['\\ud', '\\uD']), {restored}, plain)"
 
 
 def _parseable(line: str) -> str:
     """Return the expression of JSON in which numbers that the parser cannot read are text."""
-    pattern = _literal(LONG_NUMBER)
-    return rf"""if(match({line}, '{pattern}'), replaceRegexpAll({line}, '{pattern}', '\\1"\\2"'), {line})"""
+    return rf"""replaceRegexpAll({line}, '{_literal(LONG_NUMBER)}', '\\1"\\2"')"""
 
 
 def _exact_properties(line: str) -> str:
@@ -177,13 +181,13 @@ def _exact_properties(line: str) -> str:
 
     The text after the first "properties" is theirs if there is no second one, or if it means the same.
     """
+    exact = f"trimLeft(simpleJSONExtractRaw({line}, 'properties'))"
     return f"""
         multiIf(
             NOT startsWith(trimLeft(sent.properties), '{{'), '{{}}',
-            startsWith(trimLeft(simpleJSONExtractRaw({line}, 'properties') AS exact), '{{')
-                AND (countSubstrings({line}, '"properties"') = 1
-                    OR JSONExtractRaw({_parseable("exact")}) = JSONExtractRaw({_parseable("sent.properties")})),
-            trimLeft(exact), sent.properties
+            countSubstrings({line}, '"properties"') = 1, if(startsWith({exact}, '{{'), {exact}, sent.properties),
+            JSONExtractRaw({_parseable(exact)}) = JSONExtractRaw({_parseable("sent.properties")}), {exact},
+            sent.properties
         )
     """
 
