@@ -95,7 +95,9 @@ def load_batch(loader: Loader, keys: Sequence[str], lock: Lock, *, retry_unreada
         return BatchResult((), already_loaded, missing)
     attempt_id = uuid.uuid4().hex
     hosts = loader.cluster.hosts
-    staged = StagedBatch(loader.cluster.only(hosts[int(attempt_id, 16) % len(hosts)]), attempt_id, loader.log_rules)
+    staged = StagedBatch(
+        loader.cluster.only(hosts[int(attempt_id, 16) % len(hosts)]), attempt_id, log_rules=loader.log_rules
+    )
     try:
         loaded, problems = _load(loader, staged, wanted, known, lock)
     finally:

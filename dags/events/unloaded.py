@@ -53,8 +53,7 @@ def unloaded_objects(versions: Iterable[ObjectVersion], known: Manifest) -> Iter
         if problem is not None:
             yield UnloadedObject(version.key, Cause.WRONG_NAME, problem)
         elif entry is not None and entry.state is ObjectState.FAILED:
-            reason = entry.reason if version.size_bytes else f"it has 0 bytes; {entry.reason}"
-            yield UnloadedObject(version.key, Cause.UNREADABLE, reason)
+            yield UnloadedObject(version.key, Cause.UNREADABLE, entry.reason)
         elif entry is None or entry.state is not ObjectState.LOADED:
             yield UnloadedObject(version.key, Cause.WAITING, "")
         elif version.size_bytes == 0:

@@ -33,14 +33,13 @@ def test_every_object_without_events_is_named_with_its_cause(world: World) -> No
         "zero.log": Cause.ZERO_BYTES,
         "blank.log": Cause.NO_EVENTS,
         "assets.log": Cause.NO_EVENTS,
-        "zero.parquet": Cause.UNREADABLE,
+        "zero.parquet": Cause.ZERO_BYTES,
         "waiting.jsonl": Cause.WAITING,
         "report.csv": Cause.WRONG_NAME,
     }
     reasons = {name: reason for name, (_, reason) in unloaded(world).items()}
     assert "no known suffix" in reasons["report.csv"]
     assert reasons["bad.jsonl"].endswith("not JSON")
-    assert reasons["zero.parquet"].startswith("it has 0 bytes")
     assert reasons["assets.log"] == "1 lines. asset: 1"
 
 
