@@ -160,6 +160,7 @@ def _restore(
             f"{staged.attempt_id}_restored_{number}",
             overlap.is_lost(staged),
             {"objects": tuple(objects)},
+            log_rules=loader.log_rules,
         )
         try:
             problems = restored.read(batch, loader.storage, loader.visitor_hash_key)
