@@ -96,11 +96,12 @@ def rows_statement(kind: Format, columns: Mapping[str, str] | None = None) -> st
     else:
         # What editors and log rotation leave at the start of a file.
         clean = text(r"trimLeft(raw_line, '\0\xEF\xBB\xBF')")
-        # A line that the parser cannot read is read again without long numbers, which are rare.
-        read, again = (f"JSONExtract({line}, 'Tuple({types})')" for line in ("clean_line", _parseable("clean_line")))
-        fields = (
-            f"SELECT *, {_repaired(clean)} AS clean_line, {read} AS read, if(read.event = '', {again}, read) AS sent"
-        )
+        # A line that the parser cannot read is repaired and read again, which is rare.
+        read = f"JSONExtract(plain, 'Tuple({types})')"
+        again = f"JSONExtract({_parseable('clean_line')}, 'Tuple({types})')"
+        repaired = f"if(read.event = '', {_repaired('plain')}, plain)"
+        sent = f"if(read.event = '', {again}, read)"
+        fields = f"SELECT *, {clean} AS plain, {read} AS read, {repaired} AS clean_line, {sent} AS sent"
         readable_properties = f"if(read.event = '', {_parseable('properties')}, properties)"
         raw, is_blank, is_json = (
             "clean_line",
@@ -165,10 +166,9 @@ def _repaired(line: str) -> str:
     Bytes that JSON does not allow mark an escaped backslash and the pairs meanwhile.
     """
     pair, half = _literal(HIGH_SURROGATE + LOW_SURROGATE), _literal(r"\\u[dD][89a-fA-F][0-9a-fA-F]{2}")
-    marked = rf"replaceRegexpAll(replaceAll(plain, '\\\\', '\x03'), '{pair}', '\x01\\1\x02\\2')"
+    marked = rf"replaceRegexpAll(replaceAll({line}, '\\\\', '\x03'), '{pair}', '\x01\\1\x02\\2')"
     replaced = rf"replaceRegexpAll({marked}, '{half}', '\\\\ufffd')"
-    restored = rf"replaceAll(replaceRegexpAll({replaced}, '\x01(....)\x02(....)', '\\\\u\\1\\\\u\\2'), '\x03', '\\\\')"
-    return rf"if(multiSearchAny({line} AS plain, ['\\ud', '\\uD']), {restored}, plain)"
+    return rf"replaceAll(replaceRegexpAll({replaced}, '\x01(....)\x02(....)', '\\\\u\\1\\\\u\\2'), '\x03', '\\\\')"
 
 
 def _parseable(line: str) -> str:
@@ -179,14 +179,13 @@ def _parseable(line: str) -> str:
 def _exact_properties(line: str) -> str:
     """Return the expression of the properties as they stand in the line: the JSON parser writes numbers in its own way.
 
-    The text after the first "properties" is theirs if there is no second one, or if it means the same.
+    With more than one "properties" in the line, the text is the parser's.
     """
     exact = f"trimLeft(simpleJSONExtractRaw({line}, 'properties'))"
     return f"""
         multiIf(
             NOT startsWith(trimLeft(sent.properties), '{{'), '{{}}',
-            countSubstrings({line}, '"properties"') = 1, if(startsWith({exact}, '{{'), {exact}, sent.properties),
-            JSONExtractRaw({_parseable(exact)}) = JSONExtractRaw({_parseable("sent.properties")}), {exact},
+            countSubstrings({line}, '"properties"') = 1 AND startsWith({exact}, '{{'), {exact},
             sent.properties
         )
     """

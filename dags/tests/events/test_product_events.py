@@ -207,7 +207,7 @@ def test_half_a_surrogate_pair_and_bytes_that_are_not_utf8_become_replacement_ch
     "properties",
     [
         '{"a":1.10,"b":1e3,"c":-0.0,"d":0.1234567890123456789,"e":123456789012345678901234567890}',
-        '{"$pathname": "/x", "nested": {"price": 19.90, "properties": [1.50]}}',
+        '{"$pathname": "/x", "nested": {"price": 19.90, "list": [1.50]}}',
     ],
 )
 def test_numbers_in_properties_keep_their_digits(world: World, properties: str) -> None:
