@@ -96,18 +96,16 @@ def rows_statement(kind: Format, columns: Mapping[str, str] | None = None) -> st
     else:
         # What editors and log rotation leave at the start of a file.
         clean = text(r"trimLeft(raw_line, '\0\xEF\xBB\xBF')")
-        # A line that the parser cannot read is repaired and read again, which is rare.
-        read = f"JSONExtract(plain, 'Tuple({types})')"
-        again = f"JSONExtract({_parseable('clean_line')}, 'Tuple({types})')"
-        repaired = f"if(read.event = '', {_repaired('plain')}, plain)"
-        sent = f"if(read.event = '', {again}, read)"
-        fields = f"SELECT *, {clean} AS plain, {read} AS read, {repaired} AS clean_line, {sent} AS sent"
-        readable_properties = f"if(read.event = '', {_parseable('properties')}, properties)"
-        raw, is_blank, is_json = (
-            "clean_line",
-            r"match(clean_line, '^\\s*$')",
-            f"isValidJSON({_parseable('clean_line')})",
+        # A line that the parser cannot read is repaired, which is rare.
+        repaired = f"if(is_valid, plain, {_repaired('plain')})"
+        readable = f"if(is_valid, plain, {_parseable('clean_line')})"
+        sent = f"JSONExtract(readable_line, 'Tuple({types})')"
+        fields = (
+            f"SELECT *, {clean} AS plain, isValidJSON(plain) AS is_valid, {repaired} AS clean_line, "
+            f"{readable} AS readable_line, {sent} AS sent"
         )
+        readable_properties = f"if(is_valid, properties, {_parseable('properties')})"
+        raw, is_blank, is_json = "clean_line", r"match(clean_line, '^\\s*$')", "isValidJSON(readable_line)"
         # From an array, ClickHouse would fill the fields by position.
         is_object = "startsWith(trimLeft(clean_line), '{')"
         properties = _exact_properties("clean_line")
