@@ -7,7 +7,10 @@ import pytest
 from dags.common.clickhouse.cluster import ClickhouseCluster
 from dags.common.clickhouse.hosts import Access, Host
 from dags.common.clickhouse.schema import apply_schema
+from dags.tests.events.conftest import postgres, world
 from dags.tests.web_preaggregated.events import Web
+
+__all__ = ["postgres", "world"]
 
 
 @pytest.fixture
