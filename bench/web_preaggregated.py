@@ -4,7 +4,8 @@ Run: `python bench/web_preaggregated.py` (some minutes; `--events 1000000` for a
 on events of three days (20 teams, 5 events per session, loaded in 12 parts) and on twice as many, it measures:
 
 - the middle day of `web_sessions`: the call of the asset, with staging, checks, swap and the numbers of the day. It
-  reads all three days: the day before, for sessions that started there, and the 24 hours after;
+  reads all three days: the day before, for sessions that started there, and the 24 hours after. The session ids of the
+  day itself are read first, so that only its sessions are built;
 - the floor: the bare engine reads the same columns of the same three days once, into a Null table, and copies the
   finished partition into an empty table;
 - the peak memory of any statement, and the most rows that one statement read, compared with the events of the days;
@@ -214,7 +215,7 @@ def main() -> None:
             figure(f"floor_{label}", found.floor_seconds, "s")
             figure(f"middle_day_over_floor_{label}", ratio, "times", at_most=2.2)
             figure(f"peak_memory_{label}", found.memory_mebibytes, "MiB", at_most=400 if events == EVENTS else None)
-            figure(f"rows_read_over_window_{label}", found.rows_ratio, "times", at_most=1.1)
+            figure(f"rows_read_over_window_{label}", found.rows_ratio, "times", at_most=1.4)
         small, large = measured
         for name, growth in (
             ("time_growth_when_data_double", large.seconds / small.seconds),

@@ -41,7 +41,7 @@ _MEBIBYTE = 2**20
 MAX_EVENTS_PER_PASS = 1_000_000
 # A pass holds a state for each session, on disk beyond this limit: one team may exceed a pass.
 SESSION_SETTINGS: dict[str, int | str] = {
-    "max_bytes_before_external_group_by": 200 * _MEBIBYTE,
+    "max_bytes_before_external_group_by": 240 * _MEBIBYTE,
     "max_bytes_before_external_sort": 100 * _MEBIBYTE,
     "max_memory_usage": 4096 * _MEBIBYTE,
     # Rows with the same sorting key have the same day, so they are never in two partitions.
@@ -56,6 +56,8 @@ SESSION_SETTINGS: dict[str, int | str] = {
     "max_block_size": 32_768,
     "min_insert_block_size_rows": 65_536,
     "max_partitions_per_insert_block": 0,
+    # Without it, the rules of the channel run once for each distinct value of a block, not for each row.
+    "short_circuit_function_evaluation": "disable",
     # A distinct_id may contain the separator: it is the last of the packed values, and takes the remaining text.
     "splitby_max_substrings_includes_remaining_string": 1,
 }
@@ -105,7 +107,10 @@ class Window:
             "events_from": _start_of(self.first - MAX_SESSION),
             "events_to": _end_of(self.last + MAX_SESSION),
             "before_from": _start_of(self.first - 2 * MAX_SESSION),
+            "first_start": _start_of(self.first),
             "first_end": _end_of(self.first),
+            "last_start": _start_of(self.last),
+            "last_end": _end_of(self.last),
             **({} if self.team_ids is None else {"team_ids": self.team_ids}),
         }
 
@@ -118,6 +123,28 @@ class Window:
     def events_condition(self) -> str:
         """The condition of the events that are read."""
         return f"{self.span_condition} AND session_id != ''"
+
+    @property
+    def sessions_condition(self) -> str:
+        """The condition of the events that sessions of the window may have.
+
+        Before and after the window these are the events of ids that have one on its first or last day: a session that
+        has none there is not cut by its bounds. The ids are compared by a hash, which keeps at most too many events.
+        """
+        if self.first == self.last:
+            is_inside = "timestamp >= %(first)s AND timestamp <= %(last)s"
+            return f"{self.events_condition} AND ({is_inside} OR {self._is_on('first')})"
+        return (
+            f"{self.events_condition} AND (timestamp >= %(first)s OR {self._is_on('first')}) "
+            f"AND (timestamp <= %(last)s OR {self._is_on('last')})"
+        )
+
+    def _is_on(self, bound: str) -> str:
+        identity = "sipHash64(team_id, session_id)"
+        return (
+            f"{identity} IN (SELECT {identity} FROM events "  # noqa: S608 - built from constants
+            f"WHERE timestamp >= %({bound}_start)s AND timestamp <= %({bound}_end)s{self._teams_condition})"
+        )
 
     @property
     def before_condition(self) -> str:
@@ -241,8 +268,8 @@ def events_by_team_statement(window: Window) -> str:
 def sessions_statement(window: Window, target: str) -> str:
     """Return the statement that inserts every session that starts in the window into `target`, a staging table.
 
-    It is the only pass over the raw events. An id whose events span more than a session, or that had events before the
-    window and has some in it, gets a row that only marks it.
+    Apart from the ids of the first and last day, it is the only pass over the raw events. An id whose events span more
+    than a session, or that had events before the window and has some in it, gets a row that only marks it.
     """
     grouped = f"""
     SELECT
@@ -256,7 +283,7 @@ def sessions_statement(window: Window, target: str) -> str:
         groupArrayIf(host, is_pageview) AS hosts,
         groupArrayIf(pathname, is_pageview) AS pathnames,
         argMin(concatWithSeparator('\\0', {_PACKED}), {_MOMENT} + {_OTHERS_LAST}) AS packed_text
-    FROM (SELECT *, {PAGEVIEW} AS is_pageview FROM events FINAL WHERE {window.events_condition})
+    FROM (SELECT *, {PAGEVIEW} AS is_pageview FROM events FINAL WHERE {window.sessions_condition})
     GROUP BY team_id, session_id
     HAVING is_mark OR (first_at >= %(first)s AND first_at <= %(last)s AND notEmpty(moments))
     """  # noqa: S608 - built from constants

@@ -251,7 +251,9 @@ WEB_SESSIONS = Table(
         Column("exit_pathname", "LowCardinality(String)", "Path of the last pageview."),
         # From here to city: of the first pageview.
         Column("referring_domain", "LowCardinality(String)", "Host that led to the session; $direct without one."),
-        Column("channel", "LowCardinality(String)", "Kind of source, such as Organic Search; see docs/web-tables.md."),
+        Column(
+            "channel", "LowCardinality(String)", "Kind of source, such as Organic Search; see docs/web-sessions.md."
+        ),
         Column("utm_source", "LowCardinality(String)", "Campaign: source."),
         Column("utm_medium", "LowCardinality(String)", "Campaign: medium."),
         Column("utm_campaign", "LowCardinality(String)", "Campaign: name."),
