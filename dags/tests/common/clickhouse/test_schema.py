@@ -387,7 +387,9 @@ class ClusteredServer:
     def __init__(self, tables: dict[str, tuple[str, dict[str, str]]]) -> None:
         self.tables = tables
 
-    def execute(self, statement: str, parameters: dict[str, str] | None = None) -> list[tuple[str, ...]]:
+    def execute(
+        self, statement: str, parameters: dict[str, str] | None = None, settings: dict[str, int] | None = None
+    ) -> list[tuple[str, ...]]:
         if statement == TABLES_STATEMENT:
             keys = ("toYYYYMM(day)", "team_id, day")
             return [
@@ -405,6 +407,7 @@ class ClusteredServer:
             return []
         assert statement.startswith("DESCRIBE TABLE null")
         assert parameters is not None
+        assert settings == {"print_pretty_type_names": 0}
         return [("day", "Date"), ("team_id", "Int64"), ("amount", "Decimal(18, 4)")]
 
 
@@ -447,6 +450,20 @@ def test_in_a_cluster_a_statement_that_any_host_needs_is_run_once() -> None:
     (step,) = _merged([whole, empty, empty])
     assert step.statements == tuple(VISITS.statements(CLUSTERED))
     assert not step.recorded
+
+
+def test_applying_a_tuple_twice_changes_nothing(cluster: ClickhouseCluster) -> None:
+    table = dataclasses.replace(
+        EXCHANGE_RATE,
+        name="tuples",
+        columns=(
+            *EXCHANGE_RATE.columns,
+            Column("pages", "Array(Tuple(host String, at DateTime64(6, 'UTC')))", "Pages."),
+        ),
+    )
+    schema = (SCHEMA_MIGRATIONS, table)
+    apply_schema(cluster, clustered=False, schema=schema)
+    assert apply_schema(cluster, clustered=False, schema=schema) == []
 
 
 def test_a_sharding_key_goes_with_sharded_tables_only() -> None:
