@@ -251,8 +251,8 @@ def test_only_the_events_of_the_window_are_read(web: Web) -> None:
         x=1,
     )
     assert outcome.days[DAY].pageviews == 28_800
-    # The ids of the day itself are read first.
-    assert window <= most <= 1.4 * window, "a window of three days among nine reads far more than itself"
+    # The ids of the day itself are read first, so four days are read of nine, in whole granules.
+    assert window <= most <= 1.6 * window, "a window of three days among nine reads far more than itself"
 
 
 def test_the_model_agrees_on_a_small_case(web: Web, cluster: ClickhouseCluster) -> None:
