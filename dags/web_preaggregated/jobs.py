@@ -59,8 +59,13 @@ web_pre_aggregate_current_day_hourly_job = dg.define_asset_job(
 
 web_sessions_check_job = dg.define_asset_job(
     "web_sessions_check_job",
-    selection=dg.AssetSelection.checks(SESSIONS_EQUAL_RAW_EVENTS),
-    description="Compares the last days of the sessions with the raw events.",
+    # Freshness is checked here and not only by the jobs that have just computed the table.
+    selection=dg.AssetSelection.checks(
+        SESSIONS_EQUAL_RAW_EVENTS,
+        dg.AssetCheckKey(SESSIONS_DAILY, "web_sessions_daily_is_fresh"),
+        dg.AssetCheckKey(SESSIONS_CURRENT_DAY, "web_sessions_current_day_is_fresh"),
+    ),
+    description="Compares the last days of the sessions with the raw events, and looks for days that are missing.",
     **owned_by(OWNER, **{MAX_RUNTIME_TAG: "7200", MAX_RETRIES_TAG: "1"}),
 )
 
