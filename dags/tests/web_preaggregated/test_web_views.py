@@ -9,8 +9,10 @@ import pytest
 
 from dags.common.clickhouse.query import Insert
 from dags.common.clickhouse.views import WEB_VIEWS
+from dags.local.demo import report
 from dags.tests.web_preaggregated.events import Event, Override, Web, person
 from dags.tests.web_preaggregated.questions import PAGE, QUESTION, RAW, questions
+from dags.web_preaggregated.statements import NO_SESSION_ID
 
 SINCE, UNTIL = dt.date(2026, 11, 2), dt.date(2026, 11, 9)
 # In America/Los_Angeles a clock is set back within the week before.
@@ -189,6 +191,19 @@ def test_a_funnel_counts_steps_in_order_with_other_pages_between(web: Web) -> No
     assert web.rows(
         f"SELECT sessions FROM web_funnel({common}, paths = ['/pricing', '/pricing']) ORDER BY step"  # noqa: S608 - constants
     ) == [(3,), (1,)]
+
+
+def test_the_report_of_the_demo_accounts_for_every_pageview(web: Web) -> None:
+    day = dt.date(2026, 11, 3)
+    pageview = Event(dt.datetime(2026, 11, 3, 12, tzinfo=dt.UTC), "of a session")
+    web.add(pageview, *(replace(pageview, session_id="", uuid=UUID(int=n)) for n in (1, 2)))
+    web.compute(day, day + dt.timedelta(days=1))
+    found = report.read(web.cluster, [1], day, day)
+    assert found.accounting == report.Accounting(3, {NO_SESSION_ID: 2})
+    assert found.days == [report.DayTotals(day, 1, 1, 1, 1, 0)]
+    assert found.pages == [report.PageTotals("example.com", "/", 1, 1)]
+    empty = report.read(web.cluster, [1], day + dt.timedelta(days=1), day + dt.timedelta(days=1))
+    assert empty == report.WebReport([], [], report.Accounting(0, {}))
 
 
 def test_a_time_without_sessions_compares_as_zero_without_rates(web: Web) -> None:
