@@ -16,6 +16,14 @@ TAG = "dagster-k8s/config"
 # Its role is in deploy/manifests/access.yaml.
 STEPS_ACCOUNT = "dagster-steps"
 
+# Runs of an asset backfill carry no tags of a job. A location whose runs all start pods sets this for its code server:
+# docs/deploy.md, "Permissions of runs".
+STEPS_CONFIG: Mapping[str, Mapping[str, object]] = {
+    "pod_spec_config": {"service_account_name": STEPS_ACCOUNT, "automount_service_account_token": True},
+    # Network policies admit pods with this label to the Kubernetes API.
+    "pod_template_spec_metadata": {"labels": {"kubernetes-api": "steps"}},
+}
+
 JOB_CLASS_RESOURCES: Mapping[JobClass, Resources] = {
     # One step that only sends queries and waits.
     "small": {"requests": {"cpu": "100m", "memory": "512Mi"}, "limits": {"cpu": "1", "memory": "1Gi"}},
@@ -34,11 +42,5 @@ def kubernetes_steps(job_class: JobClass | None = None) -> dict[str, str]:
 
     Without it, a run has no token of the Kubernetes API.
     """
-    config: dict[str, object] = {
-        "pod_spec_config": {"service_account_name": STEPS_ACCOUNT, "automount_service_account_token": True},
-        # Network policies admit pods with this label to the Kubernetes API.
-        "pod_template_spec_metadata": {"labels": {"kubernetes-api": "steps"}},
-    }
-    if job_class is not None:
-        config["container_config"] = {"resources": JOB_CLASS_RESOURCES[job_class]}
-    return {TAG: json.dumps(config)}
+    resources = {} if job_class is None else {"container_config": {"resources": JOB_CLASS_RESOURCES[job_class]}}
+    return {TAG: json.dumps({**STEPS_CONFIG, **resources})}

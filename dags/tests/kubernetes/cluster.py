@@ -1,8 +1,8 @@
 """The cluster behind the loopback API server: objects, and pods that are processes of this machine.
 
 The command of a container runs as a process group of its own, with the environment of its image, `envFrom` and `env`
-only. Volumes are not mounted, limits and security contexts are validated but not enforced, probes do not run, finished
-Jobs are kept, and a Job has one pod, which is never retried.
+only, and with the token of its account only if the pod mounts it. Volumes are not mounted, limits and security contexts
+are validated but not enforced, probes do not run, finished Jobs are kept, and a Job has one pod, never retried.
 """
 
 import base64
@@ -20,6 +20,7 @@ from typing import Any
 import kubernetes_validate
 
 from dags.local import services
+from dags.tests.kubernetes.permissions import Account, environment_of
 
 # Objects are validated by the schemas of this release.
 VERSION = "1.34"
@@ -90,6 +91,9 @@ class Cluster:
     logs: Path
     images: Mapping[str, Image]
     namespace: str = "dagster"
+    accounts: Mapping[str, Account] = field(default_factory=dict)
+    # Of the API server.
+    port: int = 0
     objects: dict[str, dict[str, Manifest]] = field(default_factory=lambda: {plural: {} for plural in KINDS})
     refusals: list[str] = field(default_factory=list)
     # While set, new pods get no node.
@@ -254,8 +258,12 @@ class Cluster:
         image = self.images.get(container["image"])
         if image is None:
             raise NotReadyError("ImagePullBackOff", f'Back-off pulling image "{container["image"]}"')
+        account = self.accounts.get(pod["spec"].get("serviceAccountName", "default"))
+        mounts = pod["spec"].get("automountServiceAccountToken", account is not None and account.mounts_token)
+        directory = self.logs / f"{pod['metadata']['name']}-service-account"
         environment = {
             **image.environment,
+            **environment_of(account if mounts else None, directory, self.port),
             "HOSTNAME": pod["metadata"]["name"],
             **dict(self._environment(pod, container)),
         }

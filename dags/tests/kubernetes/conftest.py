@@ -10,6 +10,7 @@ import pytest
 
 from dags.local import services
 from dags.tests.kubernetes.cluster import Cluster, Image
+from dags.tests.kubernetes.permissions import read_accounts
 from dags.tests.kubernetes.server import KubernetesServer, serving
 from dags.tests.web_preaggregated.conftest import cluster, web
 from dags.tests.webserver import ROOT
@@ -35,7 +36,7 @@ def kubernetes(lifeline: services.Lifeline, tmp_path: Path, image: Image) -> Ite
     """Yield a cluster that has the image."""
     logs = tmp_path / "pods"
     logs.mkdir()
-    with serving(Cluster(lifeline, logs, {IMAGE: image})) as server:
+    with serving(Cluster(lifeline, logs, {IMAGE: image}, accounts=read_accounts())) as server:
         yield server
 
 

@@ -19,7 +19,8 @@ import yaml
 from dags.local import ports
 from dags.tests.kubernetes.cluster import API_VERSIONS, KINDS, VERSION, ApiError, Cluster
 
-TOKEN = "token-of-a-service-account"  # noqa: S105 - of the loopback server
+# Of an administrator, who may do everything.
+TOKEN = "token-of-an-administrator"  # noqa: S105 - of the loopback server
 ADDRESS = re.compile(
     r"/(?:api/(?P<core>v1)|apis/(?P<group>batch/v1))/namespaces/(?P<namespace>[^/]+)/(?P<plural>[a-z]+)"
     r"(?:/(?P<name>[^/]+)(?:/(?P<part>status|log))?)?"
@@ -112,7 +113,11 @@ class _Handler(BaseHTTPRequestHandler):
     def _do(self, body: dict[str, Any]) -> Any:
         address = urlsplit(self.path)
         query = {name: values[-1] for name, values in parse_qs(address.query).items()}
-        if self.headers.get("Authorization") != f"Bearer {TOKEN}":
+        # The client of a pod writes `bearer`.
+        scheme, _, token = self.headers.get("Authorization", "").partition(" ")
+        accounts = self.server_state.cluster.accounts.values()
+        account = next((one for one in accounts if one.token == token), None)
+        if scheme.lower() != "bearer" or (account is None and token != TOKEN):
             raise ApiError(401, "Unauthorized", "Unauthorized")
         if address.path == "/version":
             major, minor = VERSION.split(".")
@@ -122,7 +127,12 @@ class _Handler(BaseHTTPRequestHandler):
             raise ApiError(404, "NotFound", "the server could not find the requested resource")
         plural, name, part = found["plural"], found["name"], found["part"]
         verb = VERBS[self.command] if name or self.command != "GET" else "list"
-        self.server_state.requests.add((verb, f"{plural}/{part}" if part else plural))
+        wanted = (verb, f"{plural}/{part}" if part else plural)
+        self.server_state.requests.add(wanted)
+        if account is not None and wanted not in account.granted:
+            message = f"account {account.name} may not {wanted[0]} {wanted[1]}"
+            self.server_state.cluster.refusals.append(message)
+            raise ApiError(403, "Forbidden", message)
         if found["namespace"] != self.server_state.cluster.namespace:
             raise ApiError(403, "Forbidden", f"access to the namespace {found['namespace']} is forbidden")
         return self._on(verb, plural, name, part, query, body)
@@ -165,7 +175,8 @@ def _selector(text: str | None) -> dict[str, str]:
 @contextlib.contextmanager
 def serving(cluster: Cluster) -> Iterator[KubernetesServer]:
     """Yield a server for a cluster; stop it and all processes of the cluster at the end."""
-    server = KubernetesServer(cluster, ports.free_port())
+    cluster.port = ports.free_port()
+    server = KubernetesServer(cluster, cluster.port)
     server.start()
     try:
         yield server

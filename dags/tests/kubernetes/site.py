@@ -22,6 +22,7 @@ from dags.local import ports
 from dags.tests import webserver
 from dags.tests.alerts.world import local_instance
 from dags.tests.kubernetes.conftest import IMAGE
+from dags.tests.kubernetes.permissions import environment_of
 from dags.tests.kubernetes.server import KubernetesServer
 from dags.tests.webserver import POLL_SECONDS, ROOT, START_SECONDS, STOP_SECONDS, Webserver, wait_for
 
@@ -80,7 +81,7 @@ class Site:
         return "\n".join(entry.message for entry in self.instance.all_logs(run_id))
 
 
-def configuration(dsn: str, kubeconfig: Path, home: Path, monitoring: Mapping[str, Any]) -> dict[str, Any]:
+def configuration(dsn: str, home: Path, monitoring: Mapping[str, Any]) -> dict[str, Any]:
     """Return the project's own instance with its limits, on Postgres and Kubernetes, with shorter intervals."""
     project = yaml.safe_load((ROOT / ".dagster_home" / "dagster.yaml").read_text())
     address = sa.make_url(dsn)
@@ -91,11 +92,10 @@ def configuration(dsn: str, kubeconfig: Path, home: Path, monitoring: Mapping[st
         "port": address.port,
         "db_name": address.database,
     }
+    production = yaml.safe_load((ROOT / "deploy" / "dagster.yaml").read_text())["run_launcher"]["config"]
     launching = {
-        "load_incluster_config": False,
-        "kubeconfig_file": str(kubeconfig),
+        **{key: production[key] for key in ("load_incluster_config", "service_account_name", "run_k8s_config")},
         "job_namespace": "dagster",
-        "service_account_name": "dagster-run",
         "instance_config_map": "dagster-instance",
         "dagster_home": str(home),
         "postgres_password_secret": PASSWORD_SECRET,
@@ -183,19 +183,22 @@ def prepared(
     """
     home = tmp_path / "home"
     home.mkdir(exist_ok=True)
-    kubeconfig = kubernetes.write_kubeconfig(tmp_path / "kubeconfig.yaml")
-    (home / "dagster.yaml").write_text(yaml.safe_dump(configuration(dsn, kubeconfig, home, monitoring)))
+    (home / "dagster.yaml").write_text(yaml.safe_dump(configuration(dsn, home, monitoring)))
     shared = {"DEBUG": "1", **(environment or {})}
     create_environment(kubernetes, shared)
     own = {**shared, PASSWORD_VARIABLE: PASSWORD}
-    with code_server(home, location, target, own) as port:
+    port_of_api = kubernetes.cluster.port
+    no_token = environment_of(None, tmp_path / "code-server-account", port_of_api)
+    account = kubernetes.cluster.accounts["dagster"]
+    with code_server(home, location, target, {**own, **no_token}) as port:
         server_entry = {"host": ports.LOOPBACK, "port": port, "location_name": location}
         (home / "workspace.yaml").write_text(yaml.safe_dump({"load_from": [{"grpc_server": server_entry}]}))
+        starting_jobs = {**own, **environment_of(account, tmp_path / "account", port_of_api)}
         with (
-            webserver.serving(home, webserver.WEBSERVER, own) as server,
+            webserver.serving(home, webserver.WEBSERVER, starting_jobs) as server,
             local_instance(tmp_path / "looking", dsn) as instance,
         ):
-            yield Site(home, location, server, instance, kubernetes, own)
+            yield Site(home, location, server, instance, kubernetes, starting_jobs)
 
 
 @contextlib.contextmanager

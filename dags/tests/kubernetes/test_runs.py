@@ -5,6 +5,7 @@ The server validates every object by the strict schemas of Kubernetes.
 
 import contextlib
 import datetime as dt
+import json
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,6 +14,7 @@ from typing import TYPE_CHECKING
 import pytest
 from dagster import DagsterRunStatus
 
+from dags.common.kubernetes import STEPS_CONFIG
 from dags.local.pools import record_pool_limits
 from dags.tests.conftest import CREDENTIALS
 from dags.tests.kubernetes import site
@@ -45,6 +47,8 @@ def web_analytics(
         "CLICKHOUSE_PORT": str(host.port),
         "CLICKHOUSE_DATABASE": web.cluster.database,
         "DAGSTER_WEB_PREAGGREGATED_MAX_PARTITIONS_PER_RUN": str(DAYS_PER_RUN),
+        # Also for the runs of the backfill, which carry no tags of a job.
+        "DAGSTER_CLI_API_GRPC_CONTAINER_CONTEXT": json.dumps({"k8s": {"run_k8s_config": STEPS_CONFIG}}),
     }
     target = ["-m", "dags.tests.kubernetes.stepwise_location"]
     with site.running(tmp_path, dsn, kubernetes, "web_analytics", target, environment={**known, **environment}) as made:

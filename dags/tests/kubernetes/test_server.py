@@ -1,6 +1,7 @@
 """The loopback Kubernetes API server, called by the real client."""
 
 import base64
+import copy
 import json
 import sys
 from collections.abc import Callable
@@ -8,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import psutil
 import pytest
+import yaml
 from kubernetes import client as k8s
 from kubernetes.client.exceptions import ApiException
 from urllib3.exceptions import MaxRetryError
@@ -16,13 +18,15 @@ from dags.local import services
 from dags.tests.kubernetes.cluster import Cluster, Image
 from dags.tests.kubernetes.conftest import IMAGE
 from dags.tests.kubernetes.server import KubernetesServer, serving
-from dags.tests.webserver import wait_for
+from dags.tests.kubernetes.site import configuration, create_environment
+from dags.tests.webserver import ROOT, wait_for
 
 if TYPE_CHECKING:
     from pathlib import Path
 
 NAMESPACE = "dagster"
 SECONDS = 20
+PREPARE_SECONDS = 100
 Changed = Callable[[dict[str, Any]], object]
 
 
@@ -288,3 +292,66 @@ def _is_gone(pid: int) -> bool:
         return psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
     except psutil.NoSuchProcess:
         return True
+
+
+IN_CLUSTER = "from kubernetes import client, config; config.load_incluster_config(); "
+CREATE = IN_CLUSTER + "client.BatchV1Api().list_namespaced_job('dagster'); print('allowed')"
+
+
+def of_account(name: str, account: str, program: str, *, token: bool) -> dict[str, Any]:
+    manifest = job(name, program)
+    manifest["spec"]["template"]["spec"] |= {
+        "serviceAccountName": account,
+        "automountServiceAccountToken": token,
+    }
+    return manifest
+
+
+def test_a_pod_has_a_token_only_if_its_manifest_mounts_it_and_only_the_permissions_of_its_account(
+    client: Client, kubernetes: KubernetesServer
+) -> None:
+    client.create(of_account("steps", "dagster-steps", CREATE, token=True))
+    client.wait_for_phase("steps", "Succeeded")
+    client.create(of_account("run", "dagster-runs", CREATE, token=False))
+    client.wait_for_phase("run", "Failed")
+    assert "Service token file does not exist" in client.log("run")
+    client.create(of_account("reader", "dagster-read-only", CREATE, token=True))
+    client.wait_for_phase("reader", "Failed")
+    assert "(403)" in client.log("reader")
+    assert kubernetes.cluster.refusals == ["account dagster-read-only may not list jobs"]
+
+
+def _ended_phase(kubernetes: KubernetesServer, job_name: str) -> str | None:
+    (pod,) = kubernetes.cluster.pods_of(job_name)
+    phase = str(pod["status"]["phase"])
+    assert "CreateContainerConfigError" not in str(pod["status"]), pod["status"]
+    return phase if phase in ("Succeeded", "Failed") else None
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+def test_the_job_that_prepares_the_instance_runs_with_what_its_manifest_gives_it(
+    client: Client, kubernetes: KubernetesServer, tmp_path: "Path", postgres_dsn: str
+) -> None:
+    prepare = yaml.safe_load((ROOT / "deploy" / "manifests" / "prepare-instance.yaml").read_text())
+    home = tmp_path / "home"
+    home.mkdir()
+    (home / "dagster.yaml").write_text(yaml.safe_dump(configuration(postgres_dsn, home, {})))
+    create_environment(kubernetes, {})
+    for kind, plural, name in (("ConfigMap", "configmaps", "analytics-platform"), ("Secret", "secrets", "dagster-aws")):
+        kubernetes.cluster.create(plural, {"apiVersion": "v1", "kind": kind, "metadata": {"name": name}, "data": {}})
+    for mounts, phase in ((True, "Succeeded"), (False, "Failed")):
+        name = f"prepare-{phase.lower()}"
+        manifest = copy.deepcopy(prepare) | {"metadata": {"name": name}}
+        # This server retries no pod, and mounts no volumes.
+        manifest["spec"]["backoffLimit"] = 0
+        pod = manifest["spec"]["template"]["spec"]
+        pod["automountServiceAccountToken"] = mounts
+        (container,) = pod["containers"]
+        container["image"] = IMAGE
+        container["env"][0]["value"] = str(home)
+        client.create(manifest)
+        ended = wait_for(lambda name=name: _ended_phase(kubernetes, name), PREPARE_SECONDS, f"{name} has ended")  # type: ignore[misc]
+        assert ended == phase, client.log(name)
+    assert "Service token file does not exist" in client.log("prepare-failed")
+    assert kubernetes.cluster.refusals == []

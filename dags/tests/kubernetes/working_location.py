@@ -5,6 +5,7 @@ from pathlib import Path
 
 import dagster as dg
 
+from dags.common.kubernetes import kubernetes_steps
 from dags.common.owners import JobOwners, owned_by
 from dags.common.resilient_kubernetes import resilient_k8s_job_executor
 
@@ -43,7 +44,7 @@ def working_job() -> None:
     wait_and_write()
 
 
-@dg.job(**owned_by(JobOwners.TEAM_INGESTION), executor_def=resilient_k8s_job_executor)
+@dg.job(**owned_by(JobOwners.TEAM_INGESTION, **kubernetes_steps()), executor_def=resilient_k8s_job_executor)
 def stepwise_job() -> None:
     """Wait and write twice, each time in a pod of its own."""
     write_again(after=wait_and_write())

@@ -1,0 +1,1 @@
+"""What Python loads in the pods of the loopback cluster."""
