@@ -113,3 +113,32 @@ def test_every_query_of_dagsters_database_runs(tmp_path: Path, postgres_dsn: str
                 # Dagster's database has another name in the tests.
                 cursor.execute(query.replace("'dagster'", "current_database()"))
                 cursor.fetchall()
+
+
+def test_the_steps_of_an_installation_are_in_an_order_that_works() -> None:
+    page = (DOCS / "deploy.md").read_text()
+    install = page[page.index("## Install") : page.index("## Network")]
+    steps = [
+        "docker build",
+        "docker push",
+        "manifests/namespace.yaml",
+        "create secret generic dagster-postgresql-secret",
+        "helm upgrade --install dagster dagster",
+        "manifests/prepare-instance.yaml",
+    ]
+    places = [install.index(step) for step in steps]
+    assert places == sorted(places)
+
+
+def test_the_backup_job_has_the_tools_of_the_newest_supported_postgres() -> None:
+    page = (DOCS / "deploy.md").read_text()
+    (versions,) = re.findall(r"^\| Postgres \| ([^|]+) \|", page, re.MULTILINE)
+    newest = max(map(int, re.findall(r"\d+", versions)))
+    manifest = (chart.DEPLOY / "manifests" / "database-backup.yaml").read_text()
+    assert re.findall(r"library/postgres:(\d+)\.", manifest) == [str(newest)]
+
+
+def test_a_restore_takes_back_the_replicas_that_scaling_changed() -> None:
+    page = (DOCS / "deploy.md").read_text()
+    restore = page[page.index("## Back up and restore") :]
+    assert restore.index("--replicas=0") < restore.index("--force-conflicts")
