@@ -35,7 +35,7 @@ TABLES = (
     "web_sessions",
     "web_session_days",
 )
-TIME_ZONES = ("UTC", "Asia/Karachi", "Etc/GMT+8")
+TIME_ZONES = ("UTC", "Asia/Kolkata", "Etc/GMT+8")
 EVENTS_PER_GROUP = 8
 MAX_ROUNDS = 3
 SUPPRESSED = [HealthCheck.function_scoped_fixture, HealthCheck.too_slow, HealthCheck.data_too_large]
