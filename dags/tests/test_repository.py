@@ -257,7 +257,7 @@ def test_the_pre_commit_hooks_are_the_commands_of_make_lint() -> None:
 def test_the_hosted_ci_runs_the_ci_script() -> None:
     workflow = yaml.safe_load((ROOT / ".github" / "workflows" / "ci.yml").read_text())
     commands = [step["run"] for job in workflow["jobs"].values() for step in job["steps"] if "run" in step]
-    assert commands == [".ci/run"]
+    assert commands == [".ci/run", "make helm-check ARGS=--require-chart"]
     assert os.access(ROOT / ".ci" / "run", os.X_OK)
     (version,) = [
         step["with"]["python-version"] for step in workflow["jobs"]["ci"]["steps"] if "setup-python" in str(step)

@@ -97,7 +97,7 @@ def test_an_answer_that_every_object_gets_is_an_outage_and_marks_no_object(
 
     world.put("a.jsonl", EVENTS)
     world.put("b.log", f"{log_line('/')}\n".encode())
-    monkeypatch.setattr("dags.events.product_events.rows_statement", lambda _: "SELECT no_such_function()")
+    monkeypatch.setattr("dags.events.product_events.rows_statement", lambda *_: "SELECT no_such_function()")
     monkeypatch.setattr("dags.events.access_logs.rows_statement", lambda: "SELECT no_such_function()")
     with pytest.raises(ServerException, match="no_such_function"):
         world.load()

@@ -27,10 +27,11 @@ def test_the_command_prints_each_team_with_its_channel_location_and_definitions(
         "  channel     #alerts-ingestion",
         "  location    ingestion",
         "  asset       events",
-        "  job         load_events_job",
+        "  job         check_event_objects_job",
+        "              load_events_job",
         "  schedule    web_analytics_daily_schedule",
         "  sensor      watch_event_objects",
-        "  asset check events:few_events_are_rejected",
+        "  asset check events:every_object_can_be_loaded",
     ):
         assert line in lines
 
