@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from dags.common.settings import get_settings
 from dags.local import ports, services
 
 if TYPE_CHECKING:
@@ -29,14 +28,6 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
 CREDENTIALS = services.Credentials()
 # Another process may take a free port before our service does.
 START_ATTEMPTS = 3
-
-
-@pytest.fixture(autouse=True)
-def fresh_settings() -> Iterator[None]:
-    """Let no test see the settings that another one has read from its own environment."""
-    get_settings.cache_clear()
-    yield
-    get_settings.cache_clear()
 
 
 @pytest.fixture(scope="session")
