@@ -48,7 +48,7 @@ class EventObject(dg.Config):
     key: str = Field(description="Key of the object, such as events/team=1/2026-10-01.jsonl.gz.")
     etag: str = Field(
         default="",
-        description="Etag of the object when the run was requested. It only tells runs apart: the current content is "
+        description="Etag of the object when the run was requested. It only distinguishes runs: the current content is "
         "loaded.",
     )
 

@@ -46,7 +46,7 @@ MOBILE_SYSTEMS = re.compile(
     r"Android|iOS|Windows Phone|Windows Mobile|BlackBerry|Symbian|Firefox OS|webOS|KaiOS|Bada|Tizen"
 )
 UNKNOWN = "Other"
-# In place of the agent when the format of the log has none, which tells nothing about the visitor.
+# In place of the agent when the format of the log has none, which says nothing about the visitor.
 NOT_LOGGED = "<not logged>"
 # A run loads many batches, and most of their agents are the same.
 MAX_CACHED_AGENTS = 50_000

@@ -3,7 +3,7 @@
 A visit ends after 30 minutes without an event of its visitor, and after 24 hours at the latest. It continues across
 objects, whatever the order in which they are loaded, with one exception: two visits that are already loaded stay
 separate when a later object fills the gap between them. The id of a visit is a UUIDv7 that holds the time of its first
-event, and a hash of that time, the team and the visitor, which tells it from the ids that sources send.
+event, and a hash of that time, the team and the visitor, which distinguishes it from the ids of sources.
 """
 
 from collections.abc import Mapping

@@ -1,4 +1,4 @@
-"""Set-up: what uv is told of pip's configuration, and pip in its place when it fails."""
+"""Set-up: how uv gets pip's configuration, and pip in its place when uv fails."""
 
 import hashlib
 import shutil
